@@ -1,0 +1,1 @@
+"""Everything from a recipe up to a registry entry."""

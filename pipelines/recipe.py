@@ -1,0 +1,286 @@
+"""A recipe: everything a run depends on, as one YAML file of checked sections. Unknown keys are errors.
+
+A path inside a recipe file is relative to that file's folder; a path given with `-s` is relative to the working
+directory. `Recipe.digest` covers the whole resolved recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.contracts import UserError, digest_of
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+
+
+class ModelConfig(Section):
+    """The frozen base."""
+
+    base: str = Field(description="folder with config.json and safetensors, or a Hub id")
+    revision: str | None = Field(None, description="Hub revision; leave empty for a folder")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
+    quantization: Literal["none", "nf4"] = Field("none", description="nf4: QLoRA, 4-bit base with double quantization")
+
+
+class LoraConfig(Section):
+    """The adapter: W0 x + scale B A x with scale = alpha / r, or alpha / sqrt(r) with rslora."""
+
+    r: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["qv", "attention", "all-linear"] | list[str] = Field(
+        "all-linear", description="a preset or module names such as [q_proj, v_proj]"
+    )
+    rslora: bool = False
+
+
+class SourceConfig(Section):
+    """One file, glob or folder of rows."""
+
+    path: str
+    format: Literal["auto", "alpaca", "messages"] = "auto"
+    split: Literal["auto", "train", "heldout"] = Field("auto", description="auto: by content hash, see heldout_share")
+
+
+class DataConfig(Section):
+    sources: list[SourceConfig] = Field(min_length=1)
+    heldout_share: float = Field(0.05, ge=0, le=0.5, description="of rows whose source has split: auto")
+    row_tokens: int = Field(2048, ge=16, description="length of one pack")
+    max_rejects_share: float = Field(0.01, ge=0, le=1, description="fail above this share of unreadable rows")
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_strings(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("sources"), str):
+            data = {**data, "sources": [data["sources"]]}
+        if isinstance(data, dict) and isinstance(data.get("sources"), list):
+            data = {**data, "sources": [{"path": s} if isinstance(s, str) else s for s in data["sources"]]}
+        return data
+
+
+class TrainConfig(Section):
+    """One optimizer step sees `global_batch` packs over all workers, `micro_batch` of them in one forward."""
+
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="stop earlier than the epochs say")
+    global_batch: int = Field(8, ge=1, description="packs a step over all workers")
+    micro_batch: int = Field(1, ge=1, description="packs a forward")
+    lr: float = Field(2e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: float = Field(0.03, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    zero: Literal[0, 1, 2, 3] = 2
+    save_every: int = Field(50, ge=1, description="steps between checkpoints; the last step is always saved")
+    keep: int = Field(2, ge=1, description="checkpoints kept, best held-out loss first")
+    seed: int = 0
+
+
+class EvalConfig(Section):
+    max_samples: int = Field(64, ge=1, description="held-out samples that are answered; the loss is over all")
+    max_new_tokens: int = Field(128, ge=1)
+    batch_size: int = Field(32, ge=1, description="prompts generated together")
+
+
+class GateConfig(Section):
+    """A candidate passes when it beats the base by `margin` on `metric`."""
+
+    metric: Literal["heldout_loss", "exact_match"] = "heldout_loss"
+    margin: float = Field(0.01, ge=0, description="loss: share of the base's loss; exact match: difference of shares")
+
+
+class RegistryConfig(Section):
+    model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="name in the registry")
+    alias: str = Field("production", pattern=r"^[a-z][a-z0-9-]{0,31}$")
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    models: list[str] = Field(
+        default_factory=list, description="registry names served as adapters; empty: every one made on this base"
+    )
+    merged: list[str] = Field(default_factory=list, description="registry names served from a merged copy as NAME-merged")
+    max_batch: int = Field(16, ge=1, description="requests decoded together by one replica")
+    max_model_tokens: int = Field(1024, ge=16, description="prompt and answer together")
+    replicas: int = Field(1, ge=1)
+
+
+class ResourcesConfig(Section):
+    """What the run takes from the Ray cluster."""
+
+    workers: int = Field(1, ge=1, description="training workers, one process each")
+    cpus_per_worker: float = Field(1.0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    data_cpus: float = Field(1.0, gt=0, description="CPUs of one data or evaluation task")
+    serve_cpus: float = Field(1.0, ge=0)
+    serve_gpus: float = Field(0.0, ge=0)
+
+
+class Recipe(Section):
+    """One run from dataset to endpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    gate: GateConfig = GateConfig()
+    registry: RegistryConfig
+    serve: ServeConfig = ServeConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registry_from_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("name"), str):
+            registry = data.get("registry") or {}
+            if isinstance(registry, dict):
+                data = {**data, "registry": {"model": data["name"], **registry}}
+        return data
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Recipe:
+        if self.train.global_batch % self.train.micro_batch:
+            raise ValueError(
+                f"train.global_batch={self.train.global_batch} is not a multiple of "
+                f"train.micro_batch={self.train.micro_batch}: set global_batch to a multiple"
+            )
+        if self.model.quantization == "nf4" and self.train.zero == 3:
+            raise ValueError(
+                "train.zero=3 splits the base's weights, which 4-bit weights do not support: set train.zero=2"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the resolved recipe, every default included."""
+        return digest_of(self.model_dump(mode="json"))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides (values in YAML).
+
+    Raises UserError with one line for a missing file, bad YAML, an unknown key (naming the nearest valid one), a value
+    of the wrong kind, or fields that contradict each other.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this file holds {type(data).__name__}")
+    _resolve_paths(data, path.parent)
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(given, override)
+    _resolve_paths(given, Path.cwd())
+    return parse_recipe(_merged(data, given), str(path))
+
+
+def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Check a recipe that is already plain data. Raises UserError as `load_recipe` does."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(e, data) for e in error.errors())) from error
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"-s {override}: expected section.key=value, for example -s lora.r=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"-s {override}: the value is not valid YAML") from error
+    if isinstance(value, str):
+        value = _number(value)
+    *sections, last = key.strip().split(".")
+    here: Any = data
+    for section in sections:
+        here = here.setdefault(section, {})
+        if not isinstance(here, dict):
+            raise UserError(f"-s {override}: {section!r} is not a section")
+    here[last] = value
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 3e-4 as text; people mean the number."""
+    try:
+        return float(text) if "e" in text.lower() else text
+    except ValueError:
+        return text
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{k: _merged(base.get(k), v) for k, v in over.items()}}
+    return over
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith((".", "/", "~")):
+        model["base"] = _absolute(model["base"], folder)
+    section = data.get("data")
+    if isinstance(section, dict) and "sources" in section:
+        sources = section["sources"]
+        sources = [sources] if isinstance(sources, str) else sources
+        if isinstance(sources, list):
+            section["sources"] = [_source(s, folder) for s in sources]
+
+
+def _source(source: Any, folder: Path) -> Any:
+    if isinstance(source, str):
+        return {"path": _absolute(source, folder)}
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        return {**source, "path": _absolute(source["path"], folder)}
+    return source
+
+
+def _absolute(path: str, folder: Path) -> str:
+    if "://" in path:
+        return path
+    return str((folder.absolute() / Path(path).expanduser()).resolve())
+
+
+def _explain(error: Any, data: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] != "extra_forbidden":
+        given = "" if error["type"] in ("missing", "value_error") else f" (given: {error.get('input')!r})"
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}"
+    valid = valid_keys()
+    near = difflib.get_close_matches(where, valid, n=1, cutoff=0.5)
+    near = near or [k for k in valid if k.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]][:1]
+    if near:
+        return f"{where}: unknown key; did you mean {near[0]}?"
+    siblings = [k for k in valid if k.rpartition(".")[0] == where.rpartition(".")[0]]
+    return f"{where}: unknown key; valid here: {', '.join(siblings)}"
+
+
+def valid_keys() -> list[str]:
+    """Every key of a recipe, dotted."""
+    keys = []
+    for name, item in Recipe.model_fields.items():
+        keys.append(name)
+        section = item.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += [f"{name}.{key}" for key in section.model_fields]
+    return keys
