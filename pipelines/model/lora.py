@@ -1,0 +1,170 @@
+"""The adapter: attached to a frozen base, saved in PEFT's folder format, loaded back and mixed in one batch.
+
+LoRA (Hu et al. 2021, arXiv:2106.09685): h = W0 x + scale * B A x with A [r, in], B [out, r], scale = alpha / r, or
+alpha / sqrt(r) when rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732). B starts at zero, so step 0 is the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from pipelines.contracts import UserError
+from pipelines.recipe import LoraConfig
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+_ADAPTER = "default"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+PRESETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+
+
+def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
+    """Put a fresh trainable adapter on a frozen base; A is drawn from `seed`, B is zero, both fp32.
+
+    Raises UserError when `lora.targets` names no module of the model.
+    """
+    import peft
+    import torch
+
+    targets = PRESETS.get(config.targets, config.targets) if isinstance(config.targets, str) else config.targets
+    settings = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=cast(int, config.alpha),
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        use_rslora=config.rslora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+    except ValueError as error:
+        known = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise UserError(
+            f"lora.targets={config.targets!r} matches no module of the base; its linear modules are {', '.join(known)}"
+        ) from error
+    for parameter in trainable(adapted).values():
+        parameter.data = parameter.data.float()
+    return cast("PeftModel", adapted)
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that train, by name, in the model's own order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, base: str, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write PEFT's two files. `weights` (by `trainable`'s names) replaces the model's own, as gathered from ZeRO shards."""
+    import peft
+    from safetensors.torch import save_file
+
+    state = peft.get_peft_model_state_dict(model, state_dict=dict(weights) if weights is not None else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    config = model.peft_config[_ADAPTER]
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    config.inference_mode = False
+
+
+def audit_adapter(folder: Path, model: PeftModel, trained: bool) -> None:
+    """Refuse a saved adapter that cannot be what training made.
+
+    Checks the key set and shapes against the model, that every value is finite and, when `trained`, that some B is not
+    zero. Raises ValueError naming the tensor: an adapter that fails must never be reported.
+    """
+    import peft
+    import torch
+    from safetensors.torch import load_file
+
+    saved = load_file(str(folder / WEIGHTS_FILE))
+    expected = {k: v.shape for k, v in peft.get_peft_model_state_dict(model, state_dict=_shapes(model)).items()}
+    if saved.keys() != expected.keys():
+        odd = sorted(saved.keys() ^ expected.keys())
+        raise ValueError(f"{folder}: {len(odd)} tensors missing or unexpected, first {odd[0]}")
+    for name, tensor in saved.items():
+        if tensor.shape != expected[name] or tensor.numel() == 0:
+            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{folder}: {name} holds a value that is not finite")
+    if trained and not any(tensor.any() for name, tensor in saved.items() if "lora_B" in name):
+        raise ValueError(f"{folder}: every lora_B is zero after training, so the adapter does nothing")
+
+
+def _shapes(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trainable parameters as empty tensors of their full shape (under ZeRO-3 the local shard is empty)."""
+    import torch
+
+    return {n: torch.empty(getattr(p, "ds_shape", p.shape), device="meta") for n, p in trainable(model).items()}
+
+
+def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
+    """Load a saved adapter under `name` beside those already there and return the PEFT model (the first one wraps it).
+
+    Raises UserError when the adapter does not fit the base or a file is missing or not safetensors.
+    """
+    import peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        tensors = load_file(str(folder / WEIGHTS_FILE))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: not an adapter that can be loaded: {' '.join(str(error).split())}") from error
+    config.inference_mode = True
+    if isinstance(model, peft.PeftModel):
+        adapted = model
+        adapted.add_adapter(name, config)
+    else:
+        adapted = peft.PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
+    expected = peft.get_peft_model_state_dict(adapted, adapter_name=name)
+    wrong = {k for k in expected.keys() | tensors.keys() if k not in expected or k not in tensors}
+    wrong |= {k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape}
+    if wrong:
+        raise UserError(f"{folder}: the adapter does not fit the base: {len(wrong)} tensors differ, first {min(wrong)}")
+    peft.set_peft_model_state_dict(adapted, tensors, adapter_name=name)
+    adapted.requires_grad_(False)
+    return adapted.eval()
+
+
+def remove_adapter(model: PeftModel, name: str) -> None:
+    """Forget an adapter; the caller makes sure that no row of a running batch uses it."""
+    model.delete_adapter(name)
+
+
+def load_adapters(model: PreTrainedModel, folders: Mapping[str, Path]) -> PreTrainedModel | PeftModel:
+    """The base with every named adapter on it; the base itself when there is none."""
+    adapted: PreTrainedModel | PeftModel = model
+    for name, folder in folders.items():
+        adapted = add_adapter(adapted, name, folder)
+    return adapted
+
+
+@contextmanager
+def adapters_by_row(model: PreTrainedModel | PeftModel, names: Sequence[str | None]) -> Iterator[None]:
+    """Inside, row i of a batch runs with the adapter `names[i]`, None being the plain base; forward and generate alike.
+
+    Token for token equal to running each row with its one adapter. Raises ValueError for an unknown name.
+    """
+    import peft
+
+    if not isinstance(model, peft.PeftModel):
+        if any(names):
+            raise ValueError(f"the base has no adapters, asked for {sorted(filter(None, set(names)))}")
+        yield
+        return
+    with model.base_model._enable_peft_forward_hooks(adapter_names=[name or "__base__" for name in names]):
+        yield
