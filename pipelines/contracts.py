@@ -188,7 +188,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate's held-out results. `candidate` is "base" or a checkpoint's digest; `exact_match` is a share 0..1."""
+    """A candidate's held-out results. `candidate` is "base" or a checkpoint's digest; `exact_match` is a share 0..1.
+
+    `error` says why a candidate could not be scored; its numbers are NaN then, and it can never be promoted.
+    """
 
     candidate: str
     label: str
@@ -197,6 +200,7 @@ class Score:
     num_samples: int
     num_loss_tokens: int
     answers: tuple[Answer, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,16 @@ class Alias:
     alias: str
     version_id: str
     revision: int
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """One entry of an alias's history: where it went, by "promote" or "rollback", why, and when (ISO 8601, UTC)."""
+
+    alias: Alias
+    action: str
+    reason: str
+    created: str
 
 
 @dataclass(frozen=True)
