@@ -1,0 +1,32 @@
+"""Fixtures that many tests share: one local Ray cluster a session, and a place to store artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local cluster of 4 logical CPUs for every test that needs Ray."""
+    from jobs.cluster import ray_cluster
+
+    with ray_cluster(num_cpus=4):
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def pocket_base() -> str:
+    """The base model that ships with the repository."""
+    return str(ROOT / "assets" / "pocket" / "model")
