@@ -1,0 +1,88 @@
+"""Causal attention over packed rows, in which samples never see each other.
+
+T = tokens of a micro-batch laid end to end, N = samples in it, H / K = query / key-value heads, D = head size.
+Registered with transformers under `PACKED`; the sample boundaries travel as keyword arguments of the model's forward,
+built once a micro-batch. On a GPU in half precision it is torch's variable-length flash attention; elsewhere the
+samples are laid out as a padded [N, H, longest, D] batch for causal SDPA, so its cost is the samples', not the row's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from transformers import AttentionInterface
+
+PACKED = "loraforge_packed"
+
+
+@dataclass(frozen=True)
+class SampleBounds:
+    """Where samples lie in a micro-batch: cumulative starts [N + 1] int32, the longest, and the padded layout's index.
+
+    `gather` [N, longest] holds each sample's token positions (the last token repeated as filler); `scatter` [T] holds
+    where token t lies in the flattened padded layout.
+    """
+
+    starts: torch.Tensor
+    longest: int
+    gather: torch.Tensor
+    scatter: torch.Tensor
+
+    @staticmethod
+    def of(lengths: torch.Tensor) -> SampleBounds:
+        """Bounds of samples with these lengths (int64 [N], all positive)."""
+        starts = functional.pad(lengths.cumsum(0), (1, 0))
+        longest = int(lengths.max())
+        within = torch.arange(longest, device=lengths.device)
+        gather = starts[:-1, None] + torch.minimum(within[None, :], (lengths - 1)[:, None])
+        real = within[None, :] < lengths[:, None]
+        return SampleBounds(starts.to(torch.int32), longest, gather, real.flatten().nonzero().squeeze(1))
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    bounds: SampleBounds | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+
+    Raises ValueError when `bounds` is missing: without it samples would attend to each other.
+    """
+    if bounds is None:
+        raise ValueError("packed attention needs the micro-batch's sample bounds")
+    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(query, key, value, bounds, scaling)[None], None
+    return _padded(query, key, value, bounds, scaling)[None], None
+
+
+def _padded(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SampleBounds, scaling: float | None
+) -> torch.Tensor:
+    laid = (tensor[bounds.gather].transpose(1, 2) for tensor in (query, key, value))
+    out = functional.scaled_dot_product_attention(*laid, is_causal=True, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).flatten(0, 1)[bounds.scatter]
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SampleBounds, scaling: float | None
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # torch 2.11 knows no grouped queries here
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    starts, longest = bounds.starts, bounds.longest
+    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0))
+
+
+AttentionInterface.register(PACKED, packed_attention)
