@@ -89,6 +89,7 @@ class EvalConfig(Section):
     max_samples: int = Field(64, ge=1, description="held-out samples that are answered; the loss is over all")
     max_new_tokens: int = Field(128, ge=1)
     batch_size: int = Field(32, ge=1, description="prompts generated together")
+    actors: int = Field(1, ge=1, description="processes that load the base and share the work")
 
 
 class GateConfig(Section):

@@ -1,6 +1,6 @@
 """Model versions, aliases and their history: plain files in the store, moved by compare-and-swap.
 
-    STORE/models/<digest12>/                      a version `name@digest12`: its adapter files and lineage, never changed
+    STORE/models/<digest12>/                      a version `name@digest12`: adapter files and lineage, never changed
     STORE/aliases/<model>/<alias>/00000001.json   one file a move; the highest number is where the alias stands
 
 A move from revision n creates file n + 1, which only one writer can do. Files are only ever added and each appears
@@ -77,7 +77,8 @@ class Registry:
         """The version that `model@digest12`, `model:alias` or a bare `model` (its alias production) stands for."""
         model, at, digest = name.partition("@")
         if at:
-            artifact = self._store.read(self._store.folder(_KIND, digest)) if re.fullmatch("[0-9a-f]{12}", digest) else None
+            found = re.fullmatch("[0-9a-f]{12}", digest)
+            artifact = self._store.read(self._store.folder(_KIND, digest)) if found else None
             if artifact is None or artifact.facts["name"] != model:
                 raise UserError(f"{name}: no such version; there are {self._known(model)}")
             return _version(artifact)
@@ -128,7 +129,14 @@ class Registry:
         return [self._move(model, alias, n) for n in range(1, self._head(model, alias) + 1)]
 
     def promote(
-        self, model: str, alias: str, version_id: str, expected_revision: int, *, reason: str = "", action: str = "promote"
+        self,
+        model: str,
+        alias: str,
+        version_id: str,
+        expected_revision: int,
+        *,
+        reason: str = "",
+        action: str = "promote",
     ) -> Alias:
         """Move an alias to a version if it still stands at `expected_revision` (0: it does not exist yet).
 
@@ -145,7 +153,7 @@ class Registry:
             now = self.alias(model, alias)
             at = f"{now.version_id}, revision {now.revision}" if now else "nothing yet"
             raise AliasMovedError(
-                f"{model}:{alias}: expected revision {expected_revision}, but it stands at {at}; read it again and retry"
+                f"{model}:{alias}: expected revision {expected_revision}, but it stands at {at}; read it and retry"
             )
         return moved
 
@@ -164,7 +172,8 @@ class Registry:
         if len(standing) < 2:
             at = standing[0] if standing else "nothing"
             raise UserError(f"{model}:{alias}: stands at {at}, and there is no version before it to roll back to")
-        return self.promote(model, alias, standing[-2], len(moves), reason=f"back from {standing[-1]}", action="rollback")
+        reason = f"back from {standing[-1]}"
+        return self.promote(model, alias, standing[-2], len(moves), reason=reason, action="rollback")
 
     def _head(self, model: str, alias: str) -> int:
         _check_name(_MODEL, model, "model")

@@ -1,0 +1,96 @@
+"""`loraforge promote`: the gate, and behind it the registry. Repeating it with the same inputs moves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.contracts import (
+    Checkpoint,
+    EvalReport,
+    GateDecision,
+    ModelVersion,
+    PreparedDataset,
+    Progress,
+    Score,
+    TrainingRun,
+)
+from pipelines.eval.gate import decide
+from pipelines.model.base import base_fingerprint
+from pipelines.recipe import Recipe
+from pipelines.registry import Registry
+from pipelines.storage import Store
+
+
+def promote(
+    recipe: Recipe,
+    store: Store,
+    progress: Progress,
+    prepared: PreparedDataset,
+    run: TrainingRun,
+    report: EvalReport,
+    code: Path | None = None,
+) -> tuple[GateDecision, ModelVersion | None]:
+    """Register the report's best checkpoint and move the recipe's alias to it, if the gate lets it pass.
+
+    A loser is no error: the decision says why, the version is None and nothing is written. `code` is a folder whose git
+    commit joins the lineage. Raises UserError for an adapter that the registry refuses or when the alias was moved by
+    somebody else meanwhile.
+    """
+    decision = decide(recipe.gate, report)
+    progress.note(f"gate {'passed' if decision.passed else 'not passed'}: {decision.reason}")
+    if not decision.passed:
+        return decision, None
+    checkpoint = next(c for c in run.checkpoints if c.ref.digest == decision.candidate)
+    score = next(s for s in report.scores if s.candidate == decision.candidate)
+    registry = Registry(store)
+    model, alias = recipe.registry.model, recipe.registry.alias
+    before = registry.alias(model, alias)
+    version = registry.register(
+        model,
+        store.local_dir(checkpoint.ref) / "adapter",
+        base=recipe.model.base,
+        base_fingerprint=base_fingerprint(recipe.model.base, recipe.model.revision),
+        lineage=lineage(recipe, prepared, checkpoint, report, git_commit(code)),
+        metrics=_metrics(score, report.base),
+    )
+    if before and before.version_id == version.id:
+        progress.note(f"version {version.id}: already {alias} (revision {before.revision}), nothing moved")
+        return decision, version
+    moved = registry.promote(model, alias, version.id, before.revision if before else 0, reason=decision.reason)
+    was = f", was {before.version_id}" if before else ""
+    progress.note(f"version {version.id}: promoted to {alias} (revision {moved.revision}{was})")
+    return decision, version
+
+
+def lineage(
+    recipe: Recipe, prepared: PreparedDataset, checkpoint: Checkpoint, report: EvalReport, commit: str | None
+) -> dict[str, str]:
+    """What a version descends from, role -> digest: checkpoint, report, dataset, its source files, recipe, commit."""
+    roles = {"checkpoint": checkpoint.ref.digest, "evals": report.ref.digest, "prepared": prepared.ref.digest}
+    roles |= {f"prepared.{role}": digest for role, digest in prepared.ref.parents.items()}
+    roles |= {"recipe": recipe.digest, "heldout": report.heldout_digest}
+    return roles | ({"git_commit": commit} if commit else {})
+
+
+def git_commit(folder: Path | None) -> str | None:
+    """The commit that a folder's HEAD stands at, read from `.git`; None where there is no repository."""
+    git = folder / ".git" if folder else None
+    if git is None or not (git / "HEAD").is_file():
+        return None
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref: "):
+        return head or None
+    name = head.removeprefix("ref: ")
+    if (git / name).is_file():
+        return (git / name).read_text().strip()
+    packed = (git / "packed-refs").read_text().splitlines() if (git / "packed-refs").is_file() else []
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+
+
+def _metrics(score: Score, base: Score) -> dict[str, float]:
+    return {
+        "heldout_loss": score.heldout_loss,
+        "exact_match": score.exact_match,
+        "base_heldout_loss": base.heldout_loss,
+        "base_exact_match": base.exact_match,
+    }
