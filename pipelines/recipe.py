@@ -82,6 +82,7 @@ class TrainConfig(Section):
     zero: Literal[0, 1, 2, 3] = 2
     save_every: int = Field(50, ge=1, description="steps between checkpoints; the last step is always saved")
     keep: int = Field(2, ge=1, description="checkpoints kept, best held-out loss first")
+    max_failures: int = Field(3, ge=0, description="worker deaths survived before the run is given up")
     seed: int = 0
 
 

@@ -1,0 +1,95 @@
+"""The training loop. It knows neither Ray nor DeepSpeed: rows come in, an engine turns them into steps.
+
+Which rows a step sees is a function of (seed, step) alone, whatever the number of workers: an epoch is a seeded
+permutation of the packed rows cut into global batches, and rank r of w takes every w-th row of each.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipelines.recipe import TrainConfig
+from pipelines.train.batch import MicroBatch, Row, collate
+from pipelines.train.engine import Engine
+from pipelines.train.optim import learning_rate
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which packed rows each optimizer step sees. Steps never cross an epoch's end, so its last one may be smaller."""
+
+    num_rows: int
+    config: TrainConfig
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_rows / self.config.global_batch)
+
+    @property
+    def num_steps(self) -> int:
+        steps = max(1, round(self.config.epochs * self.steps_per_epoch))
+        return min(steps, self.config.max_steps or steps)
+
+    def rows_of(self, step: int) -> np.ndarray:
+        """Global indices of the packed rows of step 0 .. num_steps - 1, int64."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.num_rows)
+        return order[within * self.config.global_batch : (within + 1) * self.config.global_batch]
+
+    def order(self, first_step: int, rank: int, world_size: int) -> np.ndarray:
+        """The rows of one rank from `first_step` to the end, in the order in which it needs them."""
+        parts = [self.rows_of(step)[rank::world_size] for step in range(first_step, self.num_steps)]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def train_steps(
+    engine: Engine,
+    schedule: Schedule,
+    rows: Iterator[Row],
+    first_step: int,
+    on_step: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Run steps `first_step` .. end; `on_step(steps_done, metrics)` after each, with losses a token and seconds."""
+    config = schedule.config
+    micro_batches = math.ceil(math.ceil(config.global_batch / engine.world_size) / config.micro_batch)
+    for step in range(first_step, schedule.num_steps):
+        started = time.perf_counter()
+        mine = [next(rows) for _ in schedule.rows_of(step)[engine.rank :: engine.world_size]]
+        waited = time.perf_counter() - started
+        torch.manual_seed(hash((config.seed, step, engine.rank)))  # dropout repeats after a resume
+        batches = collate_all(mine, config.micro_batch, micro_batches, engine.device)
+        num_loss, num_tokens = engine.sum_over_ranks(sum(b.loss_tokens for b in batches), count_tokens(mine))
+        local_loss = sum(engine.accumulate(batch, num_loss) for batch in batches)
+        rate = learning_rate(config, step, schedule.num_steps)
+        grad_norm = engine.step(rate)
+        (loss,) = engine.sum_over_ranks(local_loss)
+        seconds = time.perf_counter() - started
+        values = {"loss": loss / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
+        on_step(step + 1, values | {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited})
+
+
+def collate_all(
+    rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device
+) -> list[MicroBatch]:
+    """A rank's rows as exactly `num_batches` micro-batches, fillers at the end, so that no rank misses a collective."""
+    return [collate(rows[i * micro_batch : (i + 1) * micro_batch], device) for i in range(num_batches)]
+
+
+def count_tokens(rows: Sequence[Row]) -> int:
+    """Real tokens in packed rows, padding not counted."""
+    return int(sum(np.sum(row["sample_lengths"]) for row in rows))
+
+
+def heldout_loss(engine: Engine, rows: Sequence[Row], num_rows: int, micro_batch: int) -> float:
+    """Mean loss of a token over `num_rows` held-out rows, of which each rank brings its share; NaN when there are none."""
+    num_batches = math.ceil(math.ceil(num_rows / engine.world_size) / micro_batch)
+    batches = collate_all(rows, micro_batch, num_batches, engine.device)
+    local = sum(engine.loss_sum(batch) for batch in batches)
+    total, count = engine.sum_over_ranks(local, sum(batch.loss_tokens for batch in batches))
+    return total / count if count else float("nan")
