@@ -1,0 +1,6 @@
+"""The one renderer: a conversation becomes token ids and loss weights, a list of messages becomes a generation prompt."""
+
+from pipelines.chat.renderer import ChatRenderer, Rendered
+from pipelines.chat.template import TemplateError
+
+__all__ = ["ChatRenderer", "Rendered", "TemplateError"]

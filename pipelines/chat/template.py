@@ -1,0 +1,158 @@
+"""A chat template rendered once, with the places known where the messages' text and the answers came to lie.
+
+Two kinds of places are marked with Unicode noncharacters while the template runs and cut out afterwards: what
+`{% generation %}` blocks wrote, and what came from a message's `content`. A marked render counts only when its text
+without the marks equals the plain render; so marking can never change what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+
+GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+MARKS = re.compile("[\ufdd0-\ufdd3]")
+_TURN_BASE = 0xE000  # a turn's number travels as one private-use character behind CONTENT_OPEN
+
+Span = tuple[int, int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class TemplateError(ValueError):
+    """The template refuses a conversation, or its render does not show where the assistant's text lies."""
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """A render: its text, what generation blocks wrote, and each turn's content by turn number (character offsets)."""
+
+    text: str
+    generations: tuple[Span, ...]
+    contents: dict[int, Span]
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: writes its body between two marks."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        opening, closing = (
+            jinja2.nodes.Output([jinja2.nodes.TemplateData(mark)]).set_lineno(line)
+            for mark in (GENERATION_OPEN, GENERATION_CLOSE)
+        )
+        # A scope of its own, as in a call block: what is set inside stays inside.
+        return jinja2.nodes.Scope([opening, *body, closing]).set_lineno(line)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """Compile in the sandbox and with the helpers that chat templates expect. Raises TemplateError on bad syntax."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from error
+
+
+class ChatTemplate:
+    """A compiled template and the named special tokens that it may write."""
+
+    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
+        self._template = compile_template(source)
+        self._named_tokens = dict(named_tokens)
+        self.has_generation = "{% generation" in source or "{%- generation" in source
+
+    def render(self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False) -> MarkedText:
+        """One render of the messages as they are, generation blocks marked. `prompt` adds the generation prompt."""
+        return parse_marks(self._render(messages, tools, prompt))
+
+    def render_contents(
+        self, messages: Messages, tools: Sequence[Any], plain: str, prompt: bool = False
+    ) -> MarkedText | None:
+        """A second render that finds each turn's content, or None when no marking leaves the text as in `plain`.
+
+        Templates that trim are met by marking the trimmed text, for all turns or for the turns of some roles.
+        """
+        roles = sorted({str(m["role"]) for m in messages})
+        for trimmed in (set(), set(roles), *({role} for role in roles), *(set(roles) - {role} for role in roles)):
+            marked = [_marked(m, i, m["role"] in trimmed) for i, m in enumerate(messages)]
+            try:
+                found = parse_marks(self._render(marked, tools, prompt))
+            except TemplateError:
+                continue
+            if found.text == plain:
+                return found
+        return None
+
+    def _render(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages, tools=list(tools) or None, add_generation_prompt=prompt, **self._named_tokens
+            )
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template refuses the conversation: {error.message}") from error
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise TemplateError(f"the chat template fails on the conversation: {error}") from error
+
+
+def _marked(message: Mapping[str, Any], turn: int, trimmed: bool) -> Mapping[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, str) or not content:
+        return message
+    content = content.strip() if trimmed else content
+    return {**message, "content": f"{CONTENT_OPEN}{chr(_TURN_BASE + turn)}{content}{CONTENT_CLOSE}"}
+
+
+def parse_marks(marked: str) -> MarkedText:
+    """Cut the marks out of a render and return where they stood. Raises TemplateError when they do not pair up."""
+    if not MARKS.search(marked):
+        return MarkedText(marked, (), {})
+    pieces, length = [], 0
+    generations: list[Span] = []
+    contents: dict[int, Span] = {}
+    open_generation, open_content, turn, position = -1, -1, -1, 0
+    for match in MARKS.finditer(marked):
+        pieces.append(marked[position : match.start()])
+        length += match.start() - position
+        position = match.end()
+        mark = match.group()
+        if mark == GENERATION_OPEN and open_generation < 0:
+            open_generation = length
+        elif mark == GENERATION_CLOSE and open_generation >= 0:
+            generations.append((open_generation, length))
+            open_generation = -1
+        elif mark == CONTENT_OPEN and open_content < 0:
+            open_content, turn, position = length, ord(marked[position]) - _TURN_BASE, position + 1
+        elif mark == CONTENT_CLOSE and open_content >= 0 and turn not in contents:
+            contents[turn] = (open_content, length)
+            open_content = -1
+        else:
+            raise TemplateError("the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template repeats a turn")
+    if open_generation >= 0 or open_content >= 0:
+        raise TemplateError("the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template cuts a turn")
+    pieces.append(marked[position:])
+    return MarkedText("".join(pieces), tuple(generations), contents)

@@ -1,0 +1,99 @@
+"""A base's tokenizer as plain data: what a worker needs to render and encode without importing transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.contracts import UserError, digest_of
+
+# Classes that take tokenizer.json as it stands; every other class may rebuild the pipeline in Python first.
+_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """`tokenizer_json` in the tokenizers library's format, the chat template and the named special tokens."""
+
+    tokenizer_json: str
+    template: str | None
+    named_tokens: dict[str, str]
+    extra_stop_ids: tuple[int, ...] = ()
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return digest_of({"tokenizer": json.loads(self.tokenizer_json), "named": self.named_tokens})
+
+    @property
+    def template_digest(self) -> str:
+        return digest_of({"template": self.template})
+
+
+def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
+    """Read a base's tokenizer from a folder or the Hub. Raises UserError when it cannot be reached or has none."""
+    folder = Path(base)
+    looks_local = base.startswith(("/", ".", "~")) or base.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise UserError(f"model.base={base}: no such folder; set a folder with a model, or a Hub id such as org/name")
+    if folder.is_dir():
+        if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+            raise UserError(f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json")
+        config = _read_json(folder / "tokenizer_config.json")
+        if config.get("tokenizer_class") in _GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
+            return _from_folder(folder, config)
+    return _from_transformers(base, revision)
+
+
+def _from_folder(folder: Path, config: dict[str, Any]) -> TokenizerSpec:
+    template = config.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text()
+    if isinstance(template, list):
+        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    named = {k: _token_text(config[k]) for k in _NAMED_TOKENS if config.get(k)}
+    text = (folder / "tokenizer.json").read_text()
+    return TokenizerSpec(text, template, named, _generation_stops(folder))
+
+
+def _from_transformers(base: str, revision: str | None) -> TokenizerSpec:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.base={base}: its tokenizer cannot be loaded ({reason}); set a folder, or check the id, the network "
+            "and HF_TOKEN"
+        ) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so offsets are unknown")
+    named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    folder = Path(base)
+    stops = _generation_stops(folder) if folder.is_dir() else ()
+    return TokenizerSpec(backend.to_str(), template, named, stops)
+
+
+def _generation_stops(folder: Path) -> tuple[int, ...]:
+    stops = _read_json(folder / "generation_config.json").get("eos_token_id", [])
+    return tuple(stops) if isinstance(stops, list) else (int(stops),)
+
+
+def _token_text(value: Any) -> str:
+    return value["content"] if isinstance(value, dict) else str(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
