@@ -46,7 +46,7 @@ class SourceConfig(Section):
     """One file, glob or folder of rows."""
 
     path: str
-    format: Literal["auto", "alpaca", "messages"] = "auto"
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "question_answer"] = "auto"
     split: Literal["auto", "train", "heldout"] = Field("auto", description="auto: by content hash, see heldout_share")
 
 
@@ -56,6 +56,7 @@ class DataConfig(Section):
     row_tokens: int = Field(2048, ge=16, description="length of one pack")
     max_rejects_share: float = Field(0.01, ge=0, le=1, description="fail above this share of unreadable rows")
     seed: int = 0
+    workers: int | None = Field(None, ge=1, description="preparing tasks at a time; empty: as many as the CPUs allow")
 
     @model_validator(mode="before")
     @classmethod

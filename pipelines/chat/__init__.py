@@ -2,5 +2,6 @@
 
 from pipelines.chat.renderer import ChatRenderer, Rendered
 from pipelines.chat.template import TemplateError
+from pipelines.chat.tokenizer import TokenizerSpec
 
-__all__ = ["ChatRenderer", "Rendered", "TemplateError"]
+__all__ = ["ChatRenderer", "Rendered", "TemplateError", "TokenizerSpec"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.chat.encoder import Encoder, byte_offsets
 from pipelines.chat.formats import ALPACA_TEMPLATE
-from pipelines.chat.template import MARKS, ChatTemplate, MarkedText, Messages, Span, TemplateError
+from pipelines.chat.template import MARKS, ChatTemplate, Messages, Span, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, load_spec
 from pipelines.contracts import Conversation, UserError
 
@@ -72,21 +72,29 @@ class ChatRenderer:
 
     def render(self, conversation: Conversation) -> Rendered:
         """Ids and loss weights of one conversation. Raises TemplateError when the template refuses it."""
-        return next(iter(self.render_batch([conversation])))
+        rendered = self.render_batch([conversation])[0]
+        if isinstance(rendered, TemplateError):
+            raise rendered
+        return rendered
 
-    def render_batch(self, conversations: Sequence[Conversation]) -> Iterable[Rendered]:
-        """As `render`, for many conversations encoded together; raises on the first that the template refuses."""
-        layouts = [self._lay_out(c) for c in conversations]
-        safe = self._encoder.encode([one.text for one in layouts if not one.unsafe])
+    def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | TemplateError]:
+        """As `render`, for many conversations encoded together; a refused one has its error in its place."""
+        layouts = [self._try_lay_out(c) for c in conversations]
+        safe = self._encoder.encode([one.text for one in layouts if isinstance(one, _Layout) and not one.unsafe])
+        out: list[Rendered | TemplateError] = []
         position = 0
         for layout in layouts:
+            if isinstance(layout, TemplateError):
+                out.append(layout)
+                continue
             if layout.unsafe:
                 ids, starts, ends = self._encode_unsafe(layout)
             else:
                 part = slice(safe.offsets[position], safe.offsets[position + 1])
                 ids, starts, ends = safe.ids[part], safe.starts[part], safe.ends[part]
                 position += 1
-            yield Rendered(ids, _weights(layout, starts, ends))
+            out.append(Rendered(ids, _weights(layout, starts, ends)))
+        return out
 
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
@@ -104,6 +112,12 @@ class ChatRenderer:
         return self._encoder.decode(ids, skip_control)
 
     # -- layout --------------------------------------------------------------------------------------------------
+
+    def _try_lay_out(self, conversation: Conversation) -> _Layout | TemplateError:
+        try:
+            return self._lay_out(conversation)
+        except TemplateError as error:
+            return error
 
     def _lay_out(self, conversation: Conversation) -> _Layout:
         messages = conversation.messages()
@@ -201,6 +215,3 @@ def _without_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(content, str) and MARKS.search(content):
         return {**message, "content": MARKS.sub("\ufffd", content)}
     return message
-
-
-__all__ = ["ChatRenderer", "MarkedText", "Rendered"]

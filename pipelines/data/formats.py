@@ -47,7 +47,9 @@ def _from_alpaca(row: Row) -> Conversation:
             raise RowError("history: each entry is a pair of question and answer")
         turns += [Turn("user", _text(pair[0], "history")), Turn("assistant", _text(pair[1], "history"))]
     instruction, extra = _text(row.get("instruction"), "instruction"), row.get("input")
-    question = f"{instruction}\n\n{_text(extra, 'input')}" if extra and instruction else instruction or _text(extra, "input")
+    question = (
+        f"{instruction}\n\n{_text(extra, 'input')}" if extra and instruction else instruction or _text(extra, "input")
+    )
     return Conversation((*turns, Turn("user", question), _answer(row, "output")))
 
 
@@ -167,7 +169,9 @@ def _text(value: Any, key: str) -> str:
 
 def _check_turns(conversation: Conversation) -> None:
     turns = conversation.turns
-    if not any(t.role == "assistant" and t.train and t.weight > 0 and (t.content.strip() or t.tool_calls) for t in turns):
+    if not any(
+        t.role == "assistant" and t.train and t.weight > 0 and (t.content.strip() or t.tool_calls) for t in turns
+    ):
         raise RowError("no assistant turn to train on")
     if sum(turn.role == "system" for turn in turns) > 1:
         raise RowError("more than one system turn")

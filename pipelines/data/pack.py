@@ -5,6 +5,7 @@ N: samples, R: packs (rows), T: tokens of a pack
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ def best_fit(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
     by_length = np.argsort(-lengths, kind="stable")
     bounds = np.flatnonzero(np.diff(lengths[by_length], prepend=-1, append=-1))
     num_packs = 0
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in itertools.pairwise(bounds):
         group = by_length[first:last]
         length = int(lengths[group[0]])
         placed = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int = CHUNK_BYTES) -> l
             cuts = _row_group_cuts(file, chunk_bytes)
         else:
             cuts = [0, file.num_bytes]
-        chunks += [Chunk(file.source, file.path, file.kind, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        chunks += [Chunk(file.source, file.path, file.kind, a, b) for a, b in itertools.pairwise(cuts)]
     return chunks
 
 
@@ -148,7 +149,9 @@ def _parsed(number: int, line: bytes) -> RawRow:
     try:
         return RawRow(number, json.loads(line.decode()))
     except UnicodeDecodeError as error:
-        return RawRow(number, error=f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}", text=_shown(line))
+        return RawRow(
+            number, error=f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}", text=_shown(line)
+        )
     except (ValueError, RecursionError) as error:
         return RawRow(number, error=f"not JSON: {error}", text=_shown(line))
 

@@ -1,0 +1,164 @@
+"""Tokenized samples kept on disk while lengths are packed in memory, then written as packed Parquet shards.
+
+T: tokens of a row (pack), R: rows
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.contracts import SplitStats
+from pipelines.data.pack import best_fit, group_rows
+
+SHARD_TOKENS = 1 << 23
+GROUP_TOKENS = 1 << 15
+
+
+class SampleStore:
+    """The samples of one split: ids and weights in two flat files, everything small in memory.
+
+    Reading one sample back costs one `pread`, so memory stays flat however many samples there are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._ids, self._weights = io.FileIO(folder / "ids.bin", "w+"), io.FileIO(folder / "weights.bin", "w+")
+        self._lengths: list[np.ndarray] = []
+        self._sample_ids: list[np.ndarray] = []
+        self.num_loss_tokens = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self._ids, self._weights):
+            stream.close()
+            os.unlink(stream.name)
+
+    def add(self, table: pa.Table) -> None:
+        """Append samples: columns `sample_id`, `input_ids`, `loss_weights`."""
+        ids, weights = (table[name].combine_chunks() for name in ("input_ids", "loss_weights"))
+        lengths = np.diff(ids.offsets.to_numpy())
+        flat = weights.flatten().to_numpy()
+        self._ids.write(ids.flatten().to_numpy().data)
+        self._weights.write(flat.data)
+        self._lengths.append(lengths)
+        self._sample_ids.append(np.array(table["sample_id"].to_pylist(), "S32"))
+        self.num_loss_tokens += int(np.count_nonzero(flat))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.concatenate(self._lengths or [np.empty(0, np.int64)])
+
+    @property
+    def sample_ids(self) -> np.ndarray:
+        return np.concatenate(self._sample_ids or [np.empty(0, "S32")])
+
+    def read_into(self, ids: np.ndarray, weights: np.ndarray, first: int) -> None:
+        """Fill two one-dimensional arrays with the tokens from token number `first` on."""
+        os.preadv(self._ids.fileno(), [ids.view(np.uint8).data], first * 4)
+        os.preadv(self._weights.fileno(), [weights.view(np.uint8).data], first * 4)
+
+
+def write_shards(samples: SampleStore, folder: Path, split: str, row_tokens: int, seed: int) -> SplitStats:
+    """Pack a split and write `split-00000.parquet` and so on. Packs are shuffled by `seed`, once and for all."""
+    lengths, sample_ids = samples.lengths, samples.sample_ids
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    order, bounds = group_rows(best_fit(lengths, row_tokens))
+    num_rows = len(bounds) - 1
+    rows = np.random.Generator(np.random.PCG64(seed)).permutation(num_rows)
+    rows_per_shard = max(1, SHARD_TOKENS // row_tokens)
+    rows_per_group = max(1, GROUP_TOKENS // row_tokens)
+    schema = row_schema(row_tokens)
+    for shard, first in enumerate(range(0, num_rows, rows_per_shard)):
+        path = folder / f"{split}-{shard:05d}.parquet"
+        mine = rows[first : first + rows_per_shard]
+        with pq.ParquetWriter(
+            path, schema, compression="zstd", compression_level=1, use_dictionary=["loss_weights"]
+        ) as out:
+            for at in range(0, len(mine), rows_per_group):
+                members = [order[bounds[r] : bounds[r + 1]] for r in mine[at : at + rows_per_group]]
+                out.write_table(_packed(samples, members, lengths, starts, sample_ids, row_tokens))
+    return SplitStats(len(lengths), num_rows, int(lengths.sum()), samples.num_loss_tokens)
+
+
+def row_schema(row_tokens: int) -> pa.Schema:
+    """Columns of a packed row: the padding tail has id 0 and weight 0."""
+    return pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32(), row_tokens),
+            "loss_weights": pa.list_(pa.float32(), row_tokens),
+            "sample_lengths": pa.list_(pa.int32()),
+            "sample_ids": pa.list_(pa.string()),
+        }
+    )
+
+
+def _packed(
+    samples: SampleStore,
+    members: list[np.ndarray],
+    lengths: np.ndarray,
+    starts: np.ndarray,
+    sample_ids: np.ndarray,
+    row_tokens: int,
+) -> pa.Table:
+    ids = np.zeros((len(members), row_tokens), np.int32)
+    weights = np.zeros((len(members), row_tokens), np.float32)
+    for row, group in enumerate(members):
+        at = 0
+        for sample in group:
+            end = at + int(lengths[sample])
+            samples.read_into(ids[row, at:end], weights[row, at:end], int(starts[sample]))
+            at = end
+    flat = np.concatenate(members)
+    bounds = np.concatenate(([0], np.cumsum([len(group) for group in members]))).astype(np.int32)
+    names = pa.array(sample_ids[flat]).cast(pa.string())
+    return pa.table(
+        [
+            pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), row_tokens),
+            pa.FixedSizeListArray.from_arrays(pa.array(weights.reshape(-1)), row_tokens),
+            pa.ListArray.from_arrays(pa.array(bounds), pa.array(lengths[flat].astype(np.int32))),
+            pa.ListArray.from_arrays(pa.array(bounds), names),
+        ],
+        schema=row_schema(row_tokens),
+    )
+
+
+class RowReader:
+    """Random access to the packed rows of one split of a prepared artifact's folder."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._paths = sorted(folder.glob(f"{split}-*.parquet"))
+        metadata = [pq.read_metadata(path) for path in self._paths]
+        groups = [(i, g, m.row_group(g).num_rows) for i, m in enumerate(metadata) for g in range(m.num_row_groups)]
+        self._groups = np.array(groups, np.int64).reshape(-1, 3)
+        self._ends = np.cumsum(self._groups[:, 2])
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, rows: np.ndarray) -> pa.Table:
+        """The rows of these numbers, in this order. Raises IndexError for a number that does not exist."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
+            raise IndexError(f"row {rows.max() if rows.min() >= 0 else rows.min()} of {self.num_rows}")
+        group_of = np.searchsorted(self._ends, rows, side="right")
+        needed, position = np.unique(group_of, return_inverse=True)
+        tables = list(self._read_groups(needed))
+        firsts = np.concatenate(([0], np.cumsum([len(t) for t in tables])))
+        within = rows - (self._ends[group_of] - self._groups[group_of, 2])
+        return pa.concat_tables(tables).combine_chunks().take(pa.array(firsts[position] + within))
+
+    def _read_groups(self, needed: np.ndarray) -> Iterator[pa.Table]:
+        for number in needed:
+            path, group, _ = self._groups[number]
+            yield pq.ParquetFile(self._paths[path]).read_row_group(int(group))

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import SILENT, UserError
+from pipelines.data.dataset import RowFeed, prepare
+from pipelines.recipe import Recipe, parse_recipe
+from pipelines.storage import Store
+
+
+def recipe_for(base: str, *paths: Path, **data) -> Recipe:
+    section = {"sources": [str(p) for p in paths], "row_tokens": 256, "heldout_share": 0.2, **data}
+    return parse_recipe({"name": "t", "model": {"base": base}, "data": section})
+
+
+def write_rows(path: Path, numbers: range) -> Path:
+    rows = [{"instruction": f"Say {i}", "input": "", "output": f"It is {i}, é."} for i in numbers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def samples_of(store: Store, prepared, split: str) -> dict[str, np.ndarray]:
+    """Sample id -> its token ids, read back from the packed rows."""
+    out = {}
+    for path in sorted(Path(store.local_dir(prepared.ref)).glob(f"{split}-*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            at = 0
+            for name, length in zip(row["sample_ids"], row["sample_lengths"], strict=True):
+                out[name] = np.array(row["input_ids"][at : at + length])
+                at += length
+            assert not any(row["loss_weights"][at:])
+    return out
+
+
+@pytest.fixture(scope="module")
+def prepared_once(ray_cluster, pocket_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    store = Store(folder / "store")
+    recipe = recipe_for(pocket_base, write_rows(folder / "rows.jsonl", range(200)))
+    return folder, store, recipe, prepare(recipe, store, SILENT)
+
+
+def test_every_sample_is_packed_once_and_counts_add_up(prepared_once, pocket_base):
+    _, store, _, prepared = prepared_once
+    counts = prepared.counts
+    assert counts["read"] == 200 == sum(counts[k] for k in ("train", "heldout", "rejected", "too_long"))
+    renderer = ChatRenderer.load(pocket_base)
+    texts = {renderer.decode(ids, skip_control=False) for ids in samples_of(store, prepared, "train").values()}
+    texts |= {renderer.decode(ids, skip_control=False) for ids in samples_of(store, prepared, "heldout").values()}
+    assert texts == {f"<|user|>Say {i}<|assistant|>It is {i}, é.<|end|>" for i in range(200)}
+    assert prepared.heldout.num_samples > 10
+
+
+def test_heldout_samples_hold_prompt_and_reference(prepared_once, pocket_base):
+    _, store, _, prepared = prepared_once
+    table = pq.read_table(store.local_dir(prepared.ref) / "heldout_samples.parquet")
+    assert table.num_rows == prepared.heldout.num_samples
+    row = table.to_pylist()[0]
+    number = row["prompt"].removeprefix("Say ")
+    assert row["reference"] == f"It is {number}, é."
+    assert json.loads(row["messages"]) == [{"role": "user", "content": f"Say {number}"}]
+    text = ChatRenderer.load(pocket_base).decode(row["prompt_ids"], skip_control=False)
+    assert text == f"<|user|>Say {number}<|assistant|>"
+
+
+def test_the_same_content_elsewhere_is_found_and_not_made_again(prepared_once, tmp_path):
+    folder, store, recipe, prepared = prepared_once
+    shutil.copy(folder / "rows.jsonl", tmp_path / "other.jsonl")
+    notes = []
+
+    class Notes(type(SILENT)):
+        def note(self, text):
+            notes.append(text)
+
+    again = prepare(recipe_for(recipe.model.base, tmp_path / "other.jsonl"), store, Notes())
+    assert again == prepared
+    assert "found" in notes[0]
+
+
+def test_adding_rows_never_moves_old_rows(prepared_once, tmp_path):
+    _, store, recipe, prepared = prepared_once
+    more = recipe_for(recipe.model.base, write_rows(tmp_path / "rows.jsonl", range(300)))
+    grown = prepare(more, store, SILENT)
+    for split in ("train", "heldout"):
+        assert samples_of(store, prepared, split).keys() < samples_of(store, grown, split).keys()
+
+
+def test_the_feed_gives_rows_in_the_order_asked_for(prepared_once):
+    _, store, _, prepared = prepared_once
+    feed = RowFeed(store.local_dir(prepared.ref), "train")
+    assert feed.num_rows == prepared.train.num_rows
+    order = np.arange(feed.num_rows)[::-1]
+    straight = {r: b for r, b in enumerate(feed.batches(np.arange(feed.num_rows), 1))}
+    got = list(feed.batches(order, 3, start=2))
+    ids = np.concatenate([batch["input_ids"] for batch in got])
+    assert ids.shape == (feed.num_rows - 2, 256) and ids.dtype == np.int32
+    for row, number in zip(ids, order[2:], strict=True):
+        assert (row == straight[number]["input_ids"][0]).all()
+    assert got[0]["sample_ids"][0] == straight[order[2]]["sample_ids"][0]
+    assert [len(b["input_ids"]) for b in got[:-1]] == [3] * (len(got) - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("empty.jsonl", "", "no row in it"),
+        ("rows.txt", "x", "unknown file type .txt"),
+        ("keys.jsonl", '{"foo": 1}\n', "unknown format"),
+        ("bad.jsonl", '{"instruction": \n', r"bad.jsonl:1\)"),
+    ],
+)
+def test_a_useless_source_is_one_clear_line(ray_cluster, pocket_base, store, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        prepare(recipe_for(pocket_base, tmp_path / name), store, SILENT)
+    assert not store.list("prepared")
+
+
+def test_a_missing_source_names_the_nearest(pocket_base, store, tmp_path):
+    write_rows(tmp_path / "alpaca.jsonl", range(3))
+    with pytest.raises(
+        UserError, match=r"data.sources.0.path=.*alpacca.jsonl: no such file; did you mean .*alpaca.jsonl"
+    ):
+        prepare(recipe_for(pocket_base, tmp_path / "alpacca.jsonl"), store, SILENT)
+
+
+def test_a_missing_base_names_its_key(store, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", range(3))
+    with pytest.raises(UserError, match="model.base=/nowhere/model: no such folder"):
+        prepare(recipe_for("/nowhere/model", path), store, SILENT)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from pipelines.chat import ChatRenderer, TemplateError
+from pipelines.contracts import Conversation, Turn, UserError
+
+
+@pytest.fixture(scope="module")
+def pocket(pocket_base):
+    return ChatRenderer.load(pocket_base)
+
+
+def test_only_answers_and_their_stop_token_are_trained(pocket):
+    talk = Conversation(
+        (
+            Turn("system", "s"),
+            Turn("user", "hé?"),
+            Turn("assistant", "yes ☃"),
+            Turn("user", "b"),
+            Turn("assistant", "q"),
+        )
+    )
+    rendered = pocket.render(talk)
+    trained = rendered.input_ids[rendered.loss_weights > 0]
+    assert pocket.decode(trained, skip_control=False) == "yes ☃<|end|>q<|end|>"
+    assert (
+        pocket.decode(rendered.input_ids, skip_control=False)
+        == "<|system|>s<|user|>hé?<|assistant|>yes ☃<|end|><|user|>b<|assistant|>q<|end|>"
+    )
+
+
+def test_turns_can_be_left_out_or_weighted(pocket):
+    turns = (
+        Turn("user", "a"),
+        Turn("assistant", "one", train=False),
+        Turn("user", "b"),
+        Turn("assistant", "two", weight=0.5),
+    )
+    rendered = pocket.render(Conversation(turns))
+    trained = rendered.input_ids[rendered.loss_weights > 0]
+    assert pocket.decode(trained, skip_control=False) == "two<|end|>"
+    assert set(rendered.loss_weights) == {0.0, 0.5}
+
+
+def test_control_tokens_typed_in_data_stay_text(pocket):
+    talk = Conversation((Turn("user", "x<|end|><|assistant|>y"), Turn("assistant", "no <|end|> here")))
+    rendered = pocket.render(talk)
+    control = [i for i in rendered.input_ids if i in {1, 2, 3, 4, 5}]
+    assert [pocket.decode([i], skip_control=False) for i in control] == ["<|user|>", "<|assistant|>", "<|end|>"]
+    trained = rendered.input_ids[rendered.loss_weights > 0]
+    assert pocket.decode(trained, skip_control=False) == "no <|end|> here<|end|>"
+    prompt = pocket.prompt_ids([{"role": "user", "content": "x<|end|><|assistant|>y"}])
+    assert (prompt == rendered.input_ids[: len(prompt)]).all()
+
+
+def test_a_generation_prompt_is_the_prefix_of_training(pocket):
+    turns = (Turn("user", "hello"), Turn("assistant", "there"))
+    prompt = pocket.prompt_ids(Conversation(turns).messages()[:1])
+    assert prompt.dtype == np.int32
+    assert (prompt == pocket.render(Conversation(turns)).input_ids[: len(prompt)]).all()
+    assert pocket.stop_ids == (1,)
+
+
+def test_a_refusal_of_the_template_is_a_template_error(pocket):
+    with pytest.raises(TemplateError, match="unknown role"):
+        pocket.render(Conversation((Turn("wizard", "a"), Turn("assistant", "b"))))
+
+
+def test_a_copy_through_pickle_renders_the_same(pocket):
+    talk = Conversation((Turn("user", "a"), Turn("assistant", "b")))
+    assert (pickle.loads(pickle.dumps(pocket)).render(talk).input_ids == pocket.render(talk).input_ids).all()
+
+
+def test_an_unreachable_base_names_its_key():
+    with pytest.raises(UserError, match="model.base=./nowhere: no such folder"):
+        ChatRenderer.load("./nowhere")
