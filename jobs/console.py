@@ -1,4 +1,4 @@
-"""What a person sees: lines that stay, progress bars while something runs, and one red line for a mistake."""
+"""What a person sees: lines that stay, and a bar while something runs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,34 @@ class ConsoleProgress:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self._live: Progress | None = None
 
     def note(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-        started = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("{task.fields[text]}"), console=self.console, transient=True) as live:
-            task = live.add_task(name, total=total, text="")
+        started, done, said = time.monotonic(), 0, ""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}"),
+            TimeElapsedColumn(),
+        )
+        drawn = Progress(
+            *columns,
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        with drawn:
+            task = drawn.add_task(name, total=total, text="")
 
             def advance(count: int = 1, text: str = "") -> None:
-                live.update(task, advance=count, text=text)
+                nonlocal done, said
+                done, said = done + count, text or said
+                drawn.update(task, advance=count, text=said)
 
             yield advance
-            done = live.tasks[0]
-        rate = done.completed / max(time.monotonic() - started, 1e-9)
-        self.console.print(f"[dim]{name}: {done.completed:,.0f} ({rate:,.1f}/s) {done.fields['text']}[/dim]")
+        rate = done / max(time.monotonic() - started, 1e-9)
+        self.note(f"  {name}: {done:,} ({rate:,.1f}/s) {said}".rstrip())

@@ -112,7 +112,9 @@ class ServeConfig(Section):
     models: list[str] = Field(
         default_factory=list, description="registry names served as adapters; empty: every one made on this base"
     )
-    merged: list[str] = Field(default_factory=list, description="registry names served from a merged copy as NAME-merged")
+    merged: list[str] = Field(
+        default_factory=list, description="registry names served from a merged copy as NAME-merged"
+    )
     max_batch: int = Field(16, ge=1, description="requests decoded together by one replica")
     max_model_tokens: int = Field(1024, ge=16, description="prompt and answer together")
     replicas: int = Field(1, ge=1)

@@ -65,6 +65,17 @@ class Store:
         self.uri = str(Path(text.removeprefix("file://")).absolute()) if self.is_local else text.rstrip("/")
         self._cache_dir = cache_dir or Path(tempfile.gettempdir()) / "loraforge-cache"
 
+    def check_writable(self) -> None:
+        """Raise UserError, before any work is done, when nothing can be written here."""
+        if not self.is_local:
+            self._names(self.uri)
+            return
+        with self._explaining(self.uri):
+            Path(self.uri).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.uri) as probe:
+                probe.write(b"x" * 4096)
+                probe.flush()
+
     # -- artifacts -----------------------------------------------------------------------------------------------
 
     def folder(self, kind: str, key: str) -> str:

@@ -51,7 +51,9 @@ def base_fingerprint(base: str, revision: str | None = None) -> str:
         config.pop(volatile, None)
     weights = sorted({p for pattern in _WEIGHT_PATTERNS for p in folder.glob(pattern)})
     if not weights:
-        raise UserError(f"model.base={base}: no *.safetensors in {folder}; other weight formats can run code and are refused")
+        raise UserError(
+            f"model.base={base}: no *.safetensors in {folder}; other weight formats can run code and are refused"
+        )
     return digest_of({"config": config, "weights": {p.name: sha256_file(p) for p in weights}})
 
 

@@ -61,9 +61,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_adapter(
-    model: PeftModel, folder: Path, base: str, weights: Mapping[str, torch.Tensor] | None = None
-) -> None:
+def save_adapter(model: PeftModel, folder: Path, base: str, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write PEFT's two files. `weights` (by `trainable`'s names) replaces the model's own, as gathered from ZeRO shards."""
     import peft
     from safetensors.torch import save_file

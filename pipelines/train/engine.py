@@ -116,8 +116,16 @@ class DeepSpeedEngine:
             safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
             for key in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, getattr(state, key)[name].to(self.device), key)
-            if not hasattr(parameter, "ds_id"):
-                parameter.data.copy_(state.weights[name])
+            self._set_compute_weight(parameter, state.weights[name])
+
+    def _set_compute_weight(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+        if not hasattr(parameter, "ds_id"):
+            parameter.data.copy_(value)
+            return
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
 
     def _moment(self, parameter: torch.nn.Parameter, key: str, whole: Any) -> torch.Tensor:
         if not self._adam_state():
@@ -137,12 +145,15 @@ class DeepSpeedEngine:
 
     def _create_adam_state(self, step: int) -> None:
         """Adam makes its state in its first step; make it empty instead, counted to `step`."""
-        for group in self._adam().param_groups:
-            for flat in group["params"]:
-                held = self._adam().state[flat]
-                held["step"] = torch.tensor(float(step))
-                for key in _MOMENTS:
-                    held[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+        wrapped = self._engine.optimizer
+        flats = getattr(wrapped, "fp32_partitioned_groups_flat", None)  # ZeRO-3 keeps them out of the parameter groups
+        for flat in flats or [flat for group in self._adam().param_groups for flat in group["params"]]:
+            held = self._adam().state[flat]
+            held["step"] = torch.tensor(float(step))
+            for key in _MOMENTS:
+                held[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+        if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
+            wrapped._lazy_init_hp_params_optimizer_state()  # else DeepSpeed links the moments in its first step only
 
 
 def _settings(config: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:

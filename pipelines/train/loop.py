@@ -74,9 +74,7 @@ def train_steps(
         on_step(step + 1, values | {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited})
 
 
-def collate_all(
-    rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device
-) -> list[MicroBatch]:
+def collate_all(rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device) -> list[MicroBatch]:
     """A rank's rows as exactly `num_batches` micro-batches, fillers at the end, so that no rank misses a collective."""
     return [collate(rows[i * micro_batch : (i + 1) * micro_batch], device) for i in range(num_batches)]
 

@@ -39,7 +39,7 @@ from pipelines.train.checkpoint import (
 from pipelines.train.loop import Schedule, heldout_loss, train_steps
 from pipelines.train.metrics import MetricsLog, memory_bytes, read_metrics
 
-_KIND = "trained"
+KIND = "trained"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _POLL_S = 0.5
 
@@ -65,7 +65,11 @@ class WorkerPlan:
 def run_id_of(recipe: Recipe, prepared: PreparedDataset, fingerprint: str) -> str:
     """Digest of what shapes the result: data, base, adapter and training sections; not the resources."""
     model = recipe.model.model_dump(exclude={"base", "revision"})
-    sections = {"model": model, "lora": recipe.lora.model_dump(), "train": recipe.train.model_dump(exclude={"max_failures"})}
+    sections = {
+        "model": model,
+        "lora": recipe.lora.model_dump(),
+        "train": recipe.train.model_dump(exclude={"max_failures"}),
+    }
     return digest_of({"prepared": prepared.ref.digest, "base": fingerprint, **sections})
 
 
@@ -78,10 +82,11 @@ def train(
     """
     fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
     run_id = run_id_of(recipe, prepared, fingerprint)
-    finished = store.find(_KIND, run_id)
+    finished = store.find(KIND, run_id)
     if finished:
-        progress.note(f"train: run {short(run_id)} is finished already")
-        return _run_from(finished)
+        run = run_from(finished)
+        progress.note(f"train: run {short(run_id)} found, {_summary(run)}")
+        return run
     parents = {"prepared": prepared.ref.digest, "base": fingerprint, "recipe": recipe.digest}
     plan = WorkerPlan(recipe, store, prepared, run_id, parents, open_feed)
     schedule = Schedule(prepared.train.num_rows, recipe.train)
@@ -94,7 +99,7 @@ def train(
         _fit(plan)
     kept = sweep(store, run_id, recipe.train.keep)
     last = list_checkpoints(store, run_id)[-1]
-    with store.writing(_KIND, run_id, parents) as draft:
+    with store.writing(KIND, run_id, parents) as draft:
         lines = read_metrics(_run_folder(store, run_id))
         (draft.path / "recipe.yaml").write_text(recipe.to_yaml())
         summary = {"heldout_loss": last.metrics["heldout_loss"], "train_loss": last.metrics["loss"]}
@@ -106,12 +111,27 @@ def train(
             "checkpoints": [to_json(checkpoint) for checkpoint in kept],
             "metrics": summary,
         }
-    finished = store.find(_KIND, run_id)
+    finished = store.find(KIND, run_id)
     assert finished is not None
-    return _run_from(finished)
+    run = run_from(finished)
+    progress.note(f"train: run {short(run_id)}, {_summary(run)}")
+    return run
 
 
-def _run_from(artifact: Artifact) -> TrainingRun:
+def find_run(recipe: Recipe, store: Store, prepared: PreparedDataset) -> TrainingRun | None:
+    """The finished run of this recipe on this dataset, or None."""
+    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
+    finished = store.find(KIND, run_id_of(recipe, prepared, fingerprint))
+    return run_from(finished) if finished else None
+
+
+def _summary(run: TrainingRun) -> str:
+    best = run.best
+    return f"{run.num_steps} steps, held-out loss {best.metrics['heldout_loss']:.4f} at step {best.step} -> {best.ref.name}"
+
+
+def run_from(artifact: Artifact) -> TrainingRun:
+    """The noun of a finished run's artifact."""
     facts = artifact.facts
     checkpoints = tuple(from_json(Checkpoint, c) for c in facts["checkpoints"])
     return TrainingRun(artifact.ref, facts["run_id"], facts["num_steps"], checkpoints, facts["metrics"])

@@ -1,0 +1,154 @@
+"""`loraforge demo`: recipes on one base through every stage, then a live endpoint asked with the stock client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console import ConsoleProgress
+from jobs.run import RunResult, run
+from jobs.serve import serve
+from pipelines.contracts import Endpoint, PreparedDataset, UserError
+from pipelines.recipe import Recipe
+from pipelines.storage import Store
+
+DEMO_RECIPES = (
+    "recipes/pocket_lora_person_cpu.yaml",
+    "recipes/pocket_lora_pirate_cpu.yaml",
+    "recipes/pocket_lora_order_cpu.yaml",
+)
+_CONCURRENCY = 32
+_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class Question:
+    """One held-out prompt of a task and the answer that counts as right."""
+
+    task: str
+    messages: list[dict[str, str]]
+    reference: str
+
+
+def demo(recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress, num_questions: int) -> None:
+    """Run all, serve all, ask, print, stop. `recipes` maps a path to its recipe; all must share one base.
+
+    Raises UserError when the bases differ or a recipe's adapter does not pass its gate.
+    """
+    if len({recipe.model.base for recipe in recipes.values()}) != 1:
+        raise UserError("demo: the recipes must name the same model.base, because one base serves all their adapters")
+    seconds: dict[str, dict[str, float]] = {}
+    results: dict[str, RunResult] = {}
+    for path, recipe in recipes.items():
+        progress.console.rule(f"[bold]{recipe.name}[/bold] ({path})", align="left")
+        results[recipe.registry.model] = run(recipe, store, progress)
+        seconds[recipe.name] = results[recipe.registry.model].seconds
+        if not results[recipe.registry.model].version:
+            raise UserError(
+                f"{path}: the adapter did not pass its gate: {results[recipe.registry.model].decision.reason}"
+            )
+    names = list(results)
+    path, first = next(iter(recipes.items()))
+    progress.console.rule("[bold]one base, all adapters[/bold]", align="left")
+    started = time.monotonic()
+    serving = first.serve.model_copy(update={"port": 0, "models": names, "merged": names[:1]})
+    endpoint = serve(first.model_copy(update={"serve": serving}), store, progress, block=False)
+    serve_s = time.monotonic() - started
+    questions = [q for name, result in results.items() for q in held_out(store, name, result.prepared, num_questions)]
+    candidates = ["base", *names, f"{names[0]}-merged"]
+    started = time.monotonic()
+    answers = asyncio.run(ask_all(endpoint, candidates, questions))
+    ask_s = time.monotonic() - started
+    progress.console.print(answers_table(candidates, questions, answers))
+    progress.console.print(scores_table(results, candidates, questions, answers))
+    seconds["all adapters"] = {"serve": serve_s, "questions": ask_s}
+    progress.console.print(seconds_table(seconds))
+    count = len(questions) * len(candidates)
+    progress.note(
+        f"{count} questions over HTTP in {ask_s:.1f} s ({count / ask_s:.0f}/s); everything lies in {store.uri}"
+    )
+    for result in results.values():
+        progress.note(f"  {result.version.id if result.version else '-'}: report {result.report.ref.uri}/report.html")
+    progress.note(f"keep it serving: loraforge serve {path} --store {store.uri}")
+
+
+def held_out(store: Store, task: str, prepared: PreparedDataset, count: int) -> list[Question]:
+    """The first `count` held-out prompts of a prepared dataset, as chat messages."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(store.local_dir(prepared.ref) / "heldout_samples.parquet").slice(0, count).to_pylist()
+    return [Question(task, json.loads(row["messages"]), row["reference"]) for row in rows]
+
+
+async def ask_all(endpoint: Endpoint, models: Sequence[str], questions: Sequence[Question]) -> list[list[str]]:
+    """Every model's greedy answer to every question, `[model][question]`, through the stock OpenAI client."""
+    from openai import AsyncOpenAI
+
+    gate = asyncio.Semaphore(_CONCURRENCY)
+    async with AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=3) as client:
+
+        async def ask(model: str, question: Question) -> str:
+            async with gate:
+                reply = await client.chat.completions.create(
+                    model=model,
+                    messages=question.messages,
+                    temperature=0,
+                    max_tokens=96,  # type: ignore[arg-type]
+                )
+                return (reply.choices[0].message.content or "").strip()
+
+        # Question by question, so that one batch of the engine mixes the adapters.
+        flat = await asyncio.gather(*(ask(model, question) for question in questions for model in models))
+    return [list(flat[i :: len(models)]) for i in range(len(models))]
+
+
+def answers_table(models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Table:
+    """A few questions of each task with every model's answer; green is right."""
+    table = Table(title="answers of the live endpoint", title_justify="left", show_lines=True)
+    for column in ("question", *models):
+        table.add_column(column, overflow="fold")
+    for task in dict.fromkeys(question.task for question in questions):
+        for index in [i for i, q in enumerate(questions) if q.task == task][:_SHOWN]:
+            right = questions[index].reference.strip()
+            cells = [Text(row[index][:120], style="green" if row[index] == right else "dim") for row in answers]
+            table.add_row(Text(questions[index].messages[-1]["content"], style="cyan"), *cells)
+    return table
+
+
+def scores_table(
+    results: Mapping[str, RunResult],
+    models: Sequence[str],
+    questions: Sequence[Question],
+    answers: Sequence[Sequence[str]],
+) -> Table:
+    """Exact match of every model on every task over HTTP, and the held-out loss of base and adapter."""
+    table = Table(title="exact match on held-out rows, through the endpoint", title_justify="left")
+    for column in ("task", "rows", "loss base", "loss adapter", *models):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, result in results.items():
+        picked = [i for i, question in enumerate(questions) if question.task == task]
+        scores = {score.candidate: score.heldout_loss for score in result.report.scores}
+        cells = []
+        for model, row in zip(models, answers, strict=True):
+            share = sum(row[i] == questions[i].reference.strip() for i in picked) / len(picked)
+            cells.append(Text(f"{share:.1%}", style="bold green" if model.startswith(task) else ""))
+        losses = (f"{scores['base']:.4f}", f"{scores[result.decision.candidate]:.4f}")
+        table.add_row(task, str(len(picked)), *losses, *cells)
+    return table
+
+
+def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
+    """Seconds of each stage, one row a recipe."""
+    stages = list(dict.fromkeys(stage for row in seconds.values() for stage in row))
+    table = Table(title="seconds", title_justify="left")
+    for column in ("", *stages):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in seconds.items():
+        table.add_row(name, *(f"{row[stage]:.1f}" if stage in row else "" for stage in stages))
+    return table
