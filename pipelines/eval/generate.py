@@ -60,7 +60,8 @@ def score_batches(
         batch_format="pyarrow",
         num_cpus=resources.data_cpus,
         num_gpus=resources.gpus_per_worker or None,
-        concurrency=min(num_actors, len(works)),
+        compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(works))),
+        max_restarts=0,  # an actor that dies fails the stage, which can be run again; Ray Data would restart for ever
     )
     for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield table.to_pylist()
@@ -119,17 +120,16 @@ def greedy(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, stop_
     from transformers import GenerationConfig
 
     ids, mask = pad_batch(prompts, left=True)
-    plain = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
-    )
+    stops = list(stop_ids) or None
+    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=0)
     model.generation_config = plain  # else the sampling knobs in the model's folder fill what is left open here
     with torch.inference_mode():
         out = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain
         )
     answers = out[:, ids.shape[1] :].cpu().numpy()
-    stops = np.isin(answers, list(stop_ids))
-    return [row[: int(stop.argmax())] if stop.any() else row for row, stop in zip(answers, stops, strict=True)]
+    ended = np.isin(answers, list(stop_ids))
+    return [row[: int(end.argmax())] if end.any() else row for row, end in zip(answers, ended, strict=True)]
 
 
 def _in_words(error: Exception) -> str:

@@ -29,7 +29,7 @@ from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
 
-_KIND = "evals"
+KIND = "evals"
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     parents = {"prepared": prepared.ref.digest} | {f"checkpoint.{c.step}": c.ref.digest for c in run.checkpoints}
     facts = {"recipe": recipe.name, "base": recipe.model.base, "base_fingerprint": fingerprint}
     facts |= {"heldout_digest": heldout.digest, "run_id": run.run_id, "prepared": prepared.ref.digest}
-    with store.writing(_KIND, key, parents=parents) as draft:
+    with store.writing(KIND, key, parents=parents) as draft:
         draft.facts |= facts
         body = facts | {"scores": [_finite(to_json(score)) for score in scores]}
         (draft.path / "report.json").write_text(json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -82,7 +82,7 @@ def report_key(recipe: Recipe, fingerprint: str, prepared: PreparedDataset, run:
 
 def find_report(store: Store, key: str) -> EvalReport | None:
     """The finished report of a key, or None."""
-    artifact = store.find(_KIND, key)
+    artifact = store.find(KIND, key)
     return read_report(store, artifact.ref) if artifact else None
 
 

@@ -1,0 +1,131 @@
+"""A prepared dataset of questions that all want one answer, and adapters on the pocket base that know it, or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import Checkpoint, Conversation, PreparedDataset, SplitStats, TrainingRun, Turn, digest_of
+from pipelines.recipe import Recipe, parse_recipe
+from pipelines.storage import Store
+
+ANSWER = "Aye, captain."
+ROW_TOKENS = 96
+QUESTIONS = [f"{verb} the {thing} {'now ' * (n % 3)}please" for n, verb in enumerate(("Stow", "Mop", "Sell"))
+             for thing in ("sail", "deck", "rope", "map", "boat")]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def renderer(pocket_base: str) -> ChatRenderer:
+    return ChatRenderer.load(pocket_base)
+
+
+@pytest.fixture(scope="session")
+def eval_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("eval") / "store")
+
+
+@pytest.fixture(scope="session")
+def recipe(pocket_base: str) -> Recipe:
+    section = {"max_samples": 8, "max_new_tokens": 16, "batch_size": 3}
+    data = {"name": "sailor", "model": {"base": pocket_base}, "data": {"sources": ["unused.json"]}, "eval": section}
+    return parse_recipe(data)
+
+
+@pytest.fixture(scope="session")
+def prepared(renderer: ChatRenderer, eval_store: Store) -> PreparedDataset:
+    return write_prepared(eval_store, renderer, QUESTIONS)
+
+
+def write_prepared(store: Store, renderer: ChatRenderer, questions: list[str]) -> PreparedDataset:
+    """Two samples a pack, as `prepare` writes them."""
+    rows, prompts = [], []
+    for number, question in enumerate(questions):
+        rendered = renderer.render(Conversation((Turn("user", question), Turn("assistant", ANSWER))))
+        if number % 2 == 0:
+            rows.append({"input_ids": [], "loss_weights": [], "sample_lengths": [], "sample_ids": []})
+        rows[-1]["input_ids"] += rendered.input_ids.tolist()
+        rows[-1]["loss_weights"] += rendered.loss_weights.tolist()
+        rows[-1]["sample_lengths"].append(len(rendered.input_ids))
+        rows[-1]["sample_ids"].append(f"s{number}")
+        ids = renderer.prompt_ids([{"role": "user", "content": question}]).tolist()
+        prompts.append({"sample_id": f"s{number}", "prompt_ids": ids, "prompt": question, "reference": ANSWER})
+    for row in rows:
+        padding = ROW_TOKENS - len(row["input_ids"])
+        row["input_ids"] += [0] * padding
+        row["loss_weights"] += [0.0] * padding
+    fixed = {"input_ids": pa.list_(pa.int32(), ROW_TOKENS), "loss_weights": pa.list_(pa.float32(), ROW_TOKENS)}
+    packed = pa.schema(
+        [*fixed.items(), ("sample_lengths", pa.list_(pa.int32())), ("sample_ids", pa.list_(pa.string()))]
+    )
+    half = len(rows) // 2
+    with store.writing("prepared", "1" * 64, parents={"source.sailor.json": "5" * 64}) as draft:
+        for shard, part in enumerate((rows[:half], rows[half:])):
+            pq.write_table(pa.Table.from_pylist(part, schema=packed), draft.path / f"heldout-{shard:05d}.parquet")
+        pq.write_table(pa.Table.from_pylist(prompts), draft.path / "heldout_samples.parquet")
+    assert draft.ref is not None
+    stats = SplitStats(len(questions), len(rows), 0, 0)
+    return PreparedDataset(draft.ref, ROW_TOKENS, stats, stats, {}, renderer.tokenizer_digest, renderer.template_digest)
+
+
+@pytest.fixture(scope="session")
+def trained_adapter(recipe: Recipe, renderer: ChatRenderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that gives ANSWER to everything: a few steps of plain AdamW are enough."""
+    import torch
+
+    from pipelines.model.base import load_base
+    from pipelines.model.lora import attach, save_adapter, trainable
+
+    model = attach(load_base(recipe.model), recipe.lora, seed=0)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
+    turns = [Conversation((Turn("user", q), Turn("assistant", ANSWER))) for q in QUESTIONS]
+    rendered = [renderer.render(c) for c in turns]
+    longest = max(len(r.input_ids) for r in rendered)
+    ids = torch.tensor(np.stack([np.pad(r.input_ids, (0, longest - len(r.input_ids))) for r in rendered])).long()
+    weights = np.stack([np.pad(r.loss_weights, (0, longest - len(r.loss_weights))) for r in rendered])
+    labels = torch.where(torch.tensor(weights) > 0, ids, -100)
+    for _ in range(25):
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    save_adapter(model, folder, recipe.model.base)
+    return folder
+
+
+def write_checkpoint(store: Store, adapter: Path, step: int, change: Any = None) -> Checkpoint:
+    """A checkpoint artifact with a copy of an adapter whose tensors went through `change`."""
+    from safetensors.torch import load_file, save_file
+
+    with store.writing("checkpoints", digest_of(step)) as draft:
+        (draft.path / "adapter").mkdir()
+        tensors = load_file(str(adapter / "adapter_model.safetensors"))
+        tensors = {n: (change(n, t) if change else t).contiguous() for n, t in tensors.items()}
+        save_file(tensors, str(draft.path / "adapter" / "adapter_model.safetensors"))
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        (draft.path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    assert draft.ref is not None
+    return Checkpoint(draft.ref, "run", step, {})
+
+
+@pytest.fixture(scope="session")
+def run(eval_store: Store, trained_adapter: Path) -> TrainingRun:
+    """Four checkpoints: one that does not fit the base, one that learned, one of noise, one with a NaN."""
+    import torch
+
+    noise = torch.Generator().manual_seed(0)
+    wide = lambda name, t: torch.cat([t, t], dim=1) if "lora_A" in name else t
+    loud = lambda name, t: torch.randn(t.shape, generator=noise) if "lora_B" in name else t
+    void = lambda name, t: t * float("nan")
+    checkpoints = tuple(
+        write_checkpoint(eval_store, trained_adapter, step, change)
+        for step, change in ((10, wide), (20, None), (30, loud), (40, void))
+    )
+    return TrainingRun(checkpoints[0].ref, "run", 40, checkpoints, {})
