@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipelines.chat.encoder import Encoder, byte_offsets
+from pipelines.chat.adapt import adapt, probe_abilities
+from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
 from pipelines.chat.formats import ALPACA_TEMPLATE
-from pipelines.chat.template import MARKS, ChatTemplate, Messages, Span, TemplateError
+from pipelines.chat.layout import Layout, Layouter
+from pipelines.chat.template import MARKS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, load_spec
-from pipelines.contracts import Conversation, UserError
+from pipelines.chat.trace import Tracer
+from pipelines.contracts import Conversation, Turn, UserError
+
+# L: conversations of a batch, T: their tokens
 
 
 @dataclass(frozen=True)
@@ -28,39 +34,61 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """A rendered text, the trained spans with their weights, and what is data; all in characters."""
+class RenderedBatch:
+    """`ids` int32 [T] and `weights` float32 [T]; conversation i has `offsets[i]:offsets[i + 1]`, none if it has an error."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+    offsets: np.ndarray
+    errors: Mapping[int, str]
+
+    def __getitem__(self, i: int) -> Rendered:
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return Rendered(self.ids[part], self.weights[part])
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A text ready to encode with its weighted spans in bytes; `layout` only when it must be cut around data."""
 
     text: str
-    trained: list[tuple[Span, float]]
-    contents: dict[int, Span]
-    unsafe: bool
+    spans: Sequence[tuple[int, int, float]]
+    layout: Layout | None = None
 
 
 class ChatRenderer:
     """Renders with the base's own chat template and tokenizer; cheap to pickle, rebuilt where it arrives.
 
     Trained tokens are those that lie wholly inside an assistant turn's text or its stop token. A token that the
-    tokenizer merges across the start of a trained span also holds prompt text and stays masked.
+    tokenizer merges across the start of an answer also holds prompt text and stays masked.
     """
 
-    def __init__(self, spec: TokenizerSpec) -> None:
+    def __init__(self, spec: TokenizerSpec, fast: bool = False) -> None:
         self.spec = spec
-        self._encoder = Encoder(spec)
+        self.fast = fast
+        self._encoder = Encoder(spec, fast)
+        source = spec.template or ALPACA_TEMPLATE
         try:
-            self._template = ChatTemplate(spec.template or ALPACA_TEMPLATE, spec.named_tokens)
+            template = ChatTemplate(source, spec.named_tokens)
+            self._layouter = Layouter(template, Tracer(source, spec.named_tokens))
+            self._find_stop()
         except TemplateError as error:
-            raise UserError(f"model.base: {error}") from error
-        self._stop_text = self._find_stop_text()
-        self.stop_ids = self._find_stop_ids()
+            raise UserError(f"model.base: its chat template cannot be used: {error}") from error
+        self._template = template
+        self._can = probe_abilities(template)
 
     @classmethod
     def load(cls, base: str, revision: str | None = None) -> ChatRenderer:
         """Read a base's tokenizer and template from a folder or the Hub. Raises UserError when it cannot."""
         return cls(load_spec(base, revision))
 
+    def sped_up(self, texts: Sequence[str] = ()) -> tuple[ChatRenderer, str | None]:
+        """This renderer on fastokens if that encodes probes and `texts` alike, else itself and the reason."""
+        reason = fast_encodes_alike(self.spec, texts)
+        return (self, reason) if reason else (ChatRenderer(self.spec, fast=True), None)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChatRenderer, (self.spec,)
+        return ChatRenderer, (self.spec, self.fast)
 
     @property
     def tokenizer_digest(self) -> str:
@@ -72,141 +100,153 @@ class ChatRenderer:
 
     def render(self, conversation: Conversation) -> Rendered:
         """Ids and loss weights of one conversation. Raises TemplateError when the template refuses it."""
-        rendered = self.render_batch([conversation])[0]
-        if isinstance(rendered, TemplateError):
-            raise rendered
-        return rendered
+        batch = self.render_batch([conversation])
+        if batch.errors:
+            raise TemplateError(batch.errors[0])
+        return batch[0]
 
-    def render_batch(self, conversations: Sequence[Conversation]) -> list[Rendered | TemplateError]:
-        """As `render`, for many conversations encoded together; a refused one has its error in its place."""
-        layouts = [self._try_lay_out(c) for c in conversations]
-        safe = self._encoder.encode([one.text for one in layouts if isinstance(one, _Layout) and not one.unsafe])
-        out: list[Rendered | TemplateError] = []
-        position = 0
-        for layout in layouts:
-            if isinstance(layout, TemplateError):
-                out.append(layout)
-                continue
-            if layout.unsafe:
-                ids, starts, ends = self._encode_unsafe(layout)
-            else:
-                part = slice(safe.offsets[position], safe.offsets[position + 1])
-                ids, starts, ends = safe.ids[part], safe.starts[part], safe.ends[part]
-                position += 1
-            out.append(Rendered(ids, _weights(layout, starts, ends)))
-        return out
+    def render_batch(self, conversations: Sequence[Conversation]) -> RenderedBatch:
+        """As `render`, for many conversations encoded together; a refused one has its error instead of tokens."""
+        placed: list[_Placed | None] = []
+        errors: dict[int, str] = {}
+        for i, conversation in enumerate(conversations):
+            try:
+                placed.append(self._place(conversation))
+            except TemplateError as error:
+                placed.append(None)
+                errors[i] = str(error)
+        if not errors and all(one.layout is None for one in placed if one):
+            encoded = self._encoder.encode([one.text for one in placed if one])
+            weights = _weights(encoded, [one.spans for one in placed if one])
+            return RenderedBatch(encoded.ids, weights, encoded.offsets, errors)
+        return self._render_mixed(placed, errors)
 
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
-        messages = [_without_marks(m) for m in messages]
-        found = self._template.render(messages, tools, prompt=True)
-        if not self._holds_control_text(messages, tools):
-            return self._encoder.encode([found.text]).ids
-        located = self._template.render_contents(messages, tools, found.text, prompt=True)
-        if located is None:
-            raise TemplateError("a message holds a control token's text, and the template hides where")
-        return self._encode_unsafe(_Layout(found.text, [], located.contents, True))[0]
+        fitted, tools, _ = adapt([_without_marks(m) for m in messages], tools, self._can)
+        layout = self._layouter.lay_out(fitted, tools, prompt=True)
+        if not self._holds_control_text(fitted, tools):
+            return self._encoder.encode([layout.text]).ids
+        return self._encode_around(layout).ids
+
+    def text(self, conversation: Conversation) -> str:
+        """The whole rendered text of a conversation. Raises TemplateError when the template refuses it."""
+        fitted, tools, _ = adapt(conversation.messages(), conversation.tools, self._can)
+        return self._template.render(fitted, tools).text
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_control: bool = True) -> str:
         """Text of token ids; control tokens are left out unless `skip_control` is False."""
         return self._encoder.decode(ids, skip_control)
 
-    # -- layout --------------------------------------------------------------------------------------------------
+    def decode_each(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """The text of every token by itself, for display."""
+        return [self._encoder.decode_one(token) for token in ids]
 
-    def _try_lay_out(self, conversation: Conversation) -> _Layout | TemplateError:
-        try:
-            return self._lay_out(conversation)
-        except TemplateError as error:
-            return error
+    def check_fast(self, conversation: Conversation) -> None:
+        """Compare fastokens with the tokenizers library on one conversation. Raises UserError when they differ."""
+        text = self.text(conversation)
+        if not np.array_equal(self._encoder.encode([text]).ids, self._encoder.encode_reference(text)):
+            raise UserError(f"fastokens encodes {text[:60]!r}... differently; set data.fast_tokenizer=false")
 
-    def _lay_out(self, conversation: Conversation) -> _Layout:
-        messages = conversation.messages()
-        found = self._template.render(messages, conversation.tools)
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        unsafe = self._holds_control_text(messages, conversation.tools)
-        contents: dict[int, Span] = {}
-        marked = len(found.generations) == len(turns) > 0
-        if unsafe or not marked:
-            located = self._template.render_contents(messages, conversation.tools, found.text)
-            if located is None:
-                raise TemplateError("the template's render does not show where the assistant's text lies")
-            contents = located.contents
-        trained = []
-        for number, i in enumerate(turns):
-            turn = conversation.turns[i]
-            span = found.generations[number] if marked else contents.get(i)
-            if span is not None and turn.train and turn.weight > 0:
-                trained.append((self._with_stop(found.text, span), turn.weight))
-        return _Layout(found.text, trained, contents, unsafe)
+    # -- places --------------------------------------------------------------------------------------------------
 
-    def _with_stop(self, text: str, span: Span) -> Span:
-        stop = self._stop_text
-        if stop and not text.endswith(stop, span[0], span[1]) and text.startswith(stop, span[1]):
-            return span[0], span[1] + len(stop)
-        return span
+    def _place(self, conversation: Conversation) -> _Placed:
+        turns, tools = conversation.turns, conversation.tools
+        if not tools and all(not t.tool_calls and t.role in ("user", "assistant") for t in turns):
+            messages: Sequence[Mapping[str, Any]] = [{"role": t.role, "content": t.content} for t in turns]
+            weights = [t.weight if t.train else 0.0 for t in turns]
+        else:
+            messages, tools, places = adapt(conversation.messages(), tools, self._can)
+            weights = _weights_of_turns(turns, places, len(messages))
+        simple = not tools and all(len(m) == 2 for m in messages)
+        contents = [m["content"] for m in messages]
+        plan = self._layouter.plan(messages, contents) if simple else None
+        unsafe = self._holds_control_text(messages, tools)
+        if plan is not None and not unsafe:
+            texts = plan.texts(contents)
+            text = "".join(texts)
+            sizes = map(len, texts) if text.isascii() else (len(t.encode()) for t in texts)
+            at = [0, *itertools.accumulate(sizes)]
+            return _Placed(text, [(at[a], at[b], weights[turn]) for turn, a, b in plan.trained if weights[turn]])
+        layout = plan.layout(contents) if plan else self._layouter.lay_out(messages, tools)
+        at = byte_offsets(layout.text)
+        spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
+        return _Placed(layout.text, spans, layout if unsafe else None)
 
     def _holds_control_text(self, messages: Messages, tools: Sequence[Any]) -> bool:
-        pattern = self._encoder.control_pattern
-        if any(pattern.search(m.get("content") or "") for m in messages):
+        holds = self._encoder.holds_control_text
+        if any(holds(m["content"]) for m in messages):
             return True
-        return bool(tools) and bool(pattern.search(str(tools)))
+        return any(holds(str(m["tool_calls"])) for m in messages if "tool_calls" in m) or (
+            bool(tools) and holds(str(tools))
+        )
 
-    def _encode_unsafe(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Encode between the template's own control tokens, so that the same text typed inside data stays text."""
-        data = sorted(layout.contents.values())
-        at_byte = byte_offsets(layout.text)
-        parts, position = [], 0
-        for match in [*self._encoder.control_pattern.finditer(layout.text), None]:
-            if match and any(start < match.end() and match.start() < end for start, end in data):
-                continue
-            end = match.start() if match else len(layout.text)
-            ids, starts, ends = self._encoder.encode_plain(layout.text[position:end])
-            parts.append((ids, starts + at_byte[position], ends + at_byte[position]))
-            if match:
-                control = np.array([self._encoder.control_tokens[match.group()]], np.int32)
-                parts.append((control, at_byte[[match.start()]], at_byte[[match.end()]]))
-                position = match.end()
-        ids, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return ids.astype(np.int32), starts, ends
+    def _encode_around(self, layout: Layout) -> Encoded:
+        if layout.contents is None:
+            raise TemplateError(
+                "a message holds a control token's text, and the chat template hides where that came to lie"
+            )
+        return self._encoder.encode_between_controls(layout.text, layout.contents)
+
+    def _render_mixed(self, placed: Sequence[_Placed | None], errors: dict[int, str]) -> RenderedBatch:
+        """A batch in which some conversations have errors or hold control tokens' text: one by one."""
+        ids, weights, counts = [np.empty(0, np.int32)], [np.empty(0, np.float32)], []
+        for i, one in enumerate(placed):
+            count = 0
+            if one is not None:
+                try:
+                    encoded = self._encode_around(one.layout) if one.layout else self._encoder.encode([one.text])
+                    ids.append(encoded.ids)
+                    weights.append(_weights(encoded, [one.spans]))
+                    count = len(encoded.ids)
+                except TemplateError as error:
+                    errors[i] = str(error)
+            counts.append(count)
+        offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        return RenderedBatch(np.concatenate(ids), np.concatenate(weights), offsets, errors)
 
     # -- what the template ends a turn with ------------------------------------------------------------------------
 
-    def _find_stop_text(self) -> str | None:
-        """The text from the end of an assistant's content through the control token that closes the turn."""
+    def _find_stop(self) -> None:
+        """Find the text from the end of an answer through the control token that closes the turn, and the stop ids."""
         probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        try:
-            plain = self._template.render(probe)
-            found = self._template.render_contents(probe, (), plain.text)
-        except TemplateError as error:
-            raise UserError(f"model.base: its chat template cannot render one question and answer: {error}") from error
-        if found is None or 1 not in found.contents:
-            return None
-        tail = plain.text[found.contents[1][1] :]
-        match = self._encoder.control_pattern.search(tail)
-        return tail[: match.end()] if match else None
-
-    def _find_stop_ids(self) -> tuple[int, ...]:
+        layout = self._layouter.lay_out(probe)
         stops = []
-        if self._stop_text:
-            match = self._encoder.control_pattern.search(self._stop_text)
-            assert match is not None
-            stops.append(self._encoder.control_tokens[match.group()])
+        pattern = self._encoder.control_pattern
+        if layout.contents:
+            tail = layout.text[layout.contents[-1][1] :]
+            match = pattern.search(tail)
+            if match:
+                self._layouter.stop = tail[: match.end()]
+                stops.append(self._encoder.control_tokens[match.group()])
         end = self.spec.named_tokens.get("eos_token")
         if end in self._encoder.control_tokens:
             stops.append(self._encoder.control_tokens[end])
-        return tuple(dict.fromkeys([*stops, *self.spec.extra_stop_ids]))
+        self.stop_ids = tuple(dict.fromkeys([*stops, *self.spec.extra_stop_ids]))
 
 
-def _weights(layout: _Layout, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _weights_of_turns(turns: Sequence[Turn], places: Sequence[int], count: int) -> list[float]:
+    weights = [0.0] * count
+    for turn, place in zip(turns, places, strict=True):
+        if turn.role == "assistant" and turn.train:
+            weights[place] = turn.weight
+    return weights
+
+
+def _weights(encoded: Encoded, spans: Sequence[Sequence[tuple[int, int, float]]]) -> np.ndarray:
     """Loss weight of each token from its byte offsets: a token belongs to a span that holds it whole."""
-    weights = np.zeros(len(starts), np.float32)
-    ascii_text = layout.text.isascii()
-    for (first, last), weight in layout.trained:
-        if not ascii_text:
-            first, last = len(layout.text[:first].encode()), len(layout.text[:last].encode())
-        left = np.searchsorted(starts, first)
-        right = np.searchsorted(ends, last, side="right")
-        weights[left:right] = weight
+    flat = [
+        (base + a, base + b, w) for base, some in zip(encoded.bases.tolist(), spans, strict=False) for a, b, w in some
+    ]
+    weights = np.zeros(len(encoded.ids), np.float32)
+    if not flat:
+        return weights
+    table = np.array(flat, np.float64)
+    first = np.searchsorted(encoded.starts, table[:, 0].astype(np.int64))
+    last = np.searchsorted(encoded.ends, table[:, 1].astype(np.int64), side="right")
+    counts = np.maximum(last - first, 0)
+    at = np.repeat(first - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(counts.sum())
+    weights[at] = np.repeat(table[:, 2].astype(np.float32), counts)
     return weights
 
 

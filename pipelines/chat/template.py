@@ -21,7 +21,7 @@ import jinja2.sandbox
 
 GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 MARKS = re.compile("[\ufdd0-\ufdd3]")
-_TURN_BASE = 0xE000  # a turn's number travels as one private-use character behind CONTENT_OPEN
+TURN_BASE = 0xE000  # a turn's number travels as one private-use character behind CONTENT_OPEN
 
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
@@ -66,18 +66,27 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
 def compile_template(source: str) -> jinja2.Template:
     """Compile in the sandbox and with the helpers that chat templates expect. Raises TemplateError on bad syntax."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    prepare_environment(environment)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from error
+
+
+def prepare_environment(environment: jinja2.Environment) -> None:
+    """Give an environment the tags, filters and functions that chat templates expect."""
+    environment.add_extension(_Generation)
+    environment.add_extension(jinja2.ext.loopcontrols)
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
 
 
 class ChatTemplate:
@@ -90,7 +99,7 @@ class ChatTemplate:
 
     def render(self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False) -> MarkedText:
         """One render of the messages as they are, generation blocks marked. `prompt` adds the generation prompt."""
-        return parse_marks(self._render(messages, tools, prompt))
+        return parse_marks(self.render_raw(messages, tools, prompt))
 
     def render_contents(
         self, messages: Messages, tools: Sequence[Any], plain: str, prompt: bool = False
@@ -103,14 +112,15 @@ class ChatTemplate:
         for trimmed in (set(), set(roles), *({role} for role in roles), *(set(roles) - {role} for role in roles)):
             marked = [_marked(m, i, m["role"] in trimmed) for i, m in enumerate(messages)]
             try:
-                found = parse_marks(self._render(marked, tools, prompt))
+                found = parse_marks(self.render_raw(marked, tools, prompt))
             except TemplateError:
                 continue
             if found.text == plain:
                 return found
         return None
 
-    def _render(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
+    def render_raw(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
+        """The render with its marks still in it."""
         try:
             return self._template.render(
                 messages=messages, tools=list(tools) or None, add_generation_prompt=prompt, **self._named_tokens
@@ -126,7 +136,7 @@ def _marked(message: Mapping[str, Any], turn: int, trimmed: bool) -> Mapping[str
     if not isinstance(content, str) or not content:
         return message
     content = content.strip() if trimmed else content
-    return {**message, "content": f"{CONTENT_OPEN}{chr(_TURN_BASE + turn)}{content}{CONTENT_CLOSE}"}
+    return {**message, "content": f"{CONTENT_OPEN}{chr(TURN_BASE + turn)}{content}{CONTENT_CLOSE}"}
 
 
 def parse_marks(marked: str) -> MarkedText:
@@ -148,7 +158,7 @@ def parse_marks(marked: str) -> MarkedText:
             generations.append((open_generation, length))
             open_generation = -1
         elif mark == CONTENT_OPEN and open_content < 0:
-            open_content, turn, position = length, ord(marked[position]) - _TURN_BASE, position + 1
+            open_content, turn, position = length, ord(marked[position]) - TURN_BASE, position + 1
         elif mark == CONTENT_CLOSE and open_content >= 0 and turn not in contents:
             contents[turn] = (open_content, length)
             open_content = -1

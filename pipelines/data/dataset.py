@@ -38,14 +38,7 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
     Ray must be initialised unless the artifact is found. Raises UserError for a missing source, a base without a
     tokenizer, too many unreadable rows, or a split that stays empty.
     """
-    files = find_files(recipe.data.sources)
-    renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
-    parents = {
-        "sources": digest_of([[f.source, f.kind, sha256_file(Path(f.path))] for f in files]),
-        "tokenizer": renderer.tokenizer_digest,
-        "template": renderer.template_digest,
-    }
-    key = digest_of({"version": SCHEMA_VERSION, "data": _shaping(recipe.data), **parents})
+    files, renderer, parents, key = _identify(recipe)
     found = store.find(KIND, key)
     if found:
         prepared = load_prepared(found)
@@ -58,6 +51,24 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
     prepared = load_prepared(found)
     progress.note(f"prepare: {_summary(prepared)} -> {prepared.ref.name}")
     return prepared
+
+
+def find_prepared(recipe: Recipe, store: Store) -> PreparedDataset | None:
+    """The finished artifact of the recipe's present sources, or None."""
+    found = store.find(KIND, _identify(recipe)[3])
+    return load_prepared(found) if found else None
+
+
+def _identify(recipe: Recipe) -> tuple[list[SourceFile], ChatRenderer, dict[str, str], str]:
+    """Source files, renderer, parents' digests and the artifact's key."""
+    files = find_files(recipe.data.sources)
+    renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
+    parents = {
+        "sources": digest_of([[f.source, f.kind, sha256_file(Path(f.path))] for f in files]),
+        "tokenizer": renderer.tokenizer_digest,
+        "template": renderer.template_digest,
+    }
+    return files, renderer, parents, digest_of({"version": SCHEMA_VERSION, "data": _shaping(recipe.data), **parents})
 
 
 def load_prepared(artifact: Artifact) -> PreparedDataset:

@@ -41,7 +41,7 @@ def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] |
 
 
 def _from_alpaca(row: Row) -> Conversation:
-    turns = _system(row)
+    turns = list(_system(row))
     for pair in row.get("history") or ():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError("history: each entry is a pair of question and answer")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.chat import ChatRenderer, Rendered, TemplateError
+from pipelines.chat import ChatRenderer, RenderedBatch, TemplateError
 from pipelines.contracts import Conversation
 from pipelines.data.formats import RowError, to_conversation
 from pipelines.data.sources import Chunk, RawRow, read_chunk
@@ -72,21 +72,20 @@ class ChunkTokenizer:
             except RowError as error:
                 lines.append(_rejected(raw.number, str(error), raw.text or _as_text(raw.value)))
         rendered = self._renderer.render_batch([s.conversation for s in samples])
-        kept: list[tuple[_Sample, Rendered]] = []
-        for sample, one in zip(samples, rendered, strict=True):
-            if isinstance(one, TemplateError):
-                lines.append(_rejected(sample.row, str(one), _as_text(sample.conversation.messages())))
-            elif not one.num_loss_tokens:
-                reason = "no token of it is trained"
-                lines.append(_rejected(sample.row, reason, _as_text(sample.conversation.messages())))
-            elif len(one.input_ids) > self._config.row_tokens:
-                lines.append({"row": sample.row, "fate": TOO_LONG, "sample_id": sample.sample_id})
-            else:
-                kept.append((sample, one))
-                lines.append(
-                    {"row": sample.row, "fate": sample.fate, "sample_id": sample.sample_id} | self._prompt(sample)
-                )
-        return _assemble(number, lines, [one for _, one in kept])
+        kept = np.ones(len(samples), bool)
+        lengths, trained = np.diff(rendered.offsets), _trained_counts(rendered)
+        for i, sample in enumerate(samples):
+            line: dict[str, Any] = {"row": sample.row, "fate": sample.fate, "sample_id": sample.sample_id}
+            if i in rendered.errors or not trained[i]:
+                reason = rendered.errors.get(i, "no token of it is trained")
+                line = _rejected(sample.row, reason, _as_text(sample.conversation.messages()))
+            elif lengths[i] > self._config.row_tokens:
+                line["fate"] = TOO_LONG
+            elif sample.fate == HELDOUT:
+                line |= self._prompt(sample)
+            kept[i] = line["fate"] in (TRAIN, HELDOUT)
+            lines.append(line)
+        return _assemble(number, lines, rendered, kept)
 
     def _sample(self, chunk: Chunk, raw: RawRow) -> _Sample:
         if raw.error:
@@ -148,24 +147,25 @@ def _as_text(value: Any) -> str:
     return json.dumps(value, default=str)[:2000]
 
 
-def _assemble(chunk: int, lines: list[dict[str, Any]], rendered: list[Rendered]) -> pa.Table:
-    """The lines as a table in row order; `rendered` belongs to the kept lines, in order."""
-    kept = [i for i, line in enumerate(lines) if line["fate"] in (TRAIN, HELDOUT)]
-    lengths = np.zeros(len(lines), np.int64)
-    lengths[kept] = [len(one.input_ids) for one in rendered]
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
+def _trained_counts(rendered: RenderedBatch) -> np.ndarray:
+    """Trained tokens of each conversation."""
+    before = np.concatenate(([0], np.cumsum(rendered.weights > 0)))
+    return np.diff(before[rendered.offsets])
+
+
+def _assemble(chunk: int, lines: list[dict[str, Any]], rendered: RenderedBatch, kept: np.ndarray) -> pa.Table:
+    """The lines as a table in row order; the rendered conversations belong to the last lines, in order."""
+    lengths = np.diff(rendered.offsets)
+    tokens = slice(None) if kept.all() else np.repeat(kept, lengths)
+    before = np.zeros(len(lines) - len(kept), np.int64)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(np.concatenate((before, lengths * kept))))))
     columns: dict[str, Any] = {
         "chunk": pa.array(np.full(len(lines), chunk)),
-        "input_ids": _lists(offsets, [one.input_ids for one in rendered], np.int32),
-        "loss_weights": _lists(offsets, [one.loss_weights for one in rendered], np.float32),
+        "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(rendered.ids[tokens])),
+        "loss_weights": pa.LargeListArray.from_arrays(offsets, pa.array(rendered.weights[tokens])),
     }
     for field in SCHEMA:
         if field.name not in columns:
             columns[field.name] = pa.array([line.get(field.name) for line in lines], field.type)
     table = pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
-    return table.sort_by("row")
-
-
-def _lists(offsets: np.ndarray, values: list[np.ndarray], dtype: type) -> pa.Array:
-    flat = np.concatenate(values) if values else np.empty(0, dtype)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(dtype, copy=False)))
+    return table if len(kept) == len(lines) else table.sort_by("row")
