@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
+from torch.nn import functional
 from transformers import AttentionInterface
 
 PACKED = "loraforge_packed"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as functional
+from torch.nn import functional
 
 from pipelines.train.batch import MicroBatch
 
