@@ -20,14 +20,17 @@ def models(store: Store, model: str | None = None) -> Table:
     if model is not None and model not in names:
         raise UserError(f"{model}: no such model in {store.uri}; there are {', '.join(names) or 'none yet'}")
     table = Table(title=f"models in {store.uri}", title_justify="left")
-    for column in ("version", "aliases", "held-out loss", "base", "exact match", "base", "made (UTC)"):
+    table.add_column("version", no_wrap=True)
+    for column in ("aliases", "loss", "base", "exact", "base", "made (UTC)"):
         table.add_column(column)
     for name in [model] if model else names:
         aliases = registry.aliases(name)
         for version in registry.versions(name):
             held = ", ".join(a.alias for a in aliases if a.version_id == version.id)
             figures = [_figure(version.metrics.get(k), f) for k, f in _FIGURES]
-            table.add_row(Text(version.id), Text(held, style="bold green"), *figures, version.created[:19])
+            table.add_row(
+                Text(version.id), Text(held, style="bold green"), *figures, version.created[:16].replace("T", " ")
+            )
     return table
 
 
@@ -35,9 +38,15 @@ def history(store: Store, model: str, alias: str = "production") -> Table:
     """Every move of an alias, oldest first."""
     table = Table(title=f"{model}:{alias}", title_justify="left")
     for column in ("revision", "action", "version", "when (UTC)", "why"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "version")
     for move in Registry(store).history(model, alias):
-        row = (str(move.alias.revision), move.action, move.alias.version_id, move.created[:19], move.reason)
+        row = (
+            str(move.alias.revision),
+            move.action,
+            move.alias.version_id,
+            move.created[:16].replace("T", " "),
+            move.reason,
+        )
         table.add_row(*(Text(cell) for cell in row))
     return table
 

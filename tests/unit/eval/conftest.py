@@ -44,6 +44,11 @@ def prepared(renderer: ChatRenderer, eval_store: Store) -> PreparedDataset:
     return write_prepared(eval_store, renderer, QUESTIONS)
 
 
+@pytest.fixture(scope="session")
+def nothing_held_out(renderer: ChatRenderer, eval_store: Store) -> PreparedDataset:
+    return write_prepared(eval_store, renderer, [])
+
+
 def write_prepared(store: Store, renderer: ChatRenderer, questions: list[str]) -> PreparedDataset:
     """Two samples a pack, as `prepare` writes them."""
     rows, prompts = [], []
@@ -66,7 +71,7 @@ def write_prepared(store: Store, renderer: ChatRenderer, questions: list[str]) -
         [*fixed.items(), ("sample_lengths", pa.list_(pa.int32())), ("sample_ids", pa.list_(pa.string()))]
     )
     half = len(rows) // 2
-    with store.writing("prepared", "1" * 64, parents={"source.sailor.json": "5" * 64}) as draft:
+    with store.writing("prepared", digest_of(questions), parents={"source.sailor.json": "5" * 64}) as draft:
         for shard, part in enumerate((rows[:half], rows[half:])):
             pq.write_table(pa.Table.from_pylist(part, schema=packed), draft.path / f"heldout-{shard:05d}.parquet")
         pq.write_table(pa.Table.from_pylist(prompts), draft.path / "heldout_samples.parquet")

@@ -118,8 +118,8 @@ def test_the_page_is_whole_escaped_and_fetches_nothing(report: EvalReport) -> No
     assert "| step 20 | 0.0" in markdown and "| 100.0% |" in markdown and report.heldout_digest in markdown
 
 
-def test_nothing_held_out_is_said_in_words(recipe: Recipe, store: Store, run: TrainingRun, renderer: Any) -> None:
-    from tests.unit.eval.conftest import write_prepared
-
+def test_nothing_held_out_is_said_in_words(
+    recipe: Recipe, eval_store: Store, nothing_held_out: PreparedDataset, run: TrainingRun
+) -> None:
     with pytest.raises(UserError, match="data.heldout_share"):
-        evaluate(recipe, store, write_prepared(store, renderer, []), run, Notes())
+        evaluate(recipe, eval_store, nothing_held_out, run, Notes())

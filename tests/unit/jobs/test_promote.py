@@ -1,0 +1,198 @@
+"""Gate and registry as one verb: promoted once, repeated without effect, lost without a trace, and taken back."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import save_file
+
+from jobs.evaluate import render_table
+from jobs.models import history, models, rollback
+from jobs.promote import git_commit, promote
+from pipelines.contracts import (
+    SILENT,
+    Answer,
+    ArtifactRef,
+    Checkpoint,
+    EvalReport,
+    PreparedDataset,
+    Score,
+    SplitStats,
+    TrainingRun,
+    UserError,
+    digest_of,
+)
+from pipelines.recipe import Recipe, parse_recipe
+from pipelines.registry import Registry
+from pipelines.storage import Store
+
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+SOURCES = {"source:a.json": "a" * 64, "source:b.json": "b" * 64}
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def bar(self, name: str, total: int | None = None) -> Any:
+        return SILENT.bar(name, total)
+
+
+@pytest.fixture
+def recipe(pocket_base: str) -> Recipe:
+    data = {"name": "sailor", "model": {"base": pocket_base}, "data": {"sources": ["unused.json"]}}
+    return parse_recipe({**data, "gate": {"margin": 0.1}})
+
+
+@pytest.fixture
+def prepared() -> PreparedDataset:
+    ref = ArtifactRef("prepared", "k" * 64, "d" * 64, "nowhere", SOURCES)
+    return PreparedDataset(ref, 64, SplitStats(1, 1, 1, 1), SplitStats(1, 1, 1, 1), {}, "", "")
+
+
+def trained(store: Store, *steps: int, b: float = 1.0) -> TrainingRun:
+    """A run whose checkpoints hold small adapters, one for each step."""
+    checkpoints = []
+    for step in steps:
+        with store.writing("checkpoints", digest_of([step, b])) as draft:
+            folder = draft.path / "adapter"
+            folder.mkdir()
+            a = np.full((2, 6), step, np.float32)
+            tensors = {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": np.full((4, 2), b, np.float32)}
+            save_file(tensors, str(folder / "adapter_model.safetensors"))
+            config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+        assert draft.ref is not None
+        checkpoints.append(Checkpoint(draft.ref, "run", step, {}))
+    return TrainingRun(checkpoints[0].ref, "run", steps[-1], tuple(checkpoints), {})
+
+
+def scored(run: TrainingRun, *losses: float) -> EvalReport:
+    base = Score("base", "base", 2.0, 0.0, 4, 40, (Answer("s", "Hi", "Aye", "[b]no[/b]", False),))
+    scores = [
+        Score(c.ref.digest, f"step {c.step}", loss, 0.5, 4, 40, (Answer("s", "Hi", "Aye", "Aye", True),))
+        for c, loss in zip(run.checkpoints, losses, strict=True)
+    ]
+    return EvalReport(ArtifactRef("evals", "k", "e" * 64, "nowhere"), (base, *scores), "h" * 64)
+
+
+def drawn(table: Any) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_winner_becomes_production_with_its_lineage(
+    recipe: Recipe, store: Store, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("c" * 40 + "\n")
+    run, notes = trained(store, 10, 20), Notes()
+    decision, version = promote(recipe, store, notes, prepared, run, scored(run, 1.5, 1.0), code=tmp_path)
+    assert decision.passed and version is not None
+    best = run.checkpoints[1]
+    assert version.lineage == {
+        "checkpoint": best.ref.digest,
+        "evals": "e" * 64,
+        "prepared": "d" * 64,
+        "prepared.source:a.json": "a" * 64,
+        "prepared.source:b.json": "b" * 64,
+        "recipe": recipe.digest,
+        "heldout": "h" * 64,
+        "git_commit": "c" * 40,
+    }
+    assert version.metrics["heldout_loss"] == 1.0 and version.metrics["base_heldout_loss"] == 2.0
+    registry = Registry(store)
+    assert registry.get("sailor:production") == version
+    weights = registry.adapter_dir(version) / "adapter_model.safetensors"
+    assert weights.read_bytes() == (Path(best.ref.uri) / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert notes.lines == [
+        "gate passed: step 20 beats the base: held-out loss 1.0000 against 2.0000, 50.0% lower (needs 10.0% lower)",
+        f"version {version.id}: promoted to production (revision 1)",
+    ]
+
+
+def test_repeating_it_moves_nothing(recipe: Recipe, store: Store, prepared: PreparedDataset) -> None:
+    run, notes = trained(store, 10), Notes()
+    first = promote(recipe, store, SILENT, prepared, run, scored(run, 1.0))
+    again = promote(recipe, store, notes, prepared, run, scored(run, 1.0))
+    assert again == first and again[1] is not None
+    assert notes.lines[-1] == f"version {again[1].id}: already production (revision 1), nothing moved"
+    assert len(Registry(store).history("sailor", "production")) == 1
+
+
+@pytest.mark.parametrize("loss", [1.9, 2.5, float("nan")])
+def test_a_loser_leaves_no_trace_and_raises_nothing(
+    recipe: Recipe, store: Store, prepared: PreparedDataset, loss: float
+) -> None:
+    run, notes = trained(store, 10), Notes()
+    decision, version = promote(recipe, store, notes, prepared, run, scored(run, loss))
+    assert not decision.passed and version is None
+    assert notes.lines == [f"gate not passed: {decision.reason}"]
+    assert Registry(store).models() == [] and Registry(store).alias("sailor", "production") is None
+
+
+def test_an_adapter_that_the_registry_refuses_is_not_promoted(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
+    run = trained(store, 10, b=float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        promote(recipe, store, SILENT, prepared, run, scored(run, 1.0))
+    assert Registry(store).alias("sailor", "production") is None
+
+
+def test_a_better_run_takes_over_and_can_be_taken_back(recipe: Recipe, store: Store, prepared: PreparedDataset) -> None:
+    old, new = trained(store, 10), trained(store, 20)
+    first = promote(recipe, store, SILENT, prepared, old, scored(old, 1.0))[1]
+    second = promote(recipe, store, SILENT, prepared, new, scored(new, 0.9))[1]
+    assert first is not None and second is not None
+    assert Registry(store).get("sailor") == second
+    notes = Notes()
+    assert rollback(store, notes, "sailor").version_id == first.id
+    assert notes.lines == [f"sailor:production rolled back to {first.id} (revision 3)"]
+    assert Registry(store).get("sailor") == first
+    rows = drawn(models(store)).splitlines()
+    assert ["production" in row for row in rows if "sailor@" in row] == [True, False]
+    assert "1.0000" in drawn(models(store, "sailor")) and "2.0000" in drawn(models(store))
+    assert [row.split("│")[2].strip() for row in drawn(history(store, "sailor")).splitlines() if "sailor@" in row] == [
+        "promote",
+        "promote",
+        "rollback",
+    ]
+    with pytest.raises(UserError, match="no version before it"):
+        rollback(store, SILENT, "sailor")
+    with pytest.raises(UserError, match="no such model.*there are sailor"):
+        models(store, "tailor")
+
+
+def test_the_table_shows_figures_answers_and_failures_as_they_are(store: Store) -> None:
+    run = trained(store, 10, 20)
+    report = scored(run, 1.0, float("nan"))
+    failed = dataclasses.replace(report.scores[2], error="out of memory")
+    text = drawn(render_table(dataclasses.replace(report, scores=(*report.scores[:2], failed))))
+    assert "2.0000" in text and "1.0000" in text and "50.0%" in text
+    assert "[b]no[/b]" in text and "Aye" in text
+    assert "out of memory" in text
+
+
+def test_the_commit_is_read_from_head_a_ref_or_packed_refs(tmp_path: Path) -> None:
+    git = tmp_path / ".git"
+    assert git_commit(None) is None and git_commit(tmp_path) is None
+    git.mkdir()
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert git_commit(tmp_path) is None
+    (git / "packed-refs").write_text(f"# pack-refs\n{'1' * 40} refs/heads/other\n{'2' * 40} refs/heads/main\n")
+    assert git_commit(tmp_path) == "2" * 40
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "refs" / "heads" / "main").write_text("3" * 40 + "\n")
+    assert git_commit(tmp_path) == "3" * 40
