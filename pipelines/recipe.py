@@ -7,7 +7,7 @@ directory. `Recipe.digest` covers the whole resolved recipe.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,6 +205,15 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{origin}: " + "; ".join(_explain(e, data) for e in error.errors())) from error
+
+
+def with_paths(recipe: Recipe, move: Callable[[str], str]) -> Recipe:
+    """The same recipe with `move` applied to the base and to every source path."""
+    data = recipe.model_dump()
+    data["model"]["base"] = move(data["model"]["base"])
+    for source in data["data"]["sources"]:
+        source["path"] = move(source["path"])
+    return Recipe.model_validate(data)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
