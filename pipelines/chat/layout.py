@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.chat.template import (
-    CONTENT_CLOSE,
     CONTENT_OPEN,
     GENERATION_CLOSE,
     GENERATION_OPEN,
@@ -24,9 +23,10 @@ from pipelines.chat.template import (
     Messages,
     Span,
     TemplateError,
+    mark_content,
     parse_marks,
 )
-from pipelines.chat.trace import AS_IS, LSTRIP, RSTRIP, STRIP, Trace, Tracer
+from pipelines.chat.trace import AS_IS, LSTRIP, RSTRIP, STRIP, Absence, Trace, Tracer
 
 _TRIM = {AS_IS: lambda text: text, STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
 _PLACEHOLDER = "the answer"
@@ -45,25 +45,41 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class PlannedAnswer:
+    """The pieces `first:last` of an answer, with `lead` characters of the piece before and the stop text of the next."""
+
+    turn: int
+    first: int
+    last: int
+    lead: int = 0
+    tail: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Fixed pieces and slots (turn, mode); `trained` tells the turn and the pieces `first:last` of every answer."""
+    """Fixed pieces and slots (turn, mode), and where the answers lie among them."""
 
     pieces: tuple[str | tuple[int, str], ...]
-    trained: tuple[tuple[int, int, int], ...]
-    absent: tuple[tuple[int, str], ...]
+    answers: tuple[PlannedAnswer, ...]
+    absent: tuple[Absence, ...]
 
     def fits(self, contents: Sequence[str]) -> bool:
-        return not any(part in contents[turn] for turn, part in self.absent)
+        return all(absence.holds(contents[absence.turn]) for absence in self.absent)
 
     def texts(self, contents: Sequence[str]) -> list[str]:
         """The pieces with the contents in them; their concatenation is the render."""
         return [p if type(p) is str else _TRIM[p[1]](contents[p[0]]) for p in self.pieces]
 
+    def spans(self, at: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(turn, start, end) of each answer where piece i begins at byte `at[i]`."""
+        return [(x.turn, at[x.first] - x.lead, at[x.last] + len(x.tail.encode())) for x in self.answers]
+
     def layout(self, contents: Sequence[str]) -> Layout:
         texts = self.texts(contents)
         at = [0, *itertools.accumulate(map(len, texts))]
         slots = tuple((at[i], at[i + 1]) for i, piece in enumerate(self.pieces) if type(piece) is not str)
-        return Layout("".join(texts), tuple((turn, at[a], at[b]) for turn, a, b in self.trained), slots)
+        trained = tuple((x.turn, at[x.first] - x.lead, at[x.last] + len(x.tail)) for x in self.answers)
+        return Layout("".join(texts), trained, slots)
 
 
 class Layouter:
@@ -87,17 +103,19 @@ class Layouter:
     def lay_out(self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False) -> Layout:
         """Run the template on the messages. Raises TemplateError when it refuses them or hides an answer."""
         found = self._template.render(messages, tools, prompt)
-        located = self._template.render_contents(messages, tools, found.text, prompt)
-        contents = tuple(sorted(located.contents.values())) if located else None
-        if prompt:
-            return Layout(found.text, (), contents)
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        inside = self._template.find_contents(messages, tools, found.text, prompt)
+        turns = [] if prompt else [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         spans = self._marked_answers(found.text, found.generations, messages, turns, tools)
         if spans is None:
-            inside = located.contents if located else {}
             spans = [self._unmarked_answer(found.text, inside.get(i), messages, i, tools) for i in turns]
-        trained = ((i, a, self._with_stop(found.text, a, b)) for i, (a, b) in zip(turns, spans, strict=True))
-        return Layout(found.text, tuple(trained), contents)
+        headers = [self._prompt_before(found.text, messages, i, tools) for i in turns]
+        trained = tuple(
+            (i, _start(found.text, header, a), self._with_stop(found.text, a, b))
+            for i, header, (a, b) in zip(turns, headers, spans, strict=True)
+        )
+        hidden = any(m["content"].strip() and i not in inside for i, m in enumerate(messages) if i not in turns)
+        contents = tuple(sorted({*inside.values(), *spans}))
+        return Layout(found.text, trained, None if hidden else contents)
 
     def _with_stop(self, text: str, start: int, end: int) -> int:
         """The end of the answer, moved behind the stop text when this follows the answer."""
@@ -117,8 +135,7 @@ class Layouter:
             answer = str(messages[i].get("content") or "").rpartition("</think>")[2].strip()
             if answer not in text[start:end]:
                 return None
-            header = self._prompt_before(text, messages, i, tools)
-            checked.append((max(start, header) if header is not None and header <= end else start, end))
+            checked.append((start, end))
         return checked
 
     def _prompt_before(self, text: str, messages: Messages, turn: int, tools: Sequence[Any]) -> int | None:
@@ -135,16 +152,16 @@ class Layouter:
         """An answer's span without marks: its content, or all between its generation prompt and the end of its turn."""
         if content is not None and not messages[turn].get("tool_calls"):
             return content
-        mark = {"role": "assistant", "content": f"{CONTENT_OPEN}{chr(TURN_BASE)}{_PLACEHOLDER}{CONTENT_CLOSE}"}
+        mark = mark_content({"role": "assistant", "content": _PLACEHOLDER}, turn)
         stand_in = [*messages[:turn], mark, *messages[turn + 1 :]]
         try:
             other = parse_marks(self._template.render_raw(stand_in, tools, False))
         except TemplateError:
             other = None
         start = self._prompt_before(text, messages, turn, tools)
-        if other is None or 0 not in other.contents or start is None:
+        if other is None or turn not in other.contents or start is None:
             raise TemplateError("the chat template's render does not show where an assistant turn's text lies")
-        after = other.text[other.contents[0][1] :]
+        after = other.text[other.contents[turn][1] :]
         if not text.endswith(after) or len(text) - len(after) < start:
             raise TemplateError("the chat template's render does not show where an assistant turn's text ends")
         return start, len(text) - len(after)
@@ -159,15 +176,14 @@ class Layouter:
         plan = self._plan_from(trace, [i for i, role in enumerate(roles) if role == "assistant"])
         if plan is None or not plan.fits(contents):
             return plan
-        # The trace proves the plan; running the template once on real contents proves the tracing.
+        # The trace proves the text; running the template once on real contents shows the places and proves the tracing.
         try:
-            return (
-                plan
-                if plan.layout(contents) == replace(self.lay_out(messages), contents=plan.layout(contents).contents)
-                else None
-            )
+            real = self.lay_out(messages)
         except TemplateError:
             return None
+        plan = _with_leads(plan, real, contents)
+        planned = plan.layout(contents)
+        return plan if (real.text, real.trained) == (planned.text, planned.trained) else None
 
     def _plan_from(self, trace: Trace, turns: Sequence[int]) -> Plan | None:
         """Cut a traced text at its marks; None when an answer cannot be placed in it."""
@@ -193,30 +209,32 @@ class Layouter:
         spans = generations if len(generations) == len(turns) else [[slots[i], slots[i] + 1] for i in turns]
         if any(not a <= slots[i] < b for i, (a, b) in zip(turns, spans, strict=True)):
             return None
-        return self._with_stops(pieces, list(zip(turns, spans, strict=True)), trace.absent)
-
-    def _with_stops(
-        self,
-        pieces: list[str | tuple[int, str]],
-        spans: list[tuple[int, list[int]]],
-        absent: tuple[tuple[int, str], ...],
-    ) -> Plan:
-        """Move each answer's end behind the stop text where this begins the next piece, cutting that piece in two."""
-        stop = self.stop
-        for number in range(len(spans) - 1, -1, -1):
-            _, span = spans[number]
-            after = pieces[span[1]] if span[1] < len(pieces) else None
-            before = pieces[span[1] - 1]
-            if not stop or (isinstance(before, str) and before.endswith(stop)):
-                continue
-            if isinstance(after, str) and after.startswith(stop):
-                pieces[span[1] : span[1] + 1] = [stop, after[len(stop) :]]
-                for _, later in spans[number + 1 :]:
-                    later[:] = [later[0] + 1, later[1] + 1]
-                span[1] += 1
-        return Plan(tuple(pieces), tuple((turn, a, b) for turn, (a, b) in spans), absent)
+        answers = []
+        for turn, (first, last) in zip(turns, spans, strict=True):
+            before, after = pieces[last - 1], pieces[last] if last < len(pieces) else ""
+            stop = self.stop or ""
+            has_it = isinstance(before, str) and before.endswith(stop)
+            tail = stop if not has_it and isinstance(after, str) and after.startswith(stop) else ""
+            answers.append(PlannedAnswer(turn, first, last, 0, tail))
+        return Plan(tuple(pieces), tuple(answers), trace.absent)
 
 
-def contents_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The messages' texts, "" where there is none."""
-    return [m["content"] for m in messages]
+def _start(text: str, header: int | None, start: int) -> int:
+    """Where an answer starts: never inside its generation prompt, and with the white space that follows the prompt.
+
+    Other text that the template writes between the prompt and the answer (an empty thought, say) is not the answer's.
+    """
+    if header is not None and (header > start or text[header:start].isspace()):
+        return header
+    return start
+
+
+def _with_leads(plan: Plan, real: Layout, contents: Sequence[str]) -> Plan:
+    """The plan with the white space before its answers that a real layout found to belong to them."""
+    answers = []
+    for answer, found, planned in zip(plan.answers, real.trained, plan.layout(contents).trained, strict=False):
+        before = plan.pieces[answer.first - 1] if answer.first else ""
+        lead = planned[1] - found[1]
+        fixed = isinstance(before, str) and 0 < lead <= len(before) and before.isascii()
+        answers.append(replace(answer, lead=lead) if fixed else answer)
+    return replace(plan, answers=tuple(answers))

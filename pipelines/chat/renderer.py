@@ -71,7 +71,7 @@ class ChatRenderer:
         try:
             template = ChatTemplate(source, spec.named_tokens)
             self._layouter = Layouter(template, Tracer(source, spec.named_tokens))
-            self._find_stop()
+            self._find_stop(template)
         except TemplateError as error:
             raise UserError(f"model.base: its chat template cannot be used: {error}") from error
         self._template = template
@@ -167,7 +167,7 @@ class ChatRenderer:
             text = "".join(texts)
             sizes = map(len, texts) if text.isascii() else (len(t.encode()) for t in texts)
             at = [0, *itertools.accumulate(sizes)]
-            return _Placed(text, [(at[a], at[b], weights[turn]) for turn, a, b in plan.trained if weights[turn]])
+            return _Placed(text, [(a, b, weights[turn]) for turn, a, b in plan.spans(at) if weights[turn]])
         layout = plan.layout(contents) if plan else self._layouter.lay_out(messages, tools)
         at = byte_offsets(layout.text)
         spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
@@ -207,18 +207,16 @@ class ChatRenderer:
 
     # -- what the template ends a turn with ------------------------------------------------------------------------
 
-    def _find_stop(self) -> None:
+    def _find_stop(self, template: ChatTemplate) -> None:
         """Find the text from the end of an answer through the control token that closes the turn, and the stop ids."""
         probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        layout = self._layouter.lay_out(probe)
+        text = template.render(probe).text
+        content = template.find_contents(probe, (), text).get(1)
+        match = self._encoder.control_pattern.search(text, content[1]) if content else None
         stops = []
-        pattern = self._encoder.control_pattern
-        if layout.contents:
-            tail = layout.text[layout.contents[-1][1] :]
-            match = pattern.search(tail)
-            if match:
-                self._layouter.stop = tail[: match.end()]
-                stops.append(self._encoder.control_tokens[match.group()])
+        if content and match:
+            self._layouter.stop = text[content[1] : match.end()]
+            stops.append(self._encoder.control_tokens[match.group()])
         end = self.spec.named_tokens.get("eos_token")
         if end in self._encoder.control_tokens:
             stops.append(self._encoder.control_tokens[end])

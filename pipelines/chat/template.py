@@ -101,23 +101,37 @@ class ChatTemplate:
         """One render of the messages as they are, generation blocks marked. `prompt` adds the generation prompt."""
         return parse_marks(self.render_raw(messages, tools, prompt))
 
-    def render_contents(
+    def find_contents(
         self, messages: Messages, tools: Sequence[Any], plain: str, prompt: bool = False
-    ) -> MarkedText | None:
-        """A second render that finds each turn's content, or None when no marking leaves the text as in `plain`.
+    ) -> dict[int, Span]:
+        """Where each turn's content lies in the render `plain`, by renders with marked contents.
 
-        Templates that trim are met by marking the trimmed text, for all turns or for the turns of some roles.
+        Templates that trim are met by marking the trimmed text. A turn whose text the template cuts or rebuilds is left
+        out; so are turns without text.
         """
         roles = sorted({str(m["role"]) for m in messages})
+        everything = range(len(messages))
         for trimmed in (set(), set(roles), *({role} for role in roles), *(set(roles) - {role} for role in roles)):
-            marked = [_marked(m, i, m["role"] in trimmed) for i, m in enumerate(messages)]
-            try:
-                found = parse_marks(self.render_raw(marked, tools, prompt))
-            except TemplateError:
-                continue
-            if found.text == plain:
-                return found
-        return None
+            found = self._marked_render(messages, tools, prompt, everything, trimmed)
+            if found and found.text == plain:
+                return found.contents
+        spans: dict[int, Span] = {}
+        for turn in everything:
+            for trimmed in (set(), set(roles)):
+                found = self._marked_render(messages, tools, prompt, [turn], trimmed)
+                if found and found.text == plain:
+                    spans |= found.contents
+                    break
+        return spans
+
+    def _marked_render(
+        self, messages: Messages, tools: Sequence[Any], prompt: bool, turns: Sequence[int], trimmed: set[str]
+    ) -> MarkedText | None:
+        marked = [mark_content(m, i, m["role"] in trimmed) if i in turns else m for i, m in enumerate(messages)]
+        try:
+            return parse_marks(self.render_raw(marked, tools, prompt))
+        except TemplateError:
+            return None
 
     def render_raw(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
         """The render with its marks still in it."""
@@ -131,7 +145,8 @@ class ChatTemplate:
             raise TemplateError(f"the chat template fails on the conversation: {error}") from error
 
 
-def _marked(message: Mapping[str, Any], turn: int, trimmed: bool) -> Mapping[str, Any]:
+def mark_content(message: Mapping[str, Any], turn: int, trimmed: bool = False) -> Mapping[str, Any]:
+    """The message with marks around its text."""
     content = message.get("content")
     if not isinstance(content, str) or not content:
         return message

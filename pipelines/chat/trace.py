@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jinja2
 import jinja2.sandbox
@@ -38,6 +38,7 @@ _ALLOWED_NODES = [
     "If",
     "Keyword",
     "List",
+    "Mod",
     "NSRef",
     "Name",
     "Neg",
@@ -77,11 +78,25 @@ class Inspected(Exception):
 
 
 @dataclass(frozen=True)
+class Absence:
+    """What a turn's text must not have: `part` anywhere, or one of its characters first or last (`place`)."""
+
+    turn: int
+    part: str
+    place: Literal["anywhere", "first", "last"] = "anywhere"
+
+    def holds(self, content: str) -> bool:
+        if self.place == "anywhere":
+            return self.part not in content
+        return content[:1] not in self.part if self.place == "first" else content[-1:] not in self.part
+
+
+@dataclass(frozen=True)
 class Trace:
-    """`text` with marks for the turns' texts; it holds for contents without any of the `absent` texts of their turn."""
+    """`text` with marks for the turns' texts; it holds for contents that have none of `absent`."""
 
     text: str
-    absent: tuple[tuple[int, str], ...]
+    absent: tuple[Absence, ...]
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
@@ -95,10 +110,10 @@ class _Text(str):
         return str.__str__(self)
 
     def __add__(self, other: str) -> _Text:
-        return _Text(_plain(self) + _plain(other))
+        return self if _plain(other) == "" else _Text(_plain(self) + _plain(other))
 
     def __radd__(self, other: str) -> _Text:
-        return _Text(_plain(other) + _plain(self))
+        return self if _plain(other) == "" else _Text(_plain(other) + _plain(self))
 
     def __bool__(self) -> bool:
         return True if _plain(self)[:1] not in ("", CONTENT_OPEN) else _refuse()
@@ -122,10 +137,10 @@ class _Turn(_Text):
 
     turn: int
     mode: str
-    absent: list[tuple[int, str]]
+    absent: list[Absence]
 
     @staticmethod
-    def make(turn: int, mode: str, absent: list[tuple[int, str]]) -> _Turn:
+    def make(turn: int, mode: str, absent: list[Absence]) -> _Turn:
         text = _Turn(f"{CONTENT_OPEN}{chr(TURN_BASE + turn)}{mode}{CONTENT_CLOSE}")
         text.turn, text.mode, text.absent = turn, mode, absent
         return text
@@ -143,20 +158,28 @@ class _Turn(_Text):
         return _refuse() if places else self._without(suffix)
 
     def strip(self, chars: str | None = None) -> _Text:
-        return _refuse() if chars is not None else _Turn.make(self.turn, STRIP, self.absent)
+        return self.lstrip(chars).rstrip(chars)
 
     def lstrip(self, chars: str | None = None) -> _Text:
-        mode = {AS_IS: LSTRIP, RSTRIP: STRIP}.get(self.mode, self.mode)
-        return _refuse() if chars is not None else _Turn.make(self.turn, mode, self.absent)
+        if chars is not None:
+            return self._untrimmed(chars, "first")
+        return _Turn.make(self.turn, {AS_IS: LSTRIP, RSTRIP: STRIP}.get(self.mode, self.mode), self.absent)
 
     def rstrip(self, chars: str | None = None) -> _Text:
-        mode = {AS_IS: RSTRIP, LSTRIP: STRIP}.get(self.mode, self.mode)
-        return _refuse() if chars is not None else _Turn.make(self.turn, mode, self.absent)
+        if chars is not None:
+            return self._untrimmed(chars, "last")
+        return _Turn.make(self.turn, {AS_IS: RSTRIP, LSTRIP: STRIP}.get(self.mode, self.mode), self.absent)
+
+    def _untrimmed(self, chars: str, place: Literal["first", "last"]) -> _Turn:
+        if self.mode != AS_IS or not isinstance(chars, str) or isinstance(chars, _Text):
+            raise Inspected
+        self.absent.append(Absence(self.turn, chars, place))
+        return self
 
     def _without(self, part: object) -> bool:
         if not isinstance(part, str) or isinstance(part, _Text) or not part:
             raise Inspected
-        self.absent.append((self.turn, part))
+        self.absent.append(Absence(self.turn, part))
         return False
 
 
@@ -199,7 +222,7 @@ class _TracingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Rewriter(jinja2.visitor.NodeTransformer):
-    """Python compares and joins strings without asking a stand-in: these two become filters of ours."""
+    """x"""
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
@@ -212,6 +235,14 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return nodes.Filter(node.nodes[0], "_concat", node.nodes[1:], [], None, None).set_lineno(node.lineno)
+
+    def visit_Mod(self, node: nodes.Mod) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(node.left, "_modulo", [node.right], [], None, None).set_lineno(node.lineno)
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    return left % right if isinstance(left, int) else _refuse()
 
 
 def _compare(left: Any, op: str, right: Any) -> bool:
@@ -264,7 +295,7 @@ class Tracer:
     def __post_init__(self) -> None:
         environment = _TracingEnvironment(trim_blocks=True, lstrip_blocks=True)
         prepare_environment(environment)
-        environment.filters |= {"_compare": _compare, "_concat": _concat}
+        environment.filters |= {"_compare": _compare, "_concat": _concat, "_modulo": _modulo}
         environment.tests = {n: _guarded_test(n, t) for n, t in environment.tests.items()}
         environment.filters = {n: _guarded(n, f) for n, f in environment.filters.items()}
         try:
@@ -276,7 +307,7 @@ class Tracer:
         """The render of a conversation of these roles, where `empty` tells which turns have no text."""
         if self._template is None:
             return None
-        absent: list[tuple[int, str]] = []
+        absent: list[Absence] = []
         messages = [
             {"role": role, "content": "" if none else _Turn.make(i, AS_IS, absent)}
             for i, (role, none) in enumerate(zip(roles, empty, strict=True))

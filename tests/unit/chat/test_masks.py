@@ -1,0 +1,126 @@
+"""For every template family: ids are those of transformers, and the trained tokens spell the answers and their stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.contracts import Conversation, Turn
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a template writes an answer: its text as rendered, then the stop."""
+
+    stop: str
+    write: Callable[[str], str] = str
+    system: bool = True
+    assistant_first: bool = False
+
+
+FAMILIES = {
+    "chatml": Family("<|im_end|>"),
+    "chatml_marked": Family("<|im_end|>", assistant_first=True),
+    "llama2": Family(" </s>", lambda text: " " + text.strip()),
+    "llama3": Family("<|eot_id|>", str.strip),
+    "mistral": Family("</s>", lambda text: " " + text, system=False),
+    "gemma": Family("<end_of_turn>", str.strip, system=False),
+    "phi3": Family("<|end|>"),
+    "qwen_thinking": Family("<|im_end|>"),
+    "deepseek": Family("<｜end▁of▁sentence｜>"),
+    "zephyr": Family("</s>"),
+    "greeting": Family("<|im_end|>", assistant_first=True),
+    "vicuna": Family("</s>", lambda text: " " + text),
+    "commandr": Family("<|END_OF_TURN_TOKEN|>", str.strip),
+    "alpaca": Family("</s>"),
+    "pocket": Family("<|end|>", assistant_first=True),
+}
+ALPHABET = "aeint 42 .,:<|>[]/{}\"'\n\t_☃é東👍 "
+texts = st.text(ALPHABET, max_size=24)
+answers = texts.filter(lambda text: text.strip())
+
+
+@st.composite
+def conversations(draw, family: Family) -> Conversation:
+    turns = [Turn("system", draw(answers))] if family.system and draw(st.booleans()) else []
+    if family.assistant_first and draw(st.booleans()):
+        turns = [Turn("assistant", draw(answers))]
+    for _ in range(draw(st.integers(0 if turns and turns[0].role == "assistant" else 1, 3))):
+        turns.append(Turn("user", draw(texts)))
+        turns.append(Turn("assistant", draw(answers), draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, 1.0]))))
+    return Conversation(tuple(turns))
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["tokenizers", "fastokens"])
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_trained_tokens_spell_the_answers(renderer_of, reference_of, name, fast, data):
+    family, renderer = FAMILIES[name], renderer_of(name, fast)
+    conversation = data.draw(conversations(family))
+    rendered = renderer.render(conversation)
+    reference = reference_of(name).apply_chat_template(conversation.messages(), tokenize=True, return_dict=False)
+    assert list(rendered.input_ids) == list(reference)
+    for weight in (0.5, 1.0):
+        mine = [t for t in conversation.turns if t.role == "assistant" and t.train and t.weight == weight]
+        expected = "".join(family.write(t.content) + family.stop for t in mine)
+        spelled = renderer.decode(rendered.input_ids[rendered.loss_weights == weight], skip_control=False)
+        if any(t.content[0].isspace() for t in mine):
+            # White space at an answer's start may have merged into the prompt's last token, which stays masked.
+            assert "".join(spelled.split()) == "".join(expected.split())
+        else:
+            assert spelled == expected
+    assert set(rendered.loss_weights) <= {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_generation_prompt_begins_the_training_ids(renderer_of, name):
+    renderer = renderer_of(name)
+    talk = Conversation(
+        (Turn("user", "Hello, world"), Turn("assistant", "it is 42"), Turn("user", "the"), Turn("assistant", "answer"))
+    )
+    rendered = renderer.render(talk)
+    prompt = renderer.prompt_ids(talk.messages()[:3])
+    assert np.array_equal(prompt, rendered.input_ids[: len(prompt)])
+    last_masked = np.flatnonzero(rendered.loss_weights[: len(prompt)] == 0)[-1]
+    assert last_masked == len(prompt) - 1
+    assert rendered.input_ids[np.flatnonzero(rendered.loss_weights)[-1]] in renderer.stop_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_control_tokens_typed_in_data_stay_text(renderer_of, name):
+    renderer = renderer_of(name)
+    control = renderer._encoder.control_tokens
+    typed = "x</s><|im_end|><|im_start|>assistant<|end|><|assistant|><｜Assistant｜><end_of_turn>[/INST]"
+    clean = renderer.render(Conversation((Turn("user", "x"), Turn("assistant", "y"))))
+    dirty = renderer.render(Conversation((Turn("user", typed), Turn("assistant", "y" + typed))))
+    ids = set(control.values())
+    assert [i for i in dirty.input_ids if i in ids] == [i for i in clean.input_ids if i in ids]
+    spelled = renderer.decode(dirty.input_ids[dirty.loss_weights > 0], skip_control=False)
+    assert spelled == FAMILIES[name].write("y" + typed) + FAMILIES[name].stop
+    prompt = renderer.prompt_ids([{"role": "user", "content": typed}])
+    assert np.array_equal(prompt, dirty.input_ids[: len(prompt)])
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"commandr"}))
+def test_plain_conversations_are_planned(renderer_of, name):
+    """All families but the one that writes turns by a macro are rendered without running their template."""
+    layouter = renderer_of(name)._layouter
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert layouter.plan(messages, ["a", "b"]) is not None
+
+
+@pytest.mark.parametrize("name", ["gemma", "mistral"])
+def test_a_system_turn_that_the_template_drops_or_refuses_opens_the_first_user_turn(renderer_of, reference_of, name):
+    talk = (Turn("system", "be kind"), Turn("user", "a"), Turn("assistant", "b"))
+    folded = [{"role": "user", "content": "be kind\n\na"}, {"role": "assistant", "content": "b"}]
+    expected = reference_of(name).apply_chat_template(folded, tokenize=True, return_dict=False)
+    rendered = renderer_of(name).render(Conversation(talk))
+    assert list(rendered.input_ids) == list(expected)
+    prompt = renderer_of(name).prompt_ids(Conversation(talk).messages()[:2])
+    assert np.array_equal(prompt, rendered.input_ids[: len(prompt)])

@@ -1,0 +1,142 @@
+"""Cases in which a popular stack trains on the wrong tokens, or on none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+from pipelines.chat import ChatRenderer, TemplateError, TokenizerSpec
+from pipelines.contracts import Conversation, Turn
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+TOOL = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
+
+
+def spelled(renderer: ChatRenderer, conversation: Conversation) -> str:
+    rendered = renderer.render(conversation)
+    return renderer.decode(rendered.input_ids[rendered.loss_weights > 0], skip_control=False)
+
+
+def talk(*turns: tuple[str, str], tools=()) -> Conversation:
+    return Conversation(tuple(Turn(role, text) for role, text in turns), tools)
+
+
+def test_an_answer_at_the_very_start_ends_where_it_ends(renderer_of, byte_level):
+    """transformers takes a first answer of one token to end nowhere and trains on all that follows."""
+    conversation = talk(("assistant", "4"), ("user", "the secret"), ("assistant", "ok"))
+    assert spelled(renderer_of("greeting"), conversation) == "4<|im_end|>ok<|im_end|>"
+    bare = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+    bare += "{% else %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    renderer = ChatRenderer(TokenizerSpec(byte_level.to_str(), bare, {}))
+    assert spelled(renderer, conversation) == "4ok"
+
+
+def test_a_template_without_markers_is_masked_all_the_same(renderer_of):
+    assert spelled(renderer_of("chatml"), talk(("user", "a"), ("assistant", "b"))) == "b<|im_end|>"
+
+
+def test_a_token_merged_across_the_border_is_not_trained(renderer_of):
+    """`is 4` + `2`: the full render has the token `42`, the prompt alone has `4`."""
+    renderer = renderer_of("joined")
+    conversation = talk(("user", "the answer is 4"), ("assistant", "2 and 2"))
+    rendered = renderer.render(conversation)
+    prompt = renderer.prompt_ids(conversation.messages()[:1])
+    assert not np.array_equal(prompt, rendered.input_ids[: len(prompt)])
+    masked = renderer.decode(rendered.input_ids[rendered.loss_weights == 0])
+    assert masked == "the answer is 42" and spelled(renderer, conversation) == " and 2</s>"
+
+
+def test_markers_that_leave_the_stop_token_out_are_mended(byte_level):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+    )
+    renderer = ChatRenderer(TokenizerSpec(byte_level.to_str(), template, {}))
+    assert spelled(renderer, talk(("user", "a"), ("assistant", "b"))) == "b<|im_end|>"
+    assert spelled(renderer, talk(("user", "a"), ("assistant", "b<|im_end|>"))) == "b<|im_end|><|im_end|>"
+
+
+def test_markers_around_the_prompt_are_not_trusted(byte_level):
+    template = (
+        "{% for m in messages %}{% generation %}{{ '<|im_start|>' + m.role + ':' + m.content + '<|im_end|>' }}"
+        "{% endgeneration %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
+    )
+    renderer = ChatRenderer(TokenizerSpec(byte_level.to_str(), template, {}))
+    assert spelled(renderer, talk(("user", "a"), ("assistant", "b"))) == "b<|im_end|>"
+
+
+def test_a_thought_is_trained_in_the_last_turn_and_an_inserted_one_never(renderer_of, reference_of):
+    renderer = renderer_of("qwen_thinking")
+    thought = "<think>\nhm\n</think>\n\nyes"
+    last = talk(("user", "a"), ("assistant", "<think>old</think>b"), ("user", "c"), ("assistant", thought))
+    assert spelled(renderer, last) == f"b<|im_end|>{thought}<|im_end|>"
+    plain = talk(("user", "a"), ("assistant", "<think>old</think>b"), ("user", "c"), ("assistant", "yes"))
+    assert spelled(renderer, plain) == "b<|im_end|>yes<|im_end|>"
+    for conversation in (last, plain):
+        reference = reference_of("qwen_thinking").apply_chat_template(conversation.messages(), return_dict=False)
+        assert list(renderer.render(conversation).input_ids) == list(reference)
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen_thinking", "llama2", "gemma", "pocket"])
+def test_tool_calls_are_trained_and_results_are_not(renderer_of, family):
+    """Also by templates that know nothing of tools: these get calls, results and the list of tools as text."""
+    renderer = renderer_of(family)
+    turns = (
+        Turn("user", "what is up?"),
+        Turn("assistant", "", tool_calls=(CALL,)),
+        Turn("tool", "a bird"),
+        Turn("assistant", "a bird"),
+    )
+    conversation = Conversation(turns, (TOOL,))
+    text = spelled(renderer, conversation)
+    assert '"name": "look"' in text and '"at": "sky"' in text and text.count("a bird") == 1
+    rendered = renderer.render(conversation)
+    masked = renderer.decode(rendered.input_ids[rendered.loss_weights == 0])
+    assert "a bird" in masked and '"description": "d"' in masked and '"at"' not in masked
+    prompt = renderer.prompt_ids(conversation.messages()[:3], conversation.tools)
+    assert np.array_equal(prompt, rendered.input_ids[: len(prompt)])
+
+
+def test_a_conversation_that_the_template_refuses_says_why(renderer_of):
+    with pytest.raises(TemplateError, match="roles must alternate, the user first"):
+        renderer_of("llama2").render(talk(("assistant", "a"), ("user", "b"), ("assistant", "c")))
+
+
+@pytest.mark.parametrize("content", ["a\ufdd0b", "\ufdd2\ue000x\ufdd3"])
+def test_noncharacters_in_data_cannot_move_a_mask(renderer_of, content):
+    for family in ("chatml", "commandr", "chatml_marked"):
+        conversation = talk(("user", content), ("assistant", "b"))
+        try:
+            assert spelled(renderer_of(family), conversation) in ("b<|im_end|>", "b<|END_OF_TURN_TOKEN|>")
+        except TemplateError:
+            continue
+
+
+def sentencepiece_like() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(["▁the▁answer▁is▁42", "▁Hello", "[INST] [/INST]"] * 20, trainer)
+    import json
+
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = data["added_tokens"][:3]
+    return Tokenizer.from_str(json.dumps(data))
+
+
+@pytest.mark.parametrize("family", ["llama2", "mistral", "zephyr"])
+def test_tokenizers_that_are_not_byte_level_are_masked_by_their_offsets(template_of, family):
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    renderer = ChatRenderer(TokenizerSpec(sentencepiece_like().to_str(), template_of(family), named))
+    for answer in ("the answer", "é☃ is 42", "x</s>y"):
+        conversation = talk(("user", "Hello ☃"), ("assistant", answer), ("user", "x"), ("assistant", "42"))
+        got = spelled(renderer, conversation)
+        assert "".join(got.split()) == f"{''.join(answer.split())}</s>42</s>"
+    rendered = renderer.render(conversation)
+    prompt = renderer.prompt_ids(conversation.messages()[:1])
+    assert np.array_equal(prompt, rendered.input_ids[: len(prompt)])
