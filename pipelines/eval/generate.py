@@ -6,10 +6,11 @@ failed and costs the others nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +53,9 @@ def score_batches(
     import ray.data
 
     dataset = ray.data.from_arrow([work_table([work]) for work in works])
-    dataset.context.enable_progress_bars = False
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
+    # Importing ray.data sets its logger to DEBUG: here it says what "ray" may say, no more.
+    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
     scored = dataset.map_batches(
         Scorer,
         fn_constructor_args=[spec],
@@ -64,7 +67,7 @@ def score_batches(
         max_restarts=0,  # an actor that dies fails the stage, which can be run again; Ray Data would restart for ever
     )
     for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield table.to_pylist()
+        yield cast(pa.Table, table).to_pylist()
 
 
 class Scorer:

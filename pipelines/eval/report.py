@@ -112,8 +112,8 @@ def _run(
 def _score(candidate: str, label: str, results: Sequence[Mapping[str, Any]], heldout: HeldoutSet) -> Score:
     """One candidate's batch results as its score."""
     losses = [r for r in results if r["kind"] == "loss" and not r["error"]]
-    weight = sum(r["weight"] for r in losses)
-    loss = sum(r["nll"] for r in losses) / weight if weight else math.nan
+    weight = math.fsum(r["weight"] for r in losses)  # fsum: the same whatever order the batches came back in
+    loss = math.fsum(r["nll"] for r in losses) / weight if weight else math.nan
     texts = {i: text for r in results if r["texts"] for i, text in zip(r["sample_ids"], r["texts"], strict=True)}
     answers = tuple(
         Answer(p.sample_id, p.text, p.reference, texts[p.sample_id], is_exact(texts[p.sample_id], p.reference))

@@ -38,7 +38,8 @@ def write_adapter(folder: Path, seed: int = 0, tensors: dict[str, Any] | None = 
 
 def register(registry: Registry, adapter: Path, model: str = "bot", **given: Any) -> Any:
     facts: dict[str, Any] = {"base": "pocket", "base_fingerprint": "f" * 64, "lineage": {"prepared": "a" * 64}}
-    return registry.register(model, adapter, **(facts | {"metrics": {"heldout_loss": 0.5}} | given))
+    facts |= {"metrics": {"heldout_loss": 0.5}, **given}
+    return registry.register(model, adapter, **facts)
 
 
 @pytest.fixture
@@ -286,7 +287,7 @@ def test_of_sixteen_processes_exactly_one_wins_each_revision(registry: Registry,
     done.set()
     reader.join(60)
     assert [p.exitcode for p in (reader, *writers)] == [0] * (1 + NUM_WRITERS)
-    assert list(wins) == [1] * NUM_ROUNDS
+    assert wins[:] == [1] * NUM_ROUNDS
     moves = registry.history("bot", "production")
     assert [m.alias.revision for m in moves] == list(range(1, NUM_ROUNDS + 1))
     assert all(m.reason == m.alias.version_id for m in moves)

@@ -88,6 +88,8 @@ def trained_adapter(recipe: Recipe, renderer: ChatRenderer, tmp_path_factory: py
     from pipelines.model.base import load_base
     from pipelines.model.lora import attach, save_adapter, trainable
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model = attach(load_base(recipe.model), recipe.lora, seed=0)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
     turns = [Conversation((Turn("user", q), Turn("assistant", ANSWER))) for q in QUESTIONS]
@@ -96,10 +98,11 @@ def trained_adapter(recipe: Recipe, renderer: ChatRenderer, tmp_path_factory: py
     ids = torch.tensor(np.stack([np.pad(r.input_ids, (0, longest - len(r.input_ids))) for r in rendered])).long()
     weights = np.stack([np.pad(r.loss_weights, (0, longest - len(r.loss_weights))) for r in rendered])
     labels = torch.where(torch.tensor(weights) > 0, ids, -100)
-    for _ in range(25):
+    for _ in range(12):
         model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     folder = tmp_path_factory.mktemp("trained") / "adapter"
     save_adapter(model, folder, recipe.model.base)
     return folder

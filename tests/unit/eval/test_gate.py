@@ -90,14 +90,14 @@ def test_a_failed_candidate_never_passes_and_is_named(metric: str, bad: Score) -
 
 @pytest.mark.parametrize("base", [score("base", math.nan), score("base", 2.0, 0.0, "out of memory")])
 def test_a_failed_base_lets_nobody_pass(base: Score) -> None:
-    decision = decide(GateConfig(), report(base, score("step 10", 1.0)))
+    decision = decide(GateConfig(margin=0.1), report(base, score("step 10", 1.0)))
     assert not decision.passed and "the base has no finite score" in decision.reason
 
 
 def test_a_report_without_answers_can_be_judged_by_its_loss_only() -> None:
     silent = report(score("base", 2.0, math.nan), score("step 10", 1.0, math.nan))
-    assert decide(GateConfig(metric="heldout_loss"), silent).passed
-    assert not decide(GateConfig(metric="exact_match"), silent).passed
+    assert decide(GateConfig(metric="heldout_loss", margin=0.1), silent).passed
+    assert not decide(GateConfig(metric="exact_match", margin=0.1), silent).passed
 
 
 def test_every_further_rival_must_be_beaten_too() -> None:
