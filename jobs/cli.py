@@ -180,6 +180,45 @@ def demo(
         demo(loaded, opened, ConsoleProgress(), questions)
 
 
+@app.command()
+def submit(
+    recipe: RecipePath,
+    address: Annotated[
+        str, typer.Option("--address", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard")
+    ],
+    overrides: Overrides = None,
+    store: Annotated[str, typer.Option("--store", metavar="URI", help="reachable from the cluster")] = DEFAULT_STORE,
+    shared: Annotated[
+        list[Path] | None, typer.Option("--shared", metavar="DIR", help="a folder that every node sees; not uploaded")
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="show the job's log until it ends")] = True,
+    verbose: Verbose = False,
+) -> None:
+    """Run a recipe as a job of a Ray cluster; the same submission twice is one job. Exit code: the job's."""
+    from jobs.cluster import quiet
+    from jobs.console import ConsoleProgress
+    from jobs.submit import submit
+    from pipelines.recipe import load_recipe
+    from pipelines.storage import Store
+
+    quiet(verbose)
+    store_uri = Store(store).uri
+    job = submit(load_recipe(recipe, overrides or ()), store_uri, address, ConsoleProgress(), follow, shared or ())
+    failed = job.status in ("FAILED", "STOPPED")
+    raise typer.Exit((job.exit_code or 1) if failed else 0)
+
+
+@app.command()
+def doctor(store: StoreUri = DEFAULT_STORE) -> None:
+    """Check Python, packages, CPU, GPU, Ray and disks; exit code 2 when something stands in the way."""
+    from jobs.console import ConsoleProgress
+    from jobs.doctor import BLOCKER, doctor, render
+
+    checks = doctor(Path(store))
+    ConsoleProgress().console.print(render(checks))
+    raise typer.Exit(2 if any(check.verdict == BLOCKER for check in checks) else 0)
+
+
 def main() -> None:
     """Run the command line; a UserError becomes one line on stderr and exit code 2."""
     try:
