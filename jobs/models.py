@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.table import Table
 from rich.text import Text
 
@@ -11,7 +13,7 @@ from pipelines.storage import Store
 
 
 def models(store: Store, model: str | None = None) -> Table:
-    """Every version of one model or of all, oldest first, with its figures and the aliases that stand at it.
+    """Every version of one model or of all, oldest first, with the base's figures, its own, and its aliases.
 
     Raises UserError for a model that has no version.
     """
@@ -20,14 +22,13 @@ def models(store: Store, model: str | None = None) -> Table:
     if model is not None and model not in names:
         raise UserError(f"{model}: no such model in {store.uri}; there are {', '.join(names) or 'none yet'}")
     table = Table(title=f"models in {store.uri}", title_justify="left")
-    table.add_column("version", no_wrap=True)
-    for column in ("aliases", "loss", "base", "exact", "base", "made (UTC)"):
-        table.add_column(column)
+    for column in ("version", "aliases", "held-out loss", "exact match", "made (UTC)"):
+        table.add_column(column, no_wrap=column in ("version", "aliases"))
     for name in [model] if model else names:
         aliases = registry.aliases(name)
         for version in registry.versions(name):
             held = ", ".join(a.alias for a in aliases if a.version_id == version.id)
-            figures = [_figure(version.metrics.get(k), f) for k, f in _FIGURES]
+            figures = [_change(version.metrics, metric, form) for metric, form in _FIGURES]
             table.add_row(
                 Text(version.id), Text(held, style="bold green"), *figures, version.created[:16].replace("T", " ")
             )
@@ -58,13 +59,10 @@ def rollback(store: Store, progress: Progress, model: str, alias: str = "product
     return moved
 
 
-_FIGURES = (
-    ("heldout_loss", ".4f"),
-    ("base_heldout_loss", ".4f"),
-    ("exact_match", ".1%"),
-    ("base_exact_match", ".1%"),
-)
+_FIGURES = (("heldout_loss", ".4f"), ("exact_match", ".1%"))
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _change(metrics: Mapping[str, float], name: str, form: str) -> str:
+    """A figure of the base and of the version on the same held-out set."""
+    pair = (metrics.get(f"base_{name}"), metrics.get(name))
+    return " → ".join("-" if value is None else format(value, form) for value in pair)
