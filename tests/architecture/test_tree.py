@@ -1,0 +1,146 @@
+"""What is in the repository: README's tree is true, files are small and documented, recipes load, the cluster file fits."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("pipelines", "jobs", "serve_app")
+MAX_LINES = 300
+MAX_FILE_BYTES = 8 << 20
+
+
+def tracked() -> list[Path]:
+    """Files of the repository, those about to be added included; in a copy without git, every file."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file()]
+    else:
+        names = [name for name in listed.stdout.split("\0") if name]
+    hidden = {".venv", ".git", "build", "__pycache__"}
+    return [ROOT / name for name in names if not hidden & set(Path(name).parts) and (ROOT / name).is_file()]
+
+
+def sources() -> list[Path]:
+    return [p for p in tracked() if p.suffix == ".py" and p.relative_to(ROOT).parts[0] in PACKAGES]
+
+
+def readme_tree() -> list[str]:
+    """The paths of README's tree; an entry is indented by two spaces for each folder above it."""
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- tree -->\n```\w*\n(.*?)```", text, re.DOTALL)
+    assert block, "README.md has no tree between <!-- tree --> and the end of its code block"
+    paths, parents = [], []
+    for line in block[1].splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        assert len(line.split()) > 1, f"README.md: {name} has no clause"
+        parents[depth:] = [name.rstrip("/")]
+        paths.append("/".join(parents))
+    return paths
+
+
+def test_readme_tree_is_on_the_disk() -> None:
+    missing = [path for path in readme_tree() if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_every_source_file_and_folder_is_in_the_readme_tree() -> None:
+    listed = set(readme_tree())
+    wanted = {str(p.relative_to(ROOT)) for p in sources() if p.name != "__init__.py"}
+    wanted |= {p.relative_to(ROOT).parts[0] for p in tracked()} - {".gitignore", ".ci"}
+    assert not wanted - listed
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_recipe_loads_and_is_named_base_method_data_hardware(path: Path) -> None:
+    recipe = load_recipe(path)
+    base, method, _, hardware = path.stem.split("_")
+    assert method == ("qlora" if recipe.model.quantization == "nf4" else "lora")
+    assert (hardware == "cpu") == (recipe.resources.gpus_per_worker == 0)
+    assert base.replace("-", "") in recipe.model.base.lower().replace("-", "")
+    if hardware.startswith(tuple("123456789")):
+        assert recipe.resources.workers * recipe.resources.gpus_per_worker == int(hardware.split("x")[0])
+
+
+def public_definitions(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    tree = ast.parse(path.read_text())
+    yield "the module", tree
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name, node
+
+
+def test_everything_public_has_a_docstring() -> None:
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources()
+        for name, node in public_definitions(path)
+        if not ast.get_docstring(node)  # type: ignore[arg-type]
+        and not (path.name == "__init__.py" and not path.read_text().strip())
+    ]
+    assert not missing
+
+
+def test_no_source_file_is_a_grab_bag() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in sources() if (n := len(p.read_text().splitlines())) > MAX_LINES}
+    assert not long
+
+
+def test_no_tracked_file_is_large_or_names_a_machines_path() -> None:
+    machine = re.compile(rb"(?<![\w.])/(?:root|home/(?!ray/)\w+|Users|work|tmp/\w+)/\w")
+    wrong = []
+    for path in tracked():
+        data = path.read_bytes()
+        if len(data) > MAX_FILE_BYTES:
+            wrong.append(f"{path.relative_to(ROOT)}: {len(data)} bytes")
+        if b"\0" not in data[:4096] and (found := machine.search(data)):
+            wrong.append(f"{path.relative_to(ROOT)}: {found[0].decode()}...")
+    assert not wrong
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, jobs.cli as c\n"
+        "try: c.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'transformers', 'peft', 'deepspeed', 'numpy', 'pyarrow', 'openai', 'pydantic'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "doctor" in shown and shown.splitlines()[-1] == "HEAVY []"
+
+
+def test_cluster_file_is_valid_for_rays_launcher_and_asks_for_a_token() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    given = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    config = prepare_config(given)
+    validate_config(config)
+    gpu = config["available_node_types"]["gpu"]
+    assert gpu["min_workers"] == 0 < gpu["max_workers"]
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    started = [command for command in starts if "ray start" in command]
+    assert len(started) == 2 and all(command.startswith("RAY_AUTH_MODE=token ") for command in started)
+    assert "--dashboard-host=127.0.0.1" in started[0]
+    missing = [p for p in given["file_mounts"].values() if not p.startswith("~") and not (ROOT / p).is_file()]
+    assert not missing
+
+
+def test_cluster_images_carry_the_pinned_ray() -> None:
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    images = re.findall(r"rayproject/ray:([\d.]+)-py311", (ROOT / "cluster.yaml").read_text())
+    assert pinned and images and set(images) == {pinned[1]}
