@@ -1,0 +1,11 @@
+"""Artifact folders on a local disk or an object store: written whole or not at all, with the manifest last.
+
+A store is a folder tree `STORE/<kind>/<key12>/` whose `manifest.json` names every file with its size and sha256. A local
+artifact is built under a hidden temporary name, synced and renamed; on an object store the files go up first and the
+manifest last. A folder without a manifest is not an artifact, whatever lies in it.
+"""
+
+from pipelines.storage.folders import MANIFEST, sha256_file, sync_tree, verify
+from pipelines.storage.store import Artifact, Draft, Store
+
+__all__ = ["MANIFEST", "Artifact", "Draft", "Store", "sha256_file", "sync_tree", "verify"]
