@@ -189,9 +189,7 @@ class Answer:
 @dataclass(frozen=True)
 class Score:
     """A candidate's held-out results. `candidate` is "base" or a checkpoint's digest; `exact_match` is a share 0..1.
-
-    `error` says why a candidate could not be scored; its numbers are NaN then, and it can never be promoted.
-    """
+    `error` says why it could not be scored; its numbers are NaN then, and it can never be promoted."""
 
     candidate: str
     label: str
