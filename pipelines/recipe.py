@@ -9,126 +9,46 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.contracts import UserError, digest_of
+from pipelines.sections import (
+    AuditConfig,
+    DataConfig,
+    EvalConfig,
+    GateConfig,
+    LoraConfig,
+    ModelConfig,
+    RegistryConfig,
+    ResourcesConfig,
+    Section,
+    ServeConfig,
+    SourceConfig,
+    TrainConfig,
+)
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
-
-
-class ModelConfig(Section):
-    """The frozen base."""
-
-    base: str = Field(description="folder with config.json and safetensors, or a Hub id")
-    revision: str | None = Field(None, description="Hub revision; leave empty for a folder")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
-    quantization: Literal["none", "nf4"] = Field("none", description="nf4: QLoRA, 4-bit base with double quantization")
-
-
-class LoraConfig(Section):
-    """The adapter: W0 x + scale B A x with scale = alpha / r, or alpha / sqrt(r) with rslora."""
-
-    r: int = Field(8, ge=1, le=1024)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Literal["qv", "attention", "all-linear"] | list[str] = Field(
-        "all-linear", description="a preset or module names such as [q_proj, v_proj]"
-    )
-    rslora: bool = False
-
-
-class SourceConfig(Section):
-    """One file, glob or folder of rows."""
-
-    path: str
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "question_answer"] = "auto"
-    split: Literal["auto", "train", "heldout"] = Field("auto", description="auto: by content hash, see heldout_share")
-
-
-class DataConfig(Section):
-    sources: list[SourceConfig] = Field(min_length=1)
-    heldout_share: float = Field(0.05, ge=0, le=0.5, description="of rows whose source has split: auto")
-    row_tokens: int = Field(2048, ge=16, description="length of one pack")
-    max_rejects_share: float = Field(0.01, ge=0, le=1, description="fail above this share of unreadable rows")
-    seed: int = 0
-    workers: int | None = Field(None, ge=1, description="preparing tasks at a time; empty: as many as the CPUs allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _source_strings(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("sources"), str):
-            data = {**data, "sources": [data["sources"]]}
-        if isinstance(data, dict) and isinstance(data.get("sources"), list):
-            data = {**data, "sources": [{"path": s} if isinstance(s, str) else s for s in data["sources"]]}
-        return data
-
-
-class TrainConfig(Section):
-    """One optimizer step sees `global_batch` packs over all workers, `micro_batch` of them in one forward."""
-
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="stop earlier than the epochs say")
-    global_batch: int = Field(8, ge=1, description="packs a step over all workers")
-    micro_batch: int = Field(1, ge=1, description="packs a forward")
-    lr: float = Field(2e-4, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_share: float = Field(0.03, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    zero: Literal[0, 1, 2, 3] = 2
-    save_every: int = Field(50, ge=1, description="steps between checkpoints; the last step is always saved")
-    keep: int = Field(2, ge=1, description="checkpoints kept, best held-out loss first")
-    max_failures: int = Field(3, ge=0, description="worker deaths survived before the run is given up")
-    seed: int = 0
-
-
-class EvalConfig(Section):
-    max_samples: int = Field(64, ge=1, description="held-out samples that are answered; the loss is over all")
-    max_new_tokens: int = Field(128, ge=1)
-    batch_size: int = Field(32, ge=1, description="prompts generated together")
-    actors: int = Field(1, ge=1, description="processes that load the base and share the work")
-
-
-class GateConfig(Section):
-    """A candidate passes when it beats the base by `margin` on `metric`."""
-
-    metric: Literal["heldout_loss", "exact_match"] = "heldout_loss"
-    margin: float = Field(0.01, ge=0, description="loss: share of the base's loss; exact match: difference of shares")
-
-
-class RegistryConfig(Section):
-    model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="name in the registry")
-    alias: str = Field("production", pattern=r"^[a-z][a-z0-9-]{0,31}$")
-
-
-class ServeConfig(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
-    models: list[str] = Field(
-        default_factory=list, description="registry names served as adapters; empty: every one made on this base"
-    )
-    merged: list[str] = Field(
-        default_factory=list, description="registry names served from a merged copy as NAME-merged"
-    )
-    max_batch: int = Field(16, ge=1, description="requests decoded together by one replica")
-    max_model_tokens: int = Field(1024, ge=16, description="prompt and answer together")
-    replicas: int = Field(1, ge=1)
-
-
-class ResourcesConfig(Section):
-    """What the run takes from the Ray cluster."""
-
-    workers: int = Field(1, ge=1, description="training workers, one process each")
-    cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    data_cpus: float = Field(1.0, gt=0, description="CPUs of one data or evaluation task")
-    serve_cpus: float = Field(1.0, ge=0)
-    serve_gpus: float = Field(0.0, ge=0)
+__all__ = [
+    "AuditConfig",
+    "DataConfig",
+    "EvalConfig",
+    "GateConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "Recipe",
+    "RegistryConfig",
+    "ResourcesConfig",
+    "Section",
+    "ServeConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "load_recipe",
+    "parse_recipe",
+    "valid_keys",
+    "with_paths",
+]
 
 
 class Recipe(Section):
@@ -259,6 +179,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         sources = [sources] if isinstance(sources, str) else sources
         if isinstance(sources, list):
             section["sources"] = [_source(s, folder) for s in sources]
+    if isinstance(section, dict) and isinstance(section.get("benchmarks"), list):
+        section["benchmarks"] = [_absolute(p, folder) if isinstance(p, str) else p for p in section["benchmarks"]]
 
 
 def _source(source: Any, folder: Path) -> Any:
