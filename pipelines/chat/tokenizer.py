@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.contracts import UserError, digest_of
+from pipelines.storage import local_base_dir
 
 # Classes that take tokenizer.json as it stands; every other class may rebuild the pipeline in Python first.
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -34,17 +35,13 @@ class TokenizerSpec:
 
 def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
     """Read a base's tokenizer from a folder or the Hub. Raises UserError when it cannot be reached or has none."""
-    folder = Path(base)
-    looks_local = base.startswith(("/", ".", "~")) or base.count("/") > 1
-    if looks_local and not folder.is_dir():
-        raise UserError(f"model.base={base}: no such folder; set a folder with a model, or a Hub id such as org/name")
-    if folder.is_dir():
-        if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
-            raise UserError(f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json")
-        config = _read_json(folder / "tokenizer_config.json")
-        if config.get("tokenizer_class") in _GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
-            return _from_folder(folder, config)
-    return _from_transformers(base, revision)
+    folder = local_base_dir(base, revision)
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json")
+    config = _read_json(folder / "tokenizer_config.json")
+    if config.get("tokenizer_class") in _GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
+        return _from_folder(folder, config)
+    return _from_transformers(base, folder)
 
 
 def _from_folder(folder: Path, config: dict[str, Any]) -> TokenizerSpec:
@@ -58,17 +55,14 @@ def _from_folder(folder: Path, config: dict[str, Any]) -> TokenizerSpec:
     return TokenizerSpec(text, template, named, _generation_stops(folder))
 
 
-def _from_transformers(base: str, revision: str | None) -> TokenizerSpec:
+def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model.base={base}: its tokenizer cannot be loaded ({reason}); set a folder, or check the id, the network "
-            "and HF_TOKEN"
-        ) from error
+        raise UserError(f"model.base={base}: its tokenizer cannot be loaded ({reason})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so offsets are unknown")
@@ -76,9 +70,7 @@ def _from_transformers(base: str, revision: str | None) -> TokenizerSpec:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
-    folder = Path(base)
-    stops = _generation_stops(folder) if folder.is_dir() else ()
-    return TokenizerSpec(backend.to_str(), template, named, stops)
+    return TokenizerSpec(backend.to_str(), template, named, _generation_stops(folder))
 
 
 def _generation_stops(folder: Path) -> tuple[int, ...]:

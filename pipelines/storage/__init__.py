@@ -6,6 +6,7 @@ manifest last. A folder without a manifest is not an artifact, whatever lies in 
 """
 
 from pipelines.storage.folders import MANIFEST, sha256_file, sync_tree, verify
+from pipelines.storage.hub import local_base_dir
 from pipelines.storage.store import Artifact, Draft, Store
 
-__all__ = ["MANIFEST", "Artifact", "Draft", "Store", "sha256_file", "sync_tree", "verify"]
+__all__ = ["MANIFEST", "Artifact", "Draft", "Store", "local_base_dir", "sha256_file", "sync_tree", "verify"]

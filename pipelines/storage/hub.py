@@ -1,0 +1,42 @@
+"""The folder with a base model's files: the user's own, or the Hub's snapshot of it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from pipelines.contracts import UserError
+
+_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*")
+
+
+def local_base_dir(base: str, revision: str | None = None) -> Path:
+    """The folder with a base's files: `base` itself, or the Hub snapshot, fetched once into the Hub's own cache.
+
+    Raises UserError when neither a model folder nor a reachable Hub id is given.
+    """
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.base={base}: the folder holds no config.json, so it is no model")
+        return folder
+    if base.startswith(("/", ".", "~")) or base.count("/") > 1:
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {folder.parent / near[0]}?" if near else "set a model's folder or a Hub id such as org/name"
+        raise UserError(f"model.base={base}: no such folder; {hint}")
+    return _snapshot(base, revision)
+
+
+def _snapshot(base: str, revision: str | None) -> Path:
+    import huggingface_hub
+    import huggingface_hub.errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(base, revision=revision, allow_patterns=list(_PATTERNS)))
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.base={base}: not a folder, and the Hub did not give it ({reason}); "
+            "set a folder, or check the id, the network and HF_TOKEN"
+        ) from error
