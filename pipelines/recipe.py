@@ -7,7 +7,7 @@ directory. `Recipe.digest` covers the whole resolved recipe.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Recipe:
-        if self.train.global_batch % self.train.micro_batch:
-            raise ValueError(
-                f"train.global_batch={self.train.global_batch} is not a multiple of "
-                f"train.micro_batch={self.train.micro_batch}: set global_batch to a multiple"
-            )
-        if self.model.quantization == "nf4" and self.train.zero == 3:
-            raise ValueError(
-                "train.zero=3 splits the base's weights, which 4-bit weights do not support: set train.zero=2"
-            )
+        mistakes = list(_contradictions(self.model, self.lora, self.train))
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
     @property
@@ -94,6 +88,31 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) -> Iterator[str]:
+    """One line for each pair of keys that cannot go together: what was given, why not, what to set."""
+    batch, micro, quantized = train.global_batch, train.micro_batch, model.quantization
+    if batch % micro:
+        yield f"train.global_batch={batch} is not a multiple of train.micro_batch={micro}: set global_batch to a multiple"
+    if quantized != "none" and (train.zero == 3 or train.offload == "parameters"):
+        bits = {"nf4": "4-bit", "int8": "8-bit"}[quantized]
+        given = "train.zero=3 splits" if train.zero == 3 else "train.offload=parameters moves"
+        yield f"{given} the base's weights, which {bits} weights do not support: set train.zero=2 and train.offload=none"
+    if train.offload == "parameters" and train.zero not in (3, "auto"):
+        yield f"train.offload=parameters needs the weights split over the workers: set train.zero=3 (given: {train.zero})"
+    if train.offload == "optimizer" and train.zero == 0:
+        yield "train.offload=optimizer needs a split optimizer: set train.zero=1, 2 or 3 (given: 0)"
+    if train.optimizer != "adamw" and (train.zero not in (0, 1, 2, "auto") or train.offload not in ("none", "auto")):
+        yield f"train.optimizer={train.optimizer} works with ZeRO 0, 1 and 2 without offload: set train.optimizer=adamw"
+    if lora.init == "loftq" and quantized != "nf4":
+        yield f"lora.init=loftq corrects nf4's rounding: set model.quantization=nf4 (given: {quantized})"
+    if lora.init == "pissa" and quantized != "none":
+        yield f"lora.init=pissa changes the base's weights: set model.quantization=none (given: {quantized})"
+    if lora.dora and lora.init in ("pissa", "loftq"):
+        yield f"lora.dora=true keeps the base's norms, which lora.init={lora.init} changes: set one of the two"
+    if train.method == "full" and quantized != "none":
+        yield f"train.method=full trains the base's weights: set model.quantization=none (given: {quantized})"
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

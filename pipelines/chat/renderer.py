@@ -124,10 +124,9 @@ class ChatRenderer:
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
         fitted, tools, _ = adapt([_without_marks(m) for m in messages], tools, self._can)
-        layout = self._layouter.lay_out(fitted, tools, prompt=True)
-        if not self._holds_control_text(fitted, tools):
-            return self._encoder.encode([layout.text]).ids
-        return self._encode_around(layout).ids
+        if self._holds_control_text(fitted, tools):
+            return self._encode_around(self._layouter.lay_out(fitted, tools, prompt=True)).ids
+        return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
 
     def text(self, conversation: Conversation) -> str:
         """The whole rendered text of a conversation. Raises TemplateError when the template refuses it."""

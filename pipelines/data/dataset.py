@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
+import os
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.chat import ChatRenderer, TokenizerSpec
-from pipelines.contracts import PreparedDataset, Progress, UserError, digest_of, from_json, to_json
-from pipelines.data.shards import RowReader, SampleStore, write_shards
-from pipelines.data.sources import Chunk, SourceFile, cut_chunks, find_files
-from pipelines.data.tokenize import HELDOUT, REJECTED, SCHEMA, TOO_LONG, TRAIN, ChunkTokenizer
+from pipelines.contracts import PreparedDataset, Progress, digest_of, from_json, to_json
+from pipelines.data.benchmarks import Benchmarks, benchmark_files, read_benchmarks
+from pipelines.data.collect import Collector
+from pipelines.data.rules import Rules
+from pipelines.data.shards import RowReader
+from pipelines.data.sources import Chunk, SourceFile, content_digest, cut_chunks, find_files
+from pipelines.data.tokenize import SCHEMA, ChunkTokenizer
 from pipelines.recipe import DataConfig, Recipe
-from pipelines.storage import Artifact, Store, sha256_file
+from pipelines.storage import Artifact, Store
 
 KIND = "prepared"
-SCHEMA_VERSION = 1  # raise it when the same inputs would give other shards
-_SPLITS = {TRAIN: "train", HELDOUT: "heldout"}
+SCHEMA_VERSION = 2  # raise it when the same inputs would give other shards
 FEED_ROWS = 32  # rows that one feeding task reads
-_HELDOUT_COLUMNS = ("sample_id", "prompt_ids", "reference", "prompt", "messages")
 
 
 def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset:
     """Tokenize, mask, split and pack the recipe's sources, or find the finished artifact of the same inputs.
 
     Ray must be initialised unless the artifact is found. Raises UserError for a missing source, a base without a
-    tokenizer, too many unreadable rows, or a split that stays empty.
+    tokenizer, too many unreadable rows, held-out text in the training rows, or a split that stays empty.
     """
     files, renderer, parents, key = _identify(recipe)
     found = store.find(KIND, key)
@@ -44,8 +43,12 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
         prepared = load_prepared(found)
         progress.note(f"prepare: {_summary(prepared)} found as {prepared.ref.name}")
         return prepared
+    if recipe.data.fast_tokenizer:
+        renderer, reason = renderer.sped_up()
+        if reason:
+            progress.note(f"prepare: slower, because {reason}")
     with store.writing(KIND, key, parents) as draft:
-        draft.facts = _write(recipe.data, files, renderer, draft.path, progress)
+        draft.facts = _write(recipe.data, cut_chunks(files), renderer, draft.path, progress)
     found = store.find(KIND, key)
     assert found is not None
     prepared = load_prepared(found)
@@ -61,13 +64,16 @@ def find_prepared(recipe: Recipe, store: Store) -> PreparedDataset | None:
 
 def _identify(recipe: Recipe) -> tuple[list[SourceFile], ChatRenderer, dict[str, str], str]:
     """Source files, renderer, parents' digests and the artifact's key."""
-    files = find_files(recipe.data.sources)
+    Rules(recipe.data.keep)  # a mistake in a rule shows before any work
+    files, benchmarks = find_files(recipe.data.sources), benchmark_files(recipe.data.benchmarks)
     renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
     parents = {
-        "sources": digest_of([[f.source, f.kind, sha256_file(Path(f.path))] for f in files]),
+        "sources": digest_of([[f.source, f.kind, content_digest(f.path)] for f in files]),
         "tokenizer": renderer.tokenizer_digest,
         "template": renderer.template_digest,
     }
+    if benchmarks:
+        parents["benchmarks"] = digest_of([content_digest(f.path) for f in benchmarks])
     return files, renderer, parents, digest_of({"version": SCHEMA_VERSION, "data": _shaping(recipe.data), **parents})
 
 
@@ -78,7 +84,9 @@ def load_prepared(artifact: Artifact) -> PreparedDataset:
 
 def _shaping(config: DataConfig) -> dict[str, Any]:
     """What of the section shapes the result: everything but the paths and the number of workers."""
-    data = config.model_dump(mode="json", exclude={"workers"})
+    data = config.model_dump(
+        mode="json", exclude={"workers", "audit", "benchmarks", "fast_tokenizer", "max_rejects_share"}
+    )
     data["sources"] = [{k: v for k, v in source.items() if k != "path"} for source in data["sources"]]
     return data
 
@@ -92,74 +100,32 @@ def _summary(prepared: PreparedDataset) -> str:
 
 
 def _write(
-    config: DataConfig, files: Sequence[SourceFile], renderer: ChatRenderer, folder: Path, progress: Progress
+    config: DataConfig, chunks: Sequence[Chunk], renderer: ChatRenderer, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    chunks = cut_chunks(files)
-    counts: Counter[str] = Counter()
-    heldout: list[pa.Table] = []
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraforge-")))
-        samples = {fate: stack.enter_context(SampleStore(scratch / name)) for fate, name in _SPLITS.items()}
-        rejects = stack.enter_context(open(folder / "rejects.jsonl", "w"))
+        collector = stack.enter_context(Collector(config, chunks, scratch))
         with progress.bar("prepare rows") as advance:
-            for table in tokenized(chunks, renderer, config):
-                fates = table["fate"].to_numpy()
-                for fate, split in samples.items():
-                    split.add(table.filter(pa.array(fates == fate)))
-                    counts[_SPLITS[fate]] += int((fates == fate).sum())
-                heldout.append(table.filter(pa.array(fates == HELDOUT)).select(_HELDOUT_COLUMNS))
-                for row in (
-                    table.filter(pa.array(fates == REJECTED)).select(["chunk", "row", "reason", "text"]).to_pylist()
-                ):
-                    rejects.write(json.dumps(_reject(chunks, row)) + "\n")
-                counts["read"] += len(fates)
-                counts["rejected"] += int((fates == REJECTED).sum())
-                counts["too_long"] += int((fates == TOO_LONG).sum())
-                advance(len(fates))
-        rejects.flush()
-        _check_counts(config, counts, folder / "rejects.jsonl")
-        stats = {
-            name: write_shards(samples[f], folder, name, config.row_tokens, config.seed) for f, name in _SPLITS.items()
-        }
-    columns = pa.concat_tables([SCHEMA.empty_table().select(_HELDOUT_COLUMNS), *heldout])
-    pq.write_table(columns.filter(columns["prompt_ids"].is_valid()), folder / "heldout_samples.parquet")
-    facts = {"row_tokens": config.row_tokens, "counts": dict(sorted(counts.items()))}
-    facts |= {name: to_json(split) for name, split in stats.items()}
+            for table in tokenized(chunks, renderer, config, read_benchmarks(benchmark_files(config.benchmarks))):
+                advance(collector.add(table))
+        facts = collector.finish(folder)
     return facts | {"tokenizer_digest": renderer.tokenizer_digest, "template_digest": renderer.template_digest}
 
 
-def _reject(chunks: Sequence[Chunk], row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"origin": f"{chunks[row['chunk']].path}:{row['row'] + 1}", "reason": row["reason"], "row": row["text"]}
-
-
-def _check_counts(config: DataConfig, counts: Counter[str], rejects: Path) -> None:
-    paths = ", ".join(source.path for source in config.sources)
-    if not counts["read"]:
-        raise UserError(f"data.sources: {paths}: no row in it")
-    if counts["rejected"] > config.max_rejects_share * counts["read"]:
-        reasons = Counter(json.loads(line)["reason"] for line in rejects.read_text().splitlines())
-        worst = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-        first = json.loads(rejects.read_text().splitlines()[0])["origin"]
-        raise UserError(
-            f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used ({worst}; first at {first}), more "
-            f"than data.max_rejects_share={config.max_rejects_share}; mend the rows or raise it"
-        )
-    if not counts["train"]:
-        raise UserError(f"data.sources: {paths}: no row left to train on ({dict(counts)}); see data.row_tokens")
-
-
-def tokenized(chunks: Sequence[Chunk], renderer: ChatRenderer, config: DataConfig) -> Iterator[pa.Table]:
+def tokenized(
+    chunks: Sequence[Chunk], renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks | None = None
+) -> Iterator[pa.Table]:
     """The tables of all chunks in their order, made by Ray Data tasks wherever there are CPUs."""
     import ray.data
 
     if not chunks:
         return
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    recipe = _Shared(renderer.spec, config, tuple(chunks))
+    shared = _Shared(renderer.spec, renderer.fast, config, tuple(chunks), benchmarks or Benchmarks())
     with _quiet_context():
         items = ray.data.from_items([{"number": i} for i in range(len(chunks))], override_num_blocks=len(chunks))
         results = items.map_batches(
-            functools.partial(_tokenize_chunks, shared=recipe),
+            functools.partial(_tokenize_chunks, shared=shared),
             batch_size=1,
             batch_format="pyarrow",
             concurrency=max(1, min(config.workers or cpus, len(chunks))),
@@ -173,8 +139,10 @@ class _Shared:
     """What every task needs; its digest lets a worker process keep the tokenizer that it built for an earlier task."""
 
     spec: TokenizerSpec
+    fast: bool
     config: DataConfig
     chunks: tuple[Chunk, ...]
+    benchmarks: Benchmarks
 
     def __hash__(self) -> int:
         return hash((self.spec.tokenizer_json, self.spec.template, self.config.model_dump_json()))
@@ -182,7 +150,9 @@ class _Shared:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer_of(shared: _Shared) -> ChunkTokenizer:
-    return ChunkTokenizer(ChatRenderer(shared.spec), shared.config)
+    # One task, one core: Ray counts on it.
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")
+    return ChunkTokenizer(ChatRenderer(shared.spec, shared.fast), shared.config, shared.benchmarks)
 
 
 def _tokenize_chunks(batch: pa.Table, shared: _Shared) -> Iterator[pa.Table]:

@@ -176,10 +176,16 @@ def _check_turns(conversation: Conversation) -> None:
     if sum(turn.role == "system" for turn in turns) > 1:
         raise RowError("more than one system turn")
     for turn in turns:
+        if "\0" in turn.content:
+            raise RowError("the text holds a NUL character")
         try:
             turn.content.encode()
-        except UnicodeEncodeError:
-            raise RowError("the text holds half of a surrogate pair, which has no UTF-8 form") from None
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            what = (
+                f"the byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"half a surrogate pair, U+{code:04X}"
+            )
+            raise RowError(f"the text is not UTF-8: {what} in {turn.role}") from None
 
 
 _KEYS: Mapping[str, tuple[str, ...]] = {

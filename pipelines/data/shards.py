@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -23,17 +24,16 @@ GROUP_TOKENS = 1 << 15
 
 
 class SampleStore:
-    """The samples of one split: ids and weights in two flat files, everything small in memory.
+    """The tokens of one split's samples in two flat files; a sample is known by its number, in the order it came.
 
-    Reading one sample back costs one `pread`, so memory stays flat however many samples there are.
+    Reading one sample back costs one `pread` a file, so memory stays flat however many samples there are.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._ids, self._weights = io.FileIO(folder / "ids.bin", "w+"), io.FileIO(folder / "weights.bin", "w+")
         self._lengths: list[np.ndarray] = []
-        self._sample_ids: list[np.ndarray] = []
-        self.num_loss_tokens = 0
+        self._trained: list[np.ndarray] = []
 
     def __enter__(self) -> Self:
         return self
@@ -44,23 +44,22 @@ class SampleStore:
             os.unlink(stream.name)
 
     def add(self, table: pa.Table) -> None:
-        """Append samples: columns `sample_id`, `input_ids`, `loss_weights`."""
+        """Append samples: columns `input_ids` and `loss_weights`."""
         ids, weights = (table[name].combine_chunks() for name in ("input_ids", "loss_weights"))
-        lengths = np.diff(ids.offsets.to_numpy())
+        offsets = ids.offsets.to_numpy()
         flat = weights.flatten().to_numpy()
         self._ids.write(ids.flatten().to_numpy().data)
         self._weights.write(flat.data)
-        self._lengths.append(lengths)
-        self._sample_ids.append(np.array(table["sample_id"].to_pylist(), "S32"))
-        self.num_loss_tokens += int(np.count_nonzero(flat))
+        self._lengths.append(np.diff(offsets))
+        self._trained.append(np.diff(np.searchsorted(np.flatnonzero(flat), offsets - offsets[0])))
 
-    @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each sample, int64 [N]."""
         return np.concatenate(self._lengths or [np.empty(0, np.int64)])
 
-    @property
-    def sample_ids(self) -> np.ndarray:
-        return np.concatenate(self._sample_ids or [np.empty(0, "S32")])
+    def trained(self) -> np.ndarray:
+        """Trained tokens of each sample, int64 [N]."""
+        return np.concatenate(self._trained or [np.empty(0, np.int64)])
 
     def read_into(self, ids: np.ndarray, weights: np.ndarray, first: int) -> None:
         """Fill two one-dimensional arrays with the tokens from token number `first` on."""
@@ -68,17 +67,27 @@ class SampleStore:
         os.preadv(self._weights.fileno(), [weights.view(np.uint8).data], first * 4)
 
 
-def write_shards(samples: SampleStore, folder: Path, split: str, row_tokens: int, seed: int) -> SplitStats:
+@dataclass(frozen=True)
+class Selection:
+    """Samples to pack, by number in their store (a number may come twice), with a name for each."""
+
+    numbers: np.ndarray
+    names: np.ndarray
+
+
+def write_shards(
+    samples: SampleStore, chosen: Selection, folder: Path, split: str, row_tokens: int, seed: int
+) -> SplitStats:
     """Pack a split and write `split-00000.parquet` and so on. Packs are shuffled by `seed`, once and for all."""
-    lengths, sample_ids = samples.lengths, samples.sample_ids
-    starts = np.concatenate(([0], np.cumsum(lengths)))
+    all_lengths = samples.lengths()
+    starts = np.concatenate(([0], np.cumsum(all_lengths)))[chosen.numbers]
+    lengths = all_lengths[chosen.numbers]
     order, bounds = group_rows(best_fit(lengths, row_tokens))
-    num_rows = len(bounds) - 1
-    rows = np.random.Generator(np.random.PCG64(seed)).permutation(num_rows)
+    rows = np.random.Generator(np.random.PCG64(seed)).permutation(len(bounds) - 1)
     rows_per_shard = max(1, SHARD_TOKENS // row_tokens)
     rows_per_group = max(1, GROUP_TOKENS // row_tokens)
     schema = row_schema(row_tokens)
-    for shard, first in enumerate(range(0, num_rows, rows_per_shard)):
+    for shard, first in enumerate(range(0, len(rows), rows_per_shard)):
         path = folder / f"{split}-{shard:05d}.parquet"
         mine = rows[first : first + rows_per_shard]
         with pq.ParquetWriter(
@@ -86,8 +95,9 @@ def write_shards(samples: SampleStore, folder: Path, split: str, row_tokens: int
         ) as out:
             for at in range(0, len(mine), rows_per_group):
                 members = [order[bounds[r] : bounds[r + 1]] for r in mine[at : at + rows_per_group]]
-                out.write_table(_packed(samples, members, lengths, starts, sample_ids, row_tokens))
-    return SplitStats(len(lengths), num_rows, int(lengths.sum()), samples.num_loss_tokens)
+                out.write_table(_packed(samples, members, lengths, starts, chosen.names, row_tokens))
+    trained = int(samples.trained()[chosen.numbers].sum())
+    return SplitStats(len(lengths), len(rows), int(lengths.sum()), trained)
 
 
 def row_schema(row_tokens: int) -> pa.Schema:
@@ -107,7 +117,7 @@ def _packed(
     members: list[np.ndarray],
     lengths: np.ndarray,
     starts: np.ndarray,
-    sample_ids: np.ndarray,
+    names: np.ndarray,
     row_tokens: int,
 ) -> pa.Table:
     ids = np.zeros((len(members), row_tokens), np.int32)
@@ -120,13 +130,13 @@ def _packed(
             at = end
     flat = np.concatenate(members)
     bounds = np.concatenate(([0], np.cumsum([len(group) for group in members]))).astype(np.int32)
-    names = pa.array(sample_ids[flat]).cast(pa.string())
+    sample_ids = pa.array([name.hex() for name in names[flat].tolist()])
     return pa.table(
         [
             pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), row_tokens),
             pa.FixedSizeListArray.from_arrays(pa.array(weights.reshape(-1)), row_tokens),
             pa.ListArray.from_arrays(pa.array(bounds), pa.array(lengths[flat].astype(np.int32))),
-            pa.ListArray.from_arrays(pa.array(bounds), names),
+            pa.ListArray.from_arrays(pa.array(bounds), sample_ids),
         ],
         schema=row_schema(row_tokens),
     )

@@ -1,22 +1,31 @@
-"""Source files cut into chunks that tasks can read apart, and the rows of one chunk. A bad line costs only that line."""
+"""Source files, local or behind an fsspec URI, found and cut into chunks that tasks can read apart."""
 
 from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from pipelines.contracts import UserError
 from pipelines.recipe import SourceConfig
 
 CHUNK_BYTES = 4 << 20
-MAX_LINE_BYTES = 8 << 20
-SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a file: the lines that begin in `first:last` (bytes), or the row groups `first:last` of a Parquet file."""
+    """A part of a file: lines that begin in `first:last` (bytes), row groups or record batches `first:last`, or all."""
 
     source: int
     path: str
@@ -40,34 +49,39 @@ class Chunk:
     last: int
 
 
-@dataclass(frozen=True)
-class RawRow:
-    """A row's number in its chunk (from 0) with its value, or with the reason why it cannot be read and its text."""
-
-    number: int
-    value: Any = None
-    error: str | None = None
-    text: str = ""
+@contextmanager
+def open_binary(path: str) -> Iterator[IO[bytes]]:
+    """A file of any source, to be read in bytes. Raises UserError when a remote one cannot be reached."""
+    if "://" not in path:
+        with open(path, "rb") as stream:
+            yield stream
+        return
+    fs, inner = _filesystem(path)
+    with fs.open(inner, "rb") as stream:
+        yield stream
 
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
     """Every file of the sources, each source's in the order of their names. Raises UserError naming the key and path."""
+    return [file for i, source in enumerate(sources) for file in files_at(source.path, f"data.sources.{i}.path", i)]
+
+
+def files_at(path: str, key: str, source: int = -1) -> list[SourceFile]:
+    """The files at one path of the recipe. Raises UserError naming `key`."""
+    found = _remote_files(path, key) if "://" in path else [(str(p), p.stat().st_size) for p in _local_files(path, key)]
     files = []
-    for number, source in enumerate(sources):
-        for path in _paths(source.path, f"data.sources.{number}.path"):
-            kind = SUFFIXES.get(path.suffix.lower())
-            if kind is None:
-                raise UserError(
-                    f"data.sources.{number}.path={path}: unknown file type {path.suffix or '(none)'}; "
-                    f"valid: {', '.join(SUFFIXES)}"
-                )
-            if kind == "json" and not _starts_array(path):
-                kind = "jsonl"
-            files.append(SourceFile(number, str(path), kind, path.stat().st_size))
+    for name, size in found:
+        suffix = PurePosixPath(name).suffix.lower()
+        kind = SUFFIXES.get(suffix)
+        if kind is None:
+            raise UserError(f"{key}={name}: unknown file type {suffix or '(none)'}; valid: {', '.join(SUFFIXES)}")
+        if kind == "json" and not _starts_array(name):
+            kind = "jsonl"
+        files.append(SourceFile(source, name, kind, size))
     return files
 
 
-def _paths(text: str, key: str) -> list[Path]:
+def _local_files(text: str, key: str) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -85,9 +99,56 @@ def _paths(text: str, key: str) -> list[Path]:
     raise UserError(f"{key}={text}: no such file; {hint}")
 
 
-def _starts_array(path: Path) -> bool:
-    with open(path, "rb") as stream:
+def _remote_files(uri: str, key: str) -> list[tuple[str, int]]:
+    if uri.startswith("hf://") and not uri.startswith(("hf://datasets/", "hf://buckets/")):
+        uri = f"hf://datasets/{uri.removeprefix('hf://')}"
+    fs, inner = _filesystem(uri, key)
+    scheme = uri.split("://", 1)[0]
+    try:
+        if any(c in inner for c in "*?["):
+            names = sorted(fs.glob(inner))
+        elif fs.isdir(inner):
+            names = sorted(n for n in fs.find(inner) if PurePosixPath(n).suffix.lower() in SUFFIXES)
+        else:
+            names = [inner] if fs.exists(inner) else []
+        found = [(fs.unstrip_protocol(name), int(fs.size(name) or 0)) for name in names]
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(
+            f"{key}={uri}: cannot be reached ({_one_line(error)}); check path, network and credentials"
+        ) from error
+    if not found:
+        raise UserError(
+            f"{key}={uri}: nothing there of a known type ({', '.join(SUFFIXES)}); check the {scheme}:// path"
+        )
+    return found
+
+
+def _filesystem(uri: str, key: str = "data.sources") -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError, OSError) as error:
+        scheme = uri.split("://", 1)[0]
+        raise UserError(f"{key}={uri}: {scheme}:// cannot be read here ({_one_line(error)})") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _starts_array(path: str) -> bool:
+    with open_binary(path) as stream:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def content_digest(path: str) -> str:
+    """Hex sha256 of a file's bytes, local or remote."""
+    digest = hashlib.sha256()
+    with open_binary(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
@@ -96,87 +157,38 @@ def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int = CHUNK_BYTES) -> l
     for file in files:
         if file.kind == "jsonl":
             cuts = [*range(0, file.num_bytes, chunk_bytes), file.num_bytes]
-        elif file.kind == "parquet":
-            cuts = _row_group_cuts(file, chunk_bytes)
+        elif file.kind in ("parquet", "arrow"):
+            cuts = _table_cuts(file, chunk_bytes)
         else:
             cuts = [0, file.num_bytes]
         chunks += [Chunk(file.source, file.path, file.kind, a, b) for a, b in itertools.pairwise(cuts)]
     return chunks
 
 
-def _row_group_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
-    import pyarrow.lib
-    import pyarrow.parquet
+def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
+    """Cuts between row groups (Parquet) or record batches (Arrow) so that each chunk has about `chunk_bytes`."""
+    from pipelines.data.readers import table_sizes
 
     try:
-        metadata = pyarrow.parquet.read_metadata(file.path)
-    except (pyarrow.lib.ArrowInvalid, OSError) as error:
-        raise UserError(f"data.sources.{file.source}.path={file.path}: not a Parquet file ({error})") from error
+        sizes = table_sizes(file.path, file.kind)
+    except (ValueError, OSError) as error:
+        raise UserError(f"data.sources.{file.source}.path={file.path}: not {file.kind} ({_one_line(error)})") from error
     cuts, size = [0], 0
-    for group in range(metadata.num_row_groups):
-        size += metadata.row_group(group).total_byte_size
+    for number, each in enumerate(sizes):
+        size += each
         if size >= chunk_bytes:
-            cuts.append(group + 1)
+            cuts.append(number + 1)
             size = 0
-    return cuts if cuts[-1] == metadata.num_row_groups else [*cuts, metadata.num_row_groups]
+    return cuts if cuts[-1] == len(sizes) else [*cuts, len(sizes)]
 
 
-def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
-    """The rows of one chunk, readable or not, in order."""
-    if chunk.kind == "jsonl":
-        return _read_lines(chunk)
-    return _read_parquet(chunk) if chunk.kind == "parquet" else _read_array(chunk)
-
-
-def _read_lines(chunk: Chunk) -> Iterator[RawRow]:
-    with open(chunk.path, "rb") as stream:
-        if chunk.first:
-            # The line that runs into this chunk belongs to the one before, unless it ends exactly at the border.
-            stream.seek(chunk.first - 1)
-            stream.readline()
-        number = 0
-        while stream.tell() < chunk.last and (line := stream.readline()):
-            if stream.tell() <= len(line):
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield _parsed(number, line)
-            number += 1
-
-
-def _parsed(number: int, line: bytes) -> RawRow:
-    if len(line) > MAX_LINE_BYTES:
-        return RawRow(number, error=f"a line of {len(line)} bytes, the limit is {MAX_LINE_BYTES}", text=_shown(line))
-    try:
-        return RawRow(number, json.loads(line.decode()))
-    except UnicodeDecodeError as error:
-        return RawRow(
-            number, error=f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}", text=_shown(line)
-        )
-    except (ValueError, RecursionError) as error:
-        return RawRow(number, error=f"not JSON: {error}", text=_shown(line))
-
-
-def _shown(line: bytes) -> str:
-    return line[:2000].decode(errors="backslashreplace")
-
-
-def _read_array(chunk: Chunk) -> Iterator[RawRow]:
-    text = Path(chunk.path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    try:
-        rows = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        yield RawRow(0, error=f"not JSON: {error}", text=_shown(text))
-        return
-    for number, row in enumerate(rows):
-        yield RawRow(number, row)
-
-
-def _read_parquet(chunk: Chunk) -> Iterator[RawRow]:
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(chunk.path)
-    number = 0
-    for batch in file.iter_batches(row_groups=list(range(chunk.first, chunk.last))):
-        for row in batch.to_pylist():
-            yield RawRow(number, row)
-            number += 1
+def lines_before(chunk: Chunk) -> int:
+    """Number of lines of a text file before the first one that belongs to a chunk."""
+    if chunk.kind != "jsonl" or not chunk.first:
+        return 0
+    count, left = 1, chunk.first - 1
+    with open_binary(chunk.path) as stream:
+        while left and (block := stream.read(min(left, 1 << 20))):
+            count += block.count(b"\n")
+            left -= len(block)
+    return count

@@ -1,11 +1,14 @@
-"""The work of one task: a chunk's rows become tokens and loss weights as one Arrow table. Knows nothing of Ray."""
+"""The work of one task: a chunk's rows become tokens and loss weights as Arrow tables. Knows nothing of Ray.
+
+N: lines of a table, T: tokens of all of them
+"""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +16,32 @@ import pyarrow as pa
 
 from pipelines.chat import ChatRenderer, RenderedBatch, TemplateError
 from pipelines.contracts import Conversation
+from pipelines.data.benchmarks import Benchmarks
+from pipelines.data.filter import content_id, prompt_key, share_of, signature, text_of
 from pipelines.data.formats import RowError, to_conversation
-from pipelines.data.sources import Chunk, RawRow, read_chunk
+from pipelines.data.lengths import shortened
+from pipelines.data.readers import RawRow, read_chunk
+from pipelines.data.rules import Rules
+from pipelines.data.sources import Chunk
 from pipelines.recipe import DataConfig
 
 BATCH_ROWS = 1024
-TRAIN, HELDOUT, REJECTED, TOO_LONG = range(4)
+# What became of a row. SHORTENED: its pieces follow as lines of their own, numbered from 1 in `piece`.
+TRAIN, HELDOUT, REJECTED, FILTERED, SKIPPED, TOO_LONG, SHORTENED, LEAKED = range(8)
 SCHEMA = pa.schema(
     {
-        "chunk": pa.int64(),
+        "chunk": pa.int32(),
         "row": pa.int64(),  # number in its chunk
+        "piece": pa.int32(),
         "fate": pa.int8(),
-        "reason": pa.string(),  # of a rejected row, with its text
+        "reason": pa.string(),  # of a row that is not kept as it is, with its text
         "text": pa.string(),
-        "sample_id": pa.string(),
+        "sample_id": pa.binary(16),
+        "prompt_key": pa.int64(),
+        "copies": pa.int32(),
+        "signature": pa.binary(),
+        "stop_trained": pa.bool_(),
+        "prefix_matches": pa.bool_(),
         "input_ids": pa.large_list(pa.int32()),
         "loss_weights": pa.large_list(pa.float32()),
         "prompt_ids": pa.large_list(pa.int32()),  # of a held-out row, with what follows
@@ -41,67 +56,116 @@ SCHEMA = pa.schema(
 class _Sample:
     row: int
     conversation: Conversation
-    sample_id: str
     fate: int
+    key: int
+    copies: int
+    piece: int = 0
 
 
 class ChunkTokenizer:
     """Reads, converts, renders and tokenizes chunks; one instance serves many chunks of one recipe."""
 
-    def __init__(self, renderer: ChatRenderer, config: DataConfig) -> None:
+    def __init__(self, renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks | None = None) -> None:
         self._renderer = renderer
         self._config = config
+        self._benchmarks = benchmarks or Benchmarks()
+        self._rules = Rules(config.keep)
+        self._stops = np.array(renderer.stop_ids, np.int32)
 
     def tables(self, number: int, chunk: Chunk) -> Iterator[pa.Table]:
-        """One table for every `BATCH_ROWS` rows of the chunk, a line of it for each row, rejected ones included."""
-        batch: list[RawRow] = []
-        for raw in read_chunk(chunk):
-            batch.append(raw)
-            if len(batch) == BATCH_ROWS:
-                yield self._table(number, chunk, batch)
-                batch = []
-        if batch:
+        """Tables of SCHEMA for the chunk: a line for each row, kept or not, and one for each piece of a shortened row."""
+        rows = read_chunk(chunk)
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
             yield self._table(number, chunk, batch)
 
     def _table(self, number: int, chunk: Chunk, rows: Sequence[RawRow]) -> pa.Table:
-        samples: list[_Sample] = []
         lines: list[dict[str, Any]] = []
+        samples: list[_Sample] = []
         for raw in rows:
             try:
-                samples.append(self._sample(chunk, raw))
+                sample = self._sample(chunk, raw)
             except RowError as error:
-                lines.append(_rejected(raw.number, str(error), raw.text or _as_text(raw.value)))
-        rendered = self._renderer.render_batch([s.conversation for s in samples])
-        kept = np.ones(len(samples), bool)
-        lengths, trained = np.diff(rendered.offsets), _trained_counts(rendered)
-        for i, sample in enumerate(samples):
-            line: dict[str, Any] = {"row": sample.row, "fate": sample.fate, "sample_id": sample.sample_id}
-            if i in rendered.errors or not trained[i]:
-                reason = rendered.errors.get(i, "no token of it is trained")
-                line = _rejected(sample.row, reason, _as_text(sample.conversation.messages()))
-            elif lengths[i] > self._config.row_tokens:
-                line["fate"] = TOO_LONG
-            elif sample.fate == HELDOUT:
-                line |= self._prompt(sample)
-            kept[i] = line["fate"] in (TRAIN, HELDOUT)
-            lines.append(line)
-        return _assemble(number, lines, rendered, kept)
+                lines.append(_lost(raw.number, REJECTED, str(error), raw.text or _as_text(raw.value)))
+                continue
+            lost = self._unwanted(sample)
+            if lost:
+                lines.append(lost)
+            else:
+                samples.append(sample)
+        table, pieces = self._rendered(number, samples, lines)
+        if pieces:
+            more, _ = self._rendered(number, pieces, [])
+            table = pa.concat_tables([table, more])
+        return table.sort_by([("row", "ascending"), ("piece", "ascending")]) if lines or pieces else table
 
     def _sample(self, chunk: Chunk, raw: RawRow) -> _Sample:
         if raw.error:
             raise RowError(raw.error)
-        source = self._config.sources[chunk.source]
-        conversation = to_conversation(raw.value, source.format)
-        sample_id = content_id(conversation)
-        if source.split != "auto":
-            return _Sample(raw.number, conversation, sample_id, HELDOUT if source.split == "heldout" else TRAIN)
-        share = int(split_id(conversation, self._config.seed)[:8], 16) / (1 << 32)
-        return _Sample(raw.number, conversation, sample_id, HELDOUT if share < self._config.heldout_share else TRAIN)
+        source, config = self._config.sources[chunk.source], self._config
+        conversation = to_conversation(raw.value, source.format, source.columns)
+        if config.train_on == "last":
+            conversation = _last_only(conversation)
+        key = prompt_key(conversation)
+        if source.split == "auto":
+            heldout = config.heldout_share > 0 and share_of(key, config.seed, "split") < config.heldout_share
+        else:
+            heldout = source.split == "heldout"
+        copies, rest = divmod(source.weight, 1)
+        copies += rest > 0 and share_of(key, config.seed, "weight") < rest
+        return _Sample(raw.number, conversation, HELDOUT if heldout else TRAIN, key, 1 if heldout else int(copies))
 
-    def _prompt(self, sample: _Sample) -> dict[str, Any]:
-        """What an evaluation needs of a held-out row: the prompt of its last answer, and that answer."""
-        if sample.fate != HELDOUT:
-            return {}
+    def _unwanted(self, sample: _Sample) -> dict[str, Any] | None:
+        """The line of a row that a rule, a weight or a benchmark keeps out."""
+        broken = self._rules.broken_by(sample.conversation)
+        if broken:
+            return _lost(sample.row, FILTERED, f"data.keep: {broken}", _as_text(sample.conversation.messages()))
+        if not sample.copies:
+            return _lost(sample.row, SKIPPED, "left out by its source's weight", "")
+        guarded = sample.fate == TRAIN and self._config.leakage != "allow"
+        if guarded and self._benchmarks.hold(sample.conversation, sample.key):
+            return _lost(sample.row, LEAKED, "its text is in a benchmark", _as_text(sample.conversation.messages()))
+        return None
+
+    def _pieces(self, sample: _Sample) -> list[_Sample]:
+        found = shortened(sample.conversation, self._renderer, self._config.row_tokens, self._config.too_long)
+        return [replace(sample, conversation=one, piece=i) for i, one in enumerate(found, 1)]
+
+    def _rendered(
+        self, number: int, samples: list[_Sample], lines: list[dict[str, Any]]
+    ) -> tuple[pa.Table, list[_Sample]]:
+        """The table of the samples behind the lines that are given, and the pieces of those that were too long."""
+        rendered = self._renderer.render_batch([s.conversation for s in samples])
+        if self._renderer.fast and samples and not rendered.errors:
+            self._renderer.check_fast(samples[0].conversation)
+        lengths, trained, last = np.diff(rendered.offsets), *_trained(rendered)
+        stops = np.isin(last, self._stops)
+        kept = np.zeros(len(samples), bool)
+        pieces, lines = [], list(lines)
+        for i, sample in enumerate(samples):
+            if i in rendered.errors or not trained[i]:
+                reason = rendered.errors.get(i, "no token of it is trained")
+                lines.append(_lost(sample.row, REJECTED, reason, _as_text(sample.conversation.messages())))
+            elif lengths[i] > self._config.row_tokens:
+                text = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
+                mended = self._pieces(sample)
+                lines.append(_lost(sample.row, SHORTENED if mended else TOO_LONG, text, ""))
+                pieces += mended
+            else:
+                kept[i] = True
+                lines.append(self._kept_line(sample, rendered, i, bool(stops[i])))
+        return _assemble(number, lines, rendered, kept), pieces
+
+    def _kept_line(self, sample: _Sample, rendered: RenderedBatch, i: int, stops: bool) -> dict[str, Any]:
+        line: dict[str, Any] = {"row": sample.row, "piece": sample.piece, "fate": sample.fate, "stop_trained": stops}
+        line |= {"sample_id": content_id(sample.conversation), "prompt_key": sample.key, "copies": sample.copies}
+        if self._config.near_duplicates is not None:
+            line["signature"] = signature(text_of(sample.conversation))
+        if sample.fate == HELDOUT or i % 64 == 0:
+            line |= self._prompt(sample, rendered[i].input_ids)
+        return line
+
+    def _prompt(self, sample: _Sample, ids: np.ndarray) -> dict[str, Any]:
+        """Whether training ids begin with the generation prompt; for a held-out row also what an evaluation needs."""
         messages = sample.conversation.messages()
         last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
         before = messages[:last]
@@ -109,63 +173,53 @@ class ChunkTokenizer:
             prompt_ids = self._renderer.prompt_ids(before, sample.conversation.tools)
         except TemplateError:  # nothing is before the first answer: there is no prompt to answer
             return {}
-        prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
-        found = {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
-        return found | {"messages": json.dumps(before, ensure_ascii=False)}
+        found: dict[str, Any] = {"prefix_matches": np.array_equal(prompt_ids, ids[: len(prompt_ids)])}
+        if sample.fate == HELDOUT:
+            prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
+            found |= {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
+            found["messages"] = json.dumps(before, ensure_ascii=False)
+        return found
 
 
-def content_id(conversation: Conversation) -> str:
-    """32 hex digits of a conversation's content, whatever file and place it came from."""
-    return _hash([*_parts(conversation, len(conversation.turns)), *map(repr, conversation.tools)])
+def _last_only(conversation: Conversation) -> Conversation:
+    last = max((i for i, t in enumerate(conversation.turns) if t.role == "assistant"), default=0)
+    turns = tuple(
+        replace(t, train=False) if t.role == "assistant" and i != last else t for i, t in enumerate(conversation.turns)
+    )
+    return replace(conversation, turns=turns)
 
 
-def split_id(conversation: Conversation, seed: int) -> str:
-    """32 hex digits of what precedes the last answer: the same question always lands on the same side of the split."""
-    last = max(i for i, turn in enumerate(conversation.turns) if turn.role == "assistant")
-    return _hash([str(seed), *_parts(conversation, last)])
-
-
-def _parts(conversation: Conversation, count: int) -> Iterator[str]:
-    for turn in conversation.turns[:count]:
-        yield turn.role
-        yield turn.content
-        if turn.tool_calls or not turn.train or turn.weight != 1.0:
-            yield repr((turn.tool_calls, turn.train, turn.weight))
-
-
-def _hash(parts: Sequence[str]) -> str:
-    # The lengths keep ("ab", "c") and ("a", "bc") apart.
-    head = ",".join(str(len(part)) for part in parts)
-    return hashlib.blake2b("\0".join([head, *parts]).encode(), digest_size=16).hexdigest()
-
-
-def _rejected(row: int, reason: str, text: str) -> dict[str, Any]:
-    return {"row": row, "fate": REJECTED, "reason": reason, "text": text}
+def _lost(row: int, fate: int, reason: str, text: str) -> dict[str, Any]:
+    return {"row": row, "piece": 0, "fate": fate, "reason": reason, "text": text}
 
 
 def _as_text(value: Any) -> str:
     return json.dumps(value, default=str)[:2000]
 
 
-def _trained_counts(rendered: RenderedBatch) -> np.ndarray:
-    """Trained tokens of each conversation."""
-    before = np.concatenate(([0], np.cumsum(rendered.weights > 0)))
-    return np.diff(before[rendered.offsets])
+def _trained(rendered: RenderedBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Number of trained tokens of each conversation, and its last trained token's id (-1 where there is none)."""
+    places = np.flatnonzero(rendered.weights)
+    bounds = np.searchsorted(places, rendered.offsets)
+    counts = np.diff(bounds)
+    last = np.full(len(counts), -1, np.int32)
+    some = counts > 0
+    last[some] = rendered.ids[places[bounds[1:][some] - 1]]
+    return counts, last
 
 
 def _assemble(chunk: int, lines: list[dict[str, Any]], rendered: RenderedBatch, kept: np.ndarray) -> pa.Table:
-    """The lines as a table in row order; the rendered conversations belong to the last lines, in order."""
+    """The lines as a table; the rendered conversations belong to the last lines, in order, and only `kept` ones stay."""
     lengths = np.diff(rendered.offsets)
     tokens = slice(None) if kept.all() else np.repeat(kept, lengths)
     before = np.zeros(len(lines) - len(kept), np.int64)
     offsets = pa.array(np.concatenate(([0], np.cumsum(np.concatenate((before, lengths * kept))))))
     columns: dict[str, Any] = {
-        "chunk": pa.array(np.full(len(lines), chunk)),
+        "chunk": pa.array(np.full(len(lines), chunk, np.int32)),
         "input_ids": pa.LargeListArray.from_arrays(offsets, pa.array(rendered.ids[tokens])),
         "loss_weights": pa.LargeListArray.from_arrays(offsets, pa.array(rendered.weights[tokens])),
     }
     for field in SCHEMA:
         if field.name not in columns:
             columns[field.name] = pa.array([line.get(field.name) for line in lines], field.type)
-    table = pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
-    return table if len(kept) == len(lines) else table.sort_by("row")
+    return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
