@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the gate kept the candidate out or the program failed, 2 a
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,23 +42,40 @@ Report = Annotated[str | None, typer.Option("--report", metavar="DIGEST", help="
 DEFAULT_STORE = "loraforge-store"
 
 
-@contextmanager
-def _session(
-    recipe: Path, overrides: list[str] | None, store: str, verbose: bool, ray: bool = True
-) -> Iterator[tuple[Recipe, Store, ConsoleProgress]]:
-    """The recipe, the store and a console, with Ray running inside unless `ray` is False."""
-    from jobs.cluster import ray_cluster
+def _open(
+    recipe: Path, overrides: list[str] | None, store: str, verbose: bool, sources: bool = True
+) -> tuple[Recipe, Store, ConsoleProgress]:
+    """The recipe, the store that it writes to and a console.
+
+    What is wrong with them, with the base or (unless `sources` is False) with the data's files is said here, before
+    anything slow is imported or Ray starts.
+    """
+    from jobs.cluster import quiet
     from jobs.console import ConsoleProgress
+    from pipelines.data.sources import find_files
+    from pipelines.model.base import weight_files
     from pipelines.recipe import load_recipe
     from pipelines.storage import Store
 
+    quiet(verbose)
     loaded, opened = load_recipe(recipe, overrides or ()), Store(store)
     opened.check_writable()
-    if not ray:
-        yield loaded, opened, ConsoleProgress()
+    if sources:
+        find_files(loaded.data.sources)
+    weight_files(loaded.model.base, loaded.model.revision)
+    return loaded, opened, ConsoleProgress()
+
+
+@contextmanager
+def _cluster(verbose: bool, needed: bool = True) -> Iterator[None]:
+    """Ray inside, unless everything that was asked for is finished already."""
+    from jobs.cluster import ray_cluster
+
+    if not needed:
+        yield
         return
     with ray_cluster(verbose):
-        yield loaded, opened, ConsoleProgress()
+        yield
 
 
 @app.command()
@@ -65,9 +83,11 @@ def prepare(
     recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
 ) -> None:
     """Tokenize, mask, pack and split the dataset."""
-    with _session(recipe, overrides, store, verbose) as (loaded, opened, progress):
-        from jobs.prepare import prepare
+    loaded, opened, progress = _open(recipe, overrides, store, verbose)
+    from jobs.prepare import prepare
+    from jobs.run import is_finished
 
+    with _cluster(verbose, needed=not is_finished(loaded, opened, "prepare")):
         prepare(loaded, opened, progress)
 
 
@@ -80,11 +100,13 @@ def train(
     prepared: Prepared = None,
 ) -> None:
     """Train the adapter on the prepared dataset, or go on with a broken run."""
-    with _session(recipe, overrides, store, verbose) as (loaded, opened, progress):
-        from jobs.run import prepared_of
-        from jobs.train import train
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
+    from jobs.run import prepared_of
+    from jobs.train import find_run, train
 
-        train(loaded, opened, progress, prepared_of(loaded, opened, prepared))
+    dataset = prepared_of(loaded, opened, prepared)
+    with _cluster(verbose, needed=find_run(loaded, opened, dataset) is None):
+        train(loaded, opened, progress, dataset)
 
 
 @app.command()
@@ -97,13 +119,15 @@ def evaluate(
     run: Trained = None,
 ) -> None:
     """Score the base and every kept checkpoint on the held-out set."""
-    with _session(recipe, overrides, store, verbose) as (loaded, opened, progress):
-        from jobs.evaluate import evaluate, render_table
-        from jobs.run import prepared_of, run_of
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
+    from jobs.evaluate import evaluate, render_table
+    from jobs.run import made_report, prepared_of, run_of
 
-        dataset = prepared_of(loaded, opened, prepared)
-        report = evaluate(loaded, opened, progress, dataset, run_of(loaded, opened, dataset, run))
-        progress.console.print(render_table(report))
+    dataset = prepared_of(loaded, opened, prepared)
+    trained = run_of(loaded, opened, dataset, run)
+    with _cluster(verbose, needed=made_report(loaded, opened, dataset, trained) is None):
+        report = evaluate(loaded, opened, progress, dataset, trained)
+    progress.console.print(render_table(report))
 
 
 @app.command()
@@ -117,15 +141,15 @@ def promote(
     report: Report = None,
 ) -> None:
     """Register the best checkpoint and move the alias to it, if the gate lets it pass; exit code 1 if not."""
-    with _session(recipe, overrides, store, verbose, ray=False) as (loaded, opened, progress):
-        from jobs.promote import promote
-        from jobs.run import prepared_of, report_of, run_of
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
+    from jobs.promote import promote
+    from jobs.run import prepared_of, report_of, run_of
 
-        dataset = prepared_of(loaded, opened, prepared)
-        trained = run_of(loaded, opened, dataset, run)
-        scores = report_of(loaded, opened, dataset, trained, report)
-        decision, _ = promote(loaded, opened, progress, dataset, trained, scores, Path.cwd())
-        raise typer.Exit(0 if decision.passed else 1)
+    dataset = prepared_of(loaded, opened, prepared)
+    trained = run_of(loaded, opened, dataset, run)
+    scores = report_of(loaded, opened, dataset, trained, report)
+    decision, _ = promote(loaded, opened, progress, dataset, trained, scores, Path.cwd())
+    raise typer.Exit(0 if decision.passed else 1)
 
 
 @app.command()
@@ -133,16 +157,18 @@ def run(
     recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
 ) -> None:
     """Prepare, train, evaluate and promote in one go; exit code 1 when the gate keeps the candidate out."""
-    with _session(recipe, overrides, store, verbose) as (loaded, opened, progress):
-        from jobs.evaluate import render_table
-        from jobs.run import run
+    loaded, opened, progress = _open(recipe, overrides, store, verbose)
+    from jobs.evaluate import render_table
+    from jobs.run import is_finished, run
 
+    with _cluster(verbose, needed=not is_finished(loaded, opened, "evaluate")):
         result = run(loaded, opened, progress)
-        progress.console.print(render_table(result.report))
-        progress.note("seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items()))
-        if result.version:
-            progress.note(f"serve it: loraforge serve {recipe} --store {store}")
-        raise typer.Exit(0 if result.decision.passed else 1)
+    progress.console.print(render_table(result.report))
+    progress.note("seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items()))
+    if result.version:
+        changed = [argument for override in overrides or () for argument in ("-s", override)]
+        progress.note("serve it: " + shlex.join(["loraforge", "serve", str(recipe), *changed, "--store", store]))
+    raise typer.Exit(0 if result.decision.passed else 1)
 
 
 @app.command()
@@ -150,9 +176,10 @@ def serve(
     recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
 ) -> None:
     """Answer over HTTP with the base and the promoted adapters until Ctrl-C."""
-    with _session(recipe, overrides, store, verbose) as (loaded, opened, progress):
-        from jobs.serve import serve
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=False)
+    from jobs.serve import serve
 
+    with _cluster(verbose):
         serve(loaded, opened, progress, block=True)
 
 
@@ -166,18 +193,13 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Run several recipes through every stage, serve all adapters on one base and question the live endpoint."""
-    from jobs.cluster import ray_cluster
-    from jobs.console import ConsoleProgress
     from jobs.demo import DEMO_RECIPES, demo
-    from pipelines.recipe import load_recipe
-    from pipelines.storage import Store
 
     paths = recipes or [Path(path) for path in DEMO_RECIPES]
-    loaded = {str(path): load_recipe(path) for path in paths}
-    opened = Store(store)
-    opened.check_writable()
-    with ray_cluster(verbose):
-        demo(loaded, opened, ConsoleProgress(), questions)
+    opened = {str(path): _open(path, None, store, verbose) for path in paths}
+    _, into, progress = next(iter(opened.values()))
+    with _cluster(verbose):
+        demo({path: loaded for path, (loaded, _, _) in opened.items()}, into, progress, questions)
 
 
 @app.command()
@@ -225,7 +247,7 @@ def main() -> None:
         app()
     except UserError as error:
         # A mistake found inside a Ray task arrives wrapped in its traceback; its cause is the plain one.
-        print(f"loraforge: {getattr(error, 'cause', error)}", file=sys.stderr)
+        print("loraforge:", " ".join(str(getattr(error, "cause", error)).split()), file=sys.stderr)
         sys.exit(2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from jobs.evaluate import evaluate
 from jobs.prepare import prepare
@@ -51,6 +51,18 @@ def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
     return RunResult(prepared, trained, report, decision, version, seconds)
 
 
+def is_finished(recipe: Recipe, store: Store, until: Literal["prepare", "evaluate"]) -> bool:
+    """Whether every artifact of the stages up to `until` is there, so that no cluster is needed."""
+    from pipelines.data.dataset import find_prepared
+    from pipelines.train.ray_train import find_run
+
+    prepared = find_prepared(recipe, store)
+    if not prepared or until == "prepare":
+        return bool(prepared)
+    trained = find_run(recipe, store, prepared)
+    return trained is not None and made_report(recipe, store, prepared, trained) is not None
+
+
 def prepared_of(recipe: Recipe, store: Store, digest: str | None) -> PreparedDataset:
     """The dataset of that digest, else the finished one of the recipe. Raises UserError naming the command to run."""
     from pipelines.data.dataset import KIND, find_prepared, load_prepared
@@ -79,16 +91,23 @@ def report_of(
     recipe: Recipe, store: Store, prepared: PreparedDataset, trained: TrainingRun, digest: str | None
 ) -> EvalReport:
     """The report of that digest, else the finished one of the recipe. Raises UserError as `prepared_of`."""
-    from pipelines.eval.report import KIND, find_report, read_report, report_key
-    from pipelines.model.base import base_fingerprint
+    from pipelines.eval.report import KIND, read_report
 
     if digest:
         return read_report(store, store.by_digest(KIND, digest).ref)
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
-    found = find_report(store, report_key(recipe, fingerprint, prepared, trained))
+    found = made_report(recipe, store, prepared, trained)
     if not found:
         raise _missing("evaluate", "evaluation report", recipe, store)
     return found
+
+
+def made_report(recipe: Recipe, store: Store, prepared: PreparedDataset, trained: TrainingRun) -> EvalReport | None:
+    """The finished report of a training run, or None."""
+    from pipelines.eval.report import find_report, report_key
+    from pipelines.model.base import base_fingerprint
+
+    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
+    return find_report(store, report_key(recipe, fingerprint, prepared, trained))
 
 
 def _missing(stage: str, noun: str, recipe: Recipe, store: Store) -> UserError:

@@ -7,10 +7,12 @@ from pipelines.contracts import PreparedDataset, Progress, TrainingRun
 from pipelines.data.dataset import RowFeed
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
+from pipelines.train.ray_train import find_run
 from pipelines.train.ray_train import train as train_run
 
 
 def train(recipe: Recipe, store: Store, progress: Progress, prepared: PreparedDataset) -> TrainingRun:
     """The training run of this recipe on this dataset: found, continued or made; the Ray cluster must be up."""
-    check_fits(recipe)
+    if find_run(recipe, store, prepared) is None:
+        check_fits(recipe)
     return train_run(recipe, store, prepared, RowFeed, progress)

@@ -8,39 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.contracts import UserError, digest_of
 from pipelines.recipe import ModelConfig
-from pipelines.storage import sha256_file
+from pipelines.storage import local_base_dir, sha256_file
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "uint8": "uint8"}
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
-
-
-def local_base_dir(base: str, revision: str | None = None) -> Path:
-    """The folder with a base's files: `base` itself, or the Hub snapshot, fetched once into the Hub's own cache.
-
-    Raises UserError when neither a model folder nor a reachable Hub id is given.
-    """
-    folder = Path(base)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model.base={base}: the folder holds no config.json, so it is no model")
-        return folder
-    if base.startswith(("/", ".", "~")) or base.count("/") > 1:
-        raise UserError(f"model.base={base}: no such folder")
-    import huggingface_hub
-    import huggingface_hub.errors
-
-    try:
-        patterns = [*_WEIGHT_PATTERNS, "*.json", "*.jinja", "tokenizer*"]
-        return Path(huggingface_hub.snapshot_download(base, revision=revision, allow_patterns=patterns))
-    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.base={base}: not a folder, and the Hub did not give it ({reason}); "
-            "set a folder, or check the id, the network and HF_TOKEN"
-        ) from error
 
 
 def base_fingerprint(base: str, revision: str | None = None) -> str:
@@ -49,12 +24,19 @@ def base_fingerprint(base: str, revision: str | None = None) -> str:
     config = json.loads((folder / "config.json").read_text())
     for volatile in ("_name_or_path", "transformers_version"):
         config.pop(volatile, None)
+    weights = weight_files(base, revision)
+    return digest_of({"config": config, "weights": {p.name: sha256_file(p) for p in weights}})
+
+
+def weight_files(base: str, revision: str | None = None) -> list[Path]:
+    """A base's safetensors files and their index. Raises UserError when there are none or the base is not reachable."""
+    folder = local_base_dir(base, revision)
     weights = sorted({p for pattern in _WEIGHT_PATTERNS for p in folder.glob(pattern)})
     if not weights:
         raise UserError(
             f"model.base={base}: no *.safetensors in {folder}; other weight formats can run code and are refused"
         )
-    return digest_of({"config": config, "weights": {p.name: sha256_file(p) for p in weights}})
+    return weights
 
 
 def resolve_dtype(config: ModelConfig, device: str) -> torch.dtype:
@@ -64,7 +46,7 @@ def resolve_dtype(config: ModelConfig, device: str) -> torch.dtype:
     name = config.dtype
     if name == "auto":
         name = "fp32" if device == "cpu" else "bf16"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return getattr(torch, _TORCH_NAMES[name])
 
 
 def default_device() -> str:
@@ -76,7 +58,7 @@ def default_device() -> str:
 def load_base(config: ModelConfig, device: str | None = None, attention: str = "sdpa") -> PreTrainedModel:
     """Load the base, frozen and in eval mode, on `device` (None: the GPU where there is one).
 
-    With `quantization: nf4` every linear but the head is a bitsandbytes Linear4bit with double quantization. Weights
+    With `quantization: nf4` (or `int8`) every linear but the head is a bitsandbytes Linear4bit (Linear8bitLt). Weights
     come from safetensors only and no code from the model's folder runs. Raises UserError when it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
@@ -85,23 +67,47 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
     dtype = resolve_dtype(config, device)
     folder = local_base_dir(config.base, config.revision)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "device_map": {"": device}}
-    if config.quantization == "nf4":
-        options["quantization_config"] = _nf4_config(dtype)
+    if config.quantization != "none":
+        options["quantization_config"] = _quantization(config, dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.base={config.base}: cannot be loaded: {' '.join(str(error).split())}") from error
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes repacks a 4-bit weight in its first eval forward on CPU, and PEFT's merge and DoRA, which
+            # dequantize it, then read wrong numbers.
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model.eval()
 
 
-def _nf4_config(dtype: torch.dtype) -> Any:
+def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
+    import torch
     from transformers import BitsAndBytesConfig
+
+    if config.quantization == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line a forward about its casts
+        return BitsAndBytesConfig(load_in_8bit=True)
+
+    def named(name: str) -> torch.dtype:
+        return dtype if name == "auto" else getattr(torch, _TORCH_NAMES[name])
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
+        bnb_4bit_use_double_quant=config.double_quantization,
+        bnb_4bit_compute_dtype=named(config.compute_dtype),
+        bnb_4bit_quant_storage=named(config.storage_dtype),
     )
+
+
+def meta_model(config: ModelConfig) -> PreTrainedModel:
+    """The base's architecture without weights, on the meta device: costs no memory and needs only its config.json."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = local_base_dir(config.base, config.revision)
+    architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(architecture, dtype=resolve_dtype(config, default_device()))

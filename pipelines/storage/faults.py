@@ -21,7 +21,10 @@ _REASONS = {
     errno.EPERM: "the file system does not permit it",
     errno.ENOTDIR: "a part of the path is a file",
 }
-_ADVICE = "free space or choose another place with --store"
+# What only the check before any work may meet; later these are the program's own faults.
+_FIRST_REASONS = {errno.EEXIST: "a file lies there, not a folder", errno.ENOENT: "the folder cannot be made"}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ELSEWHERE = "choose another place with --store"
 # Object stores' own errors, by module; they exist only where the module is loaded already.
 _REMOTE_ERRORS = {
     "botocore.exceptions": "BotoCoreError",
@@ -33,19 +36,22 @@ _REMOTE_ERRORS = {
 
 
 @contextlib.contextmanager
-def explaining(root: str, path: str, any_error: bool = False) -> Iterator[None]:
-    """Turn what the local store at `root` refuses into a UserError; other people's errors pass through.
+def explaining(root: str, path: str, first: bool = False) -> Iterator[None]:
+    """Turn what the local store at `root` refuses into a UserError; errors of other files pass through.
 
-    `any_error` also explains reasons that have no words of their own.
+    `first` marks the check before any work, where every error is the store's.
     """
     try:
         yield
     except OSError as error:
+        code = error.errno or 0
         named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        reason = _REASONS.get(error.errno or 0) or (error.strerror or str(error) if any_error else "")
-        if not reason or not (any_error or _belongs(named, root)):
+        reasons = _REASONS | _FIRST_REASONS if first else _REASONS
+        reason = reasons.get(code, str(error) if first else "")
+        if not reason or not (first or _belongs(named, root)):
             raise
-        raise UserError(f"{named or path}: {reason} ({_free_mib(path)} MiB free); {_ADVICE}") from error
+        advice = f"{_free_mib(path)} MiB free; free space or {_ELSEWHERE}" if code in _FULL else _ELSEWHERE
+        raise UserError(f"{named or path}: {reason}; {advice}") from error
 
 
 @contextlib.contextmanager
@@ -59,7 +65,7 @@ def explaining_remote(path: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path}: the object store refused ({reason}); check the address, the credentials and the network, "
-            "or choose another place with --store"
+            f"or {_ELSEWHERE}"
         ) from error
 
 

@@ -23,7 +23,9 @@ def local_base_dir(base: str, revision: str | None = None) -> Path:
     if base.startswith(("/", ".", "~")) or base.count("/") > 1:
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.5)
-        hint = f"did you mean {folder.parent / near[0]}?" if near else "set a model's folder or a Hub id such as org/name"
+        hint = (
+            f"did you mean {folder.parent / near[0]}?" if near else "set a model's folder or a Hub id such as org/name"
+        )
         raise UserError(f"model.base={base}: no such folder; {hint}")
     return _snapshot(base, revision)
 

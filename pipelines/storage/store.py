@@ -56,7 +56,7 @@ class Store:
         if not self.is_local:
             self._remote.check_writable(self.uri, f"{self.uri}/.probe-{secrets.token_hex(4)}")
             return
-        with explaining(self.uri, self.uri, any_error=True):
+        with explaining(self.uri, self.uri, first=True):
             Path(self.uri).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.uri) as probe:
                 probe.write(b"x" * _PROBE_BYTES)
