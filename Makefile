@@ -51,7 +51,7 @@ define install
 @echo "Installing $(1) into $(VENV) (a minute or two; quiet but for errors) ..."
 @test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
 @$(PIP_INTO) $(BIN)/python install --no-compile -c constraints.txt pip -e '$(1)'
-@{ $(BIN)/python -c "import $(IMPORTED_1)" & $(BIN)/python -c "import $(IMPORTED_2)" & wait; } >/dev/null 2>&1
+@test -e $(VENV)/.runtime || { $(BIN)/python -c "import $(IMPORTED_1)" & $(BIN)/python -c "import $(IMPORTED_2)" & wait; } >/dev/null 2>&1
 @touch $@
 endef
 
