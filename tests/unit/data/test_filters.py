@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import SILENT, Conversation, Turn, UserError
+from pipelines.data.dataset import prepare
+from pipelines.data.filter import nearly_repeated, repeated, signature
+from pipelines.data.rules import Rules
+from pipelines.recipe import parse_recipe
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def rows_of(numbers, answer="It is {}."):
+    return [{"instruction": f"Say {i}", "input": "", "output": answer.format(i)} for i in numbers]
+
+
+def talk_of(number, num_exchanges, words=10):
+    messages = [{"role": "system", "content": f"talk {number}"}]
+    for i in range(num_exchanges):
+        messages += [{"role": "user", "content": f"question {i} of {number}"},
+                     {"role": "assistant", "content": f"answer {i} " + "word " * words}]  # fmt: skip
+    return {"messages": messages}
+
+
+def run(base, store, tmp_path, rows, heldout=(), **data):
+    """Prepare rows and return the artifact's noun and the decoded texts of its training samples."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"path": str(tmp_path / "rows.jsonl"), **data.pop("source", {})}]
+    if heldout:
+        (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heldout))
+        sources.append({"path": str(tmp_path / "heldout.jsonl"), "split": "heldout"})
+    section = {"sources": sources, "row_tokens": 256, "heldout_share": 0, **data}
+    prepared = prepare(parse_recipe({"name": "t", "model": {"base": base}, "data": section}), store, SILENT)
+    counts = prepared.counts
+    fates = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "shortened", "leaked")
+    total = sum(counts[fate] for fate in fates) + counts.get("duplicates", 0) + counts.get("near_duplicates", 0)
+    assert counts["read"] + counts["pieces"] == total
+    renderer, texts = ChatRenderer.load(base), []
+    for path in sorted(store.local_dir(prepared.ref).glob("train-*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            at = 0
+            for length in row["sample_lengths"]:
+                texts.append(renderer.decode(row["input_ids"][at : at + length], skip_control=False))
+                at += length
+    return prepared, texts
+
+
+def test_exact_duplicates_are_dropped_counted_and_listed(pocket_base, store, tmp_path):
+    rows = [*rows_of(range(20)), *rows_of(range(5))]
+    prepared, texts = run(pocket_base, store, tmp_path, rows)
+    assert prepared.counts["duplicates"] == 5 and len(texts) == len(set(texts)) == 20
+    listed = [json.loads(line) for line in (store.local_dir(prepared.ref) / "rejects.jsonl").open()]
+    assert [line["origin"] for line in listed] == [f"rows.jsonl:{n}" for n in range(21, 26)]
+    _, texts = run(pocket_base, store, tmp_path, rows, duplicates="keep")
+    assert len(texts) == 25
+
+
+def test_near_duplicates_are_found_above_the_threshold(pocket_base, store, tmp_path):
+    long = "the quick brown fox jumps over the lazy dog and then it sleeps for a very long time under the old tree {}"
+    words = np.random.default_rng(0).integers(0, 10**9, (8, 12))
+    different = [{"instruction": f"q{i}", "output": " ".join(map(str, w))} for i, w in enumerate(words)]
+    rows = [*rows_of([1], long), *different, *rows_of([2], long)]
+    prepared, texts = run(pocket_base, store, tmp_path, rows, near_duplicates=0.8)
+    assert prepared.counts["near_duplicates"] == 1 and len(texts) == 9
+    prepared, _ = run(pocket_base, store, tmp_path, rows, near_duplicates=1.0)
+    assert prepared.counts["near_duplicates"] == 0
+
+
+def test_minhash_agrees_with_the_jaccard_similarity():
+    one = "a text of some length about nothing at all, with a number of words in it"
+    pairs = np.array([np.frombuffer(signature(t), np.uint32) for t in (one, one.upper(), one + " and a little more")])
+    assert list(nearly_repeated(pairs, 0.99)) == [False, True, False]
+    assert list(nearly_repeated(pairs, 0.5)) == [False, True, True]
+    assert list(repeated(np.array([b"a", b"b", b"a"], "S16"))) == [False, False, True]
+
+
+def test_leakage_is_an_error_and_can_be_dropped(pocket_base, store, tmp_path):
+    heldout = [{"instruction": "say  3", "output": "another answer"}]
+    with pytest.raises(
+        UserError, match=r"1 training rows ask what is held out .*first: rows.jsonl:4.*data.leakage=drop"
+    ):
+        run(pocket_base, store, tmp_path, rows_of(range(10)), heldout)
+    prepared, texts = run(pocket_base, store, tmp_path, rows_of(range(10)), heldout, leakage="drop")
+    assert prepared.counts["leaked"] == 1 and len(texts) == 9 and not any("Say 3<" in text for text in texts)
+    _, texts = run(pocket_base, store, tmp_path, rows_of(range(10)), heldout, leakage="allow")
+    assert len(texts) == 10
+
+
+def test_benchmark_text_is_found_by_question_and_by_runs_of_words(pocket_base, store, tmp_path):
+    passage = " ".join(f"word{i}" for i in range(20))
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text(
+        "\n".join(json.dumps(r) for r in [{"question": "Say 4", "answer": "x"}, {"question": passage, "answer": "y"}])
+    )
+    rows = [*rows_of(range(10)), {"instruction": "quote", "output": f"He said: {passage}!"}]
+    prepared, _ = run(pocket_base, store, tmp_path, rows, benchmarks=[str(benchmark)], leakage="drop")
+    assert prepared.counts["leaked"] == 2
+    with pytest.raises(UserError, match="2 training rows ask what is held out or in data.benchmarks"):
+        run(pocket_base, store, tmp_path, rows, benchmarks=[str(benchmark)])
+
+
+def test_rules_keep_rows_out_and_are_counted(pocket_base, store, tmp_path):
+    rows = [
+        *rows_of(range(10)),
+        {"instruction": "a", "output": "x"},
+        {"instruction": "b", "output": "la la la la la la"},
+    ]
+    keep = ["answer_chars >= 2", "unique_word_share > 0.2 and not repeats_prompt"]
+    prepared, texts = run(pocket_base, store, tmp_path, rows, keep=keep)
+    assert prepared.counts["filtered"] == 2 and len(texts) == 10
+
+
+@pytest.mark.parametrize(
+    "rule", ["answer_chars >=", "__import__('os')", "answer_char > 1", "'a' * 9", "answer_chars ** 9 > 1"]
+)
+def test_a_rule_that_is_none_is_one_clear_line(rule):
+    with pytest.raises(UserError, match="data.keep: .*answer_chars"):
+        Rules([rule])
+
+
+def test_a_rule_that_divides_by_nothing_is_not_fulfilled():
+    assert Rules(["1 / prompt_chars > 0"]).broken_by(Conversation((Turn("assistant", "a"),)))
+
+
+@pytest.mark.parametrize(("weight", "low", "high"), [(0.5, 30, 70), (1.5, 130, 170), (2, 200, 200), (0, 0, 0)])
+def test_weights_repeat_and_thin_out_by_content(pocket_base, store, tmp_path, weight, low, high):
+    rows = rows_of(range(100))
+    if not weight:
+        with pytest.raises(UserError, match="no row left to train on"):
+            run(pocket_base, store, tmp_path, rows, source={"weight": weight})
+        return
+    prepared, texts = run(pocket_base, store, tmp_path, rows, source={"weight": weight})
+    assert low <= len(texts) <= high and prepared.train.num_samples == len(texts)
+    assert prepared.counts["skipped"] == 100 - prepared.counts["train"]
+
+
+def test_long_conversations_are_dropped_truncated_or_split_by_whole_turns(pocket_base, store, tmp_path):
+    rows = [talk_of(0, 12), talk_of(1, 1), talk_of(2, 1, words=400)]
+    prepared, texts = run(pocket_base, store, tmp_path, rows)
+    assert prepared.counts["too_long"] == 2 and len(texts) == 1
+    prepared, texts = run(pocket_base, store, tmp_path, rows, too_long="truncate")
+    assert (prepared.counts["too_long"], prepared.counts["shortened"], len(texts)) == (1, 1, 2)
+    (cut,) = (text for text in texts if "talk 0" in text)
+    assert cut.startswith("<|system|>talk 0<|user|>question ") and "answer 11 " in cut and "question 0 " not in cut
+    prepared, texts = run(pocket_base, store, tmp_path, rows, too_long="split")
+    pieces = [text for text in texts if "talk 0" in text]
+    assert prepared.counts["pieces"] == len(pieces) > 1
+    assert sorted(int(p.split(" ")[0]) for text in pieces for p in text.split("<|assistant|>answer ")[1:]) == list(
+        range(12)
+    )
+
+
+def test_only_the_last_answer_is_trained_on_demand(pocket_base, store, tmp_path):
+    prepared, texts = run(pocket_base, store, tmp_path, [talk_of(i, 2, words=1) for i in range(5)])
+    last, same = run(pocket_base, store, tmp_path, [talk_of(i, 2, words=1) for i in range(5)], train_on="last")
+    assert sorted(texts) == sorted(same) and last.train.num_loss_tokens * 2 == prepared.train.num_loss_tokens

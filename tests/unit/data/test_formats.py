@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.contracts import Turn, UserError
+from pipelines.data.formats import RowError, detect_format, to_conversation
+from pipelines.data.readers import read_chunk
+from pipelines.data.sources import cut_chunks, files_at, find_files, lines_before
+from pipelines.recipe import SourceConfig
+
+TOOL = {"name": "look", "parameters": {"type": "object"}}
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "turns"),
+    [
+        (
+            {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["a", "b"]]},
+            "alpaca",
+            [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i\n\nx"), ("assistant", "o")],
+        ),
+        ({"instruction": "i", "output": "o"}, "alpaca", [("user", "i"), ("assistant", "o")]),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+            "sharegpt",
+            [("system", "s"), ("user", "a"), ("assistant", "b")],
+        ),
+        (
+            {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                          {"role": "assistant", "content": "b"}]},
+            "messages",
+            [("system", "s"), ("user", "a"), ("assistant", "b")],
+        ),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion", [("user", "p"), ("assistant", "c")]),
+        ({"question": "q", "answer": "a"}, "question_answer", [("user", "q"), ("assistant", "a")]),
+    ],
+)  # fmt: skip
+def test_each_format_is_detected_and_converted(row, format, turns):
+    assert detect_format(row) == format
+    assert [(t.role, t.content) for t in to_conversation(row).turns] == turns
+    assert to_conversation(row, format) == to_conversation(row)
+
+
+def test_tool_calls_of_sharegpt_and_openai_become_the_same():
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": json.dumps({"name": "look", "arguments": {"at": "sky"}})},
+            {"from": "observation", "value": "bird"},
+            {"from": "gpt", "value": "a bird"},
+        ],
+        "tools": json.dumps([TOOL]),
+    }
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+    openai = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "bird"},
+            {"role": "assistant", "content": "a bird"},
+        ],
+        "tools": [{"type": "function", "function": TOOL}],
+    }
+    assert to_conversation(sharegpt) == to_conversation(openai)
+    assert to_conversation(openai).turns[1] == Turn("assistant", "", tool_calls=(CALL,))
+
+
+def test_prompt_and_completion_may_be_lists_of_turns_and_the_prompt_is_never_trained():
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    talk = to_conversation({"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]})
+    assert [t.content for t in talk.turns if t.role == "assistant" and t.train] == ["d"]
+
+
+def test_turns_carry_train_and_weight():
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False},
+                {"role": "assistant", "content": "c", "weight": 0.5}]  # fmt: skip
+    talk = to_conversation({"messages": messages})
+    assert [(t.train, t.weight) for t in talk.turns[1:]] == [(False, 1.0), (True, 0.5)]
+
+
+def test_a_columns_map_names_the_rows_own_keys():
+    row = {"frage": "q", "antwort": "a"}
+    with pytest.raises(RowError, match="unknown format: the row has the keys frage, antwort"):
+        to_conversation(row)
+    talk = to_conversation(row, columns={"prompt": "frage", "completion": "antwort"})
+    assert [t.content for t in talk.turns] == ["q", "a"]
+
+
+ROWS = [{"instruction": f"Say {i}, please", "input": "", "output": f'It is "{i}",\nfriend é'} for i in range(7)]
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix in (".csv", ".tsv"):
+        with open(path, "w", newline="") as out:
+            writer = csv.DictWriter(out, rows[0].keys(), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(path, table.schema) as out:
+            out.write_table(table, max_chunksize=3)
+    else:
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_file(path, table.schema) as out:
+            out.write_table(table, max_chunksize=3)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather"])
+@pytest.mark.parametrize("chunk_bytes", [1, 40, 1 << 20])
+def test_every_file_type_gives_the_same_rows_however_it_is_cut(tmp_path, suffix, chunk_bytes):
+    path = write(tmp_path / f"rows{suffix}")
+    chunks = cut_chunks(find_files([SourceConfig(path=str(path))]), chunk_bytes)
+    rows = [row for chunk in chunks for row in read_chunk(chunk)]
+    assert [row.value for row in rows] == ROWS and not any(row.error for row in rows)
+
+
+def test_lines_are_numbered_over_the_whole_file(tmp_path):
+    path = write(tmp_path / "rows.jsonl")
+    for chunk_bytes in (1, 37, 100, 1 << 20):
+        chunks = cut_chunks(find_files([SourceConfig(path=str(path))]), chunk_bytes)
+        lines = [lines_before(chunk) + row.number for chunk in chunks for row in read_chunk(chunk)]
+        assert lines == list(range(7))
+
+
+def test_a_json_file_may_hold_lines(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (file,) = files_at(str(path), "data.sources.0.path")
+    assert file.kind == "jsonl"
+
+
+def test_a_remote_source_is_read_like_a_local_one():
+    import fsspec
+
+    with fsspec.open("memory://bucket/rows.jsonl", "w") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in ROWS))
+    files = find_files([SourceConfig(path="memory://bucket/*.jsonl"), SourceConfig(path="memory://bucket")])
+    assert [file.source for file in files] == [0, 1]
+    rows = [row.value for chunk in cut_chunks(files[:1], 64) for row in read_chunk(chunk)]
+    assert rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("memory://bucket/nothing.jsonl", "nothing there of a known type"),
+        ("wat://bucket/rows.jsonl", r"data.sources.0.path=wat://bucket/rows.jsonl: wat:// cannot be read here"),
+    ],
+)
+def test_a_remote_source_that_cannot_be_read_is_one_line(path, message):
+    with pytest.raises(UserError, match=message) as error:
+        find_files([SourceConfig(path=path)])
+    assert "\n" not in str(error.value)

@@ -1,0 +1,121 @@
+"""Thirty kinds of bad rows among ten thousand good ones: all good rows are kept, each bad one has its line and reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipelines.contracts import SILENT, UserError
+from pipelines.data.dataset import prepare
+from pipelines.recipe import parse_recipe
+
+NUM_GOOD = 10_000
+
+
+def row(**values) -> bytes:
+    return json.dumps(values).encode()
+
+
+def turns(*pairs: tuple[str, object]) -> bytes:
+    return row(messages=[{"role": role, "content": content} for role, content in pairs])
+
+
+BAD = [
+    (b'{"instruction": "a", "output": ', "not JSON"),
+    (b'{"instruction": "a" "output": "b"}', "not JSON: Expecting ',' delimiter"),
+    (b"{'instruction': 'a', 'output': 'b'}", "not JSON"),
+    (b'{"instruction": "a", "output": "b"} trailing', "not JSON: Extra data"),
+    (b'{"instruction": "a", "output": "b"}{"instruction": "c", "output": "d"}', "not JSON: Extra data"),
+    (b"just text", "not JSON"),
+    (b'{"instruction": "a", "output": NaN}', "NaN is not JSON"),
+    (b'{"instruction": "caf\xe9", "output": "b"}', "not UTF-8: byte 0xe9 at column 21"),
+    (b'\xef\xbb\xbf{"instruction": "a", "output": "b"}', "not JSON"),
+    (b'{"instruction": "a", "instruction": "b", "output": "c"}', "'instruction' is there twice"),
+    (b'{"instruction": "a\x00", "output": "b"}', "not JSON: Invalid control character"),
+    (b'{"instruction": "a", "output": "nul \\u0000 inside"}', "NUL character"),
+    (b'{"instruction": "a", "output": "half \\ud83d"}', "half a surrogate pair, U+D83D"),
+    (b'{"instruction": "' + b"x" * (10 << 20) + b'", "output": "b"}', "a line of 104857"),
+    (b"[" * 100_000, "not JSON"),
+    (b"[1, 2, 3]", "a row is an object, this is list"),
+    (b'"a string"', "a row is an object, this is str"),
+    (b"null", "a row is an object, this is NoneType"),
+    (b"{}", "unknown format: the row has the keys (none)"),
+    (row(foo=1, bar=2), "unknown format: the row has the keys foo, bar"),
+    (row(instruction="a", input=""), "unknown format"),
+    (row(instruction="a", output=""), "output: empty"),
+    (row(instruction="a", output="  \n"), "output: empty"),
+    (row(instruction="a", output=5), "output: expected text, this is int"),
+    (row(instruction=["a"], output="b"), "instruction: expected text, this is list"),
+    (row(instruction="a", output=None), "output: missing"),
+    (row(messages=[]), "messages: expected a list of turns"),
+    (row(messages="hello"), "messages: expected a list of turns"),
+    (turns(("user", "a"), ("wizard", "b")), "messages[1]: unknown role 'wizard'"),
+    (turns(("user", "a")), "no assistant turn to train on"),
+    (turns(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d")), "more than one system turn"),
+    (turns(("user", None), ("assistant", "b")), "messages[0]: missing"),
+    (row(messages=["a", "b"]), "messages[0]: a turn is an object"),
+    (row(messages=[{"role": "user", "content": [{"type": "image"}]}]), "only parts of type text"),
+    (row(messages=[{"role": "assistant", "content": "a", "weight": -1}]), "weight is a number of at least 0"),
+    (row(messages=[{"role": "assistant", "content": "a", "train": "yes"}]), "train is true or false"),
+    (row(messages=[{"role": "assistant", "tool_calls": [{"arguments": {}}]}]), "a tool call without a name"),
+    (row(instruction="a", output="b", history=["x"]), "history: each entry is a pair"),
+    (row(conversations=[{"from": "human", "value": "a"}, {"from": "gpt"}]), "conversations[1]: missing"),
+    (row(prompt="a", completion="b", tools="not a list"), "tools: expected a list"),
+]
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    """A file with good rows, blank lines and every bad row somewhere; and the line of each bad row."""
+    path = tmp_path_factory.mktemp("dirty") / "rows.jsonl"
+    lines = [row(instruction=f"Say {i}", input="", output=f"It is {i}.") for i in range(NUM_GOOD)]
+    at = {}
+    for number, (bad, reason) in enumerate(BAD):
+        place = 200 * (number + 1) + number
+        lines.insert(place, bad)
+        at[place + 1] = reason
+    lines += [b"", b"   ", b""]
+    path.write_bytes(b"\n".join(lines))
+    return path, at
+
+
+def recipe_for(base, path, **data):
+    section = {"sources": [str(path)], "row_tokens": 256, **data}
+    return parse_recipe({"name": "t", "model": {"base": base}, "data": section})
+
+
+def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_base, store, dirty):
+    path, at = dirty
+    assert len(BAD) >= 30
+    prepared = prepare(recipe_for(pocket_base, path), store, SILENT)
+    counts = prepared.counts
+    assert counts["train"] + counts["heldout"] == NUM_GOOD
+    assert counts["rejected"] == len(BAD) and counts["read"] == NUM_GOOD + len(BAD)
+    listed = [json.loads(line) for line in (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()]
+    found = {line["origin"]: line for line in listed}
+    assert found.keys() == {f"rows.jsonl:{line}" for line in at}
+    for line, reason in at.items():
+        assert reason in found[f"rows.jsonl:{line}"]["reason"]
+        assert found[f"rows.jsonl:{line}"]["row"]
+
+
+def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base, store, dirty):
+    path, _ = dirty
+    with pytest.raises(UserError, match=r"40 of 10040 rows cannot be used .*data.max_rejects_share=0.001") as error:
+        prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
+    assert "first at rows.jsonl:201" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not store.list("prepared")
+
+
+def test_a_bad_element_of_an_array_costs_that_element(ray_cluster, pocket_base, store, tmp_path):
+    good = [json.dumps({"instruction": f"Say {i}", "output": f"It is {i}."}, indent=2) for i in range(50)]
+    good[20] = '{\n  "instruction": "a",\n  "output": "b\n}'
+    text = "[\n  " + ",\n  ".join(element.replace("\n", "\n  ") for element in good) + "\n]\n"
+    (tmp_path / "rows.json").write_text(text)
+    recipe = recipe_for(pocket_base, tmp_path / "rows.json", max_rejects_share=0.1, heldout_share=0.2)
+    prepared = prepare(recipe, store, SILENT)
+    assert prepared.counts["train"] + prepared.counts["heldout"] == 49 and prepared.counts["rejected"] == 1
+    (line,) = (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["origin"] == "rows.json:82"
