@@ -1,0 +1,225 @@
+"""The engine against plain `generate`, alone and in any company."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import UserError
+from pipelines.model.base import load_base
+from pipelines.recipe import ModelConfig
+from serve_app.engine import AdapterRef, Delta, EngineFailure, GenerationRequest, RequestError
+from serve_app.engines.transformers import TransformersEngine
+
+WORDS = "the old captain sold 14 maps to Mira from Oslo and 3 boats, please tell me who bought them; café 😀".split()
+MakeEngine = Callable[..., TransformersEngine]
+
+
+def chat(text: str, adapter: str | None = None, **options: object) -> GenerationRequest:
+    ref = AdapterRef(adapter, f"{adapter}@{'0' * 12}") if adapter else None
+    options = {"temperature": 0.0, "max_tokens": 12, **options}
+    return GenerationRequest([{"role": "user", "content": text}], ref, **options)  # type: ignore[arg-type]
+
+
+async def answer(engine: TransformersEngine, request: GenerationRequest, stream: bool = False) -> list[Delta]:
+    return [delta async for delta in engine.generate(request, stream)]
+
+
+def ask(engine: TransformersEngine, *requests: GenerationRequest, stream: bool = False) -> list[Delta]:
+    """Each request's answer as one delta; all are asked at once."""
+
+    async def all_of_them() -> list[list[Delta]]:
+        return await asyncio.gather(*(answer(engine, request, stream) for request in requests))
+
+    found = asyncio.run(asyncio.wait_for(all_of_them(), 120))
+    return [
+        Delta("".join(d.text for d in deltas), *(getattr(deltas[-1], f) for f in ("finish_reason", *COUNTS)))
+        for deltas in found
+    ]
+
+
+COUNTS = ("prompt_tokens", "completion_tokens")
+
+
+class Reference:
+    """Plain transformers and PEFT: one prompt at a time, one adapter set, `generate`."""
+
+    def __init__(self, base: str, adapters: dict[str, Path], renderer: ChatRenderer) -> None:
+        self._renderer = renderer
+        self._models: dict[str | None, torch.nn.Module] = {None: load_base(ModelConfig(base=base, dtype="fp32"), "cpu")}
+        for name, folder in adapters.items():
+            fresh = load_base(ModelConfig(base=base, dtype="fp32"), "cpu")
+            self._models[name] = PeftModel.from_pretrained(fresh, str(folder)).eval()
+
+    def __call__(self, request: GenerationRequest) -> Delta:
+        prompt = torch.tensor([self._renderer.prompt_ids(list(request.messages)).tolist()])
+        model = self._models[request.adapter.key if request.adapter else None]
+        ids = model.generate(  # type: ignore[operator]
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.max_tokens,
+            do_sample=False,
+            eos_token_id=list(self._renderer.stop_ids),
+            pad_token_id=0,
+        )[0, prompt.shape[1] :].tolist()
+        ended = ids[-1] in self._renderer.stop_ids
+        text = self._renderer.decode(ids[:-1] if ended else ids)
+        return Delta(text, "stop" if ended else "length", prompt.shape[1], len(ids))
+
+
+@pytest.fixture(scope="module")
+def reference(pocket_base: str, adapter_dirs: dict[str, Path], renderer: ChatRenderer) -> Reference:
+    return Reference(pocket_base, adapter_dirs, renderer)
+
+
+def random_requests(rng: random.Random, count: int, adapters: Sequence[str | None]) -> list[GenerationRequest]:
+    return [
+        chat(
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 25))), rng.choice(adapters), max_tokens=rng.choice((1, 3, 9, 20))
+        )
+        for _ in range(count)
+    ]
+
+
+def test_a_greedy_answer_in_any_mix_is_the_one_that_generate_gives_alone(
+    make_engine: MakeEngine, reference: Reference, adapter_dirs: dict[str, Path]
+) -> None:
+    rng = random.Random(7)
+    requests = random_requests(rng, 40, [None, *adapter_dirs])
+    expected = {id(request): reference(request) for request in requests}
+    assert len({e.text for e in expected.values()}) > 30  # or the test would compare nothing
+    engine = make_engine(max_batch=5, max_model_tokens=256)
+    for _ in range(50):
+        mix = rng.sample(requests, rng.randint(2, 12))
+        assert ask(engine, *mix) == [expected[id(request)] for request in mix]
+    assert engine.stats()["running"] == 0
+
+
+def test_adapters_differ_and_the_base_is_untouched_by_them(make_engine: MakeEngine, reference: Reference) -> None:
+    engine = make_engine()
+    before = ask(engine, chat("who sold the map"))
+    asked = [chat("who sold the map", name) for name in ("alpha", "beta", "gamma")]
+    assert len({delta.text for delta in (*ask(engine, *asked), *before)}) == 4
+    assert ask(engine, chat("who sold the map")) == before == [reference(chat("who sold the map"))]
+
+
+def test_streamed_pieces_add_up_to_the_whole_answer(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    request = chat("tell me of the captain", "alpha", max_tokens=40)
+    deltas = asyncio.run(answer(engine, request, stream=True))
+    assert [bool(d.finish_reason) for d in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert ask(engine, request, stream=True) == ask(engine, request)
+    assert not any("\ufffd" in d.text for d in deltas[:-1])
+
+
+def test_a_seed_repeats_a_sampled_answer_whatever_runs_beside_it(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    request = chat("the old captain", temperature=1.0, top_p=0.9, seed=5, max_tokens=20)
+    alone = ask(engine, request)[0]
+    among = ask(engine, chat("a map", "beta"), request, chat("boats", "alpha", temperature=0.7), request)
+    assert among[1] == among[3] == alone
+    other = ask(engine, *(chat("the old captain", temperature=1.0, seed=s, max_tokens=20) for s in range(4)))
+    assert len({delta.text for delta in other}) > 1
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-6])
+def test_a_temperature_near_zero_is_greedy(make_engine: MakeEngine, temperature: float) -> None:
+    engine = make_engine()
+    assert ask(engine, chat("the old captain", temperature=temperature)) == ask(engine, chat("the old captain"))
+
+
+def test_a_stop_string_ends_the_answer_before_it(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    whole = ask(engine, chat("the old captain", "alpha", max_tokens=40))[0]
+    stop = whole.text[8:11]
+    for stream in (False, True):
+        cut = ask(engine, chat("the old captain", "alpha", max_tokens=40, stop=(stop,)), stream=stream)[0]
+        assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
+        assert cut.completion_tokens < whole.completion_tokens
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_its_length(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_model_tokens=32)
+    with pytest.raises(RequestError, match="tokens, but this model's context holds 32"):
+        ask(engine, chat("word " * 100))
+    with pytest.raises(RequestError, match="max_tokens=40"):
+        ask(engine, chat("hi", max_tokens=40))
+    assert ask(engine, chat("hi", max_tokens=None))[0].completion_tokens <= 32
+
+
+def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_batch=1, max_model_tokens=1024)
+
+    async def leave_then_ask() -> Delta:
+        leaving = engine.generate(chat("the", temperature=2.0, max_tokens=900), stream=True)
+        await anext(leaving)
+        await leaving.aclose()
+        return (await answer(engine, chat("hi", max_tokens=2)))[-1]
+
+    assert asyncio.run(asyncio.wait_for(leave_then_ask(), 20)).finish_reason
+    stats = engine.stats()
+    assert (stats["cancelled"], stats["finished"], stats["running"]) == (1, 1, 0)
+
+
+def test_only_so_many_adapters_stay_and_answers_stay_right(make_engine: MakeEngine, reference: Reference) -> None:
+    rng = random.Random(3)
+    engine = make_engine(max_batch=4, max_adapters=1)
+    for _ in range(6):
+        mix = random_requests(rng, 6, ["alpha", "beta", "gamma", None])
+        assert ask(engine, *mix) == [reference(request) for request in mix]
+    assert engine.stats()["adapters"] == 1
+
+
+def test_an_adapter_that_cannot_be_loaded_fails_alone(make_engine: MakeEngine, adapter_dirs: dict[str, Path]) -> None:
+    def fetch(adapter: AdapterRef) -> Path:
+        if adapter.key == "gone":
+            raise UserError("gone from the store")
+        return adapter_dirs[adapter.key]
+
+    engine = make_engine(fetch, max_adapters=1)
+    before = ask(engine, chat("hi", "alpha"))
+    with pytest.raises(UserError, match="gone from the store"):
+        ask(engine, chat("hi", "gone"))
+    assert engine.stats()["adapters"] == 1
+    assert ask(engine, chat("hi", "alpha")) == before
+
+
+def test_an_adapter_of_another_shape_fails_alone_and_again(
+    make_engine: MakeEngine, adapter_dirs: dict[str, Path], misfit_dir: Path, reference: Reference
+) -> None:
+    engine = make_engine(lambda adapter: {**adapter_dirs, "misfit": misfit_dir}[adapter.key])
+    for _ in range(2):
+        with pytest.raises(UserError, match="does not fit the base"):
+            ask(engine, chat("hi", "misfit"))
+        assert ask(engine, chat("hi"), chat("hi", "beta")) == [reference(chat("hi")), reference(chat("hi", "beta"))]
+
+
+def test_weights_that_overflow_fail_their_own_request_only(
+    make_engine: MakeEngine, adapter_dirs: dict[str, Path], overflowing_dir: Path, reference: Reference
+) -> None:
+    engine = make_engine(lambda adapter: {**adapter_dirs, "huge": overflowing_dir}[adapter.key])
+
+    async def both() -> list[list[Delta] | BaseException]:
+        bad = answer(engine, chat("hi", "huge", temperature=1.0))
+        return await asyncio.gather(bad, answer(engine, chat("hi", "alpha")), return_exceptions=True)
+
+    bad, good = asyncio.run(asyncio.wait_for(both(), 60))
+    assert isinstance(bad, EngineFailure) and "not finite" in str(bad)
+    assert good == [reference(chat("hi", "alpha"))]
+    mix = random_requests(random.Random(1), 8, ["alpha", None])  # in the slot where the NaN was, too
+    assert ask(engine, *mix) == [reference(request) for request in mix]
+
+
+def test_a_closed_engine_refuses_instead_of_waiting(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.close()
+    assert not engine.alive
+    with pytest.raises(EngineFailure):
+        ask(engine, chat("hi"))
