@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -17,7 +17,12 @@ class ModelConfig(Section):
     base: str = Field(description="folder with config.json and safetensors, or a Hub id")
     revision: str | None = Field(None, description="Hub revision; leave empty for a folder")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
-    quantization: Literal["none", "nf4"] = Field("none", description="nf4: QLoRA, 4-bit base with double quantization")
+    quantization: Literal["none", "nf4", "int8"] = Field("none", description="nf4: QLoRA; int8: LLM.int8()")
+    double_quantization: bool = Field(True, description="nf4: quantize the quantization constants too")
+    compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="nf4: auto is model.dtype")
+    storage_dtype: Literal["auto", "uint8", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="nf4: how the packed weights are held; auto is model.dtype"
+    )
 
 
 class LoraConfig(Section):
@@ -29,7 +34,20 @@ class LoraConfig(Section):
     targets: Literal["qv", "attention", "all-linear"] | list[str] = Field(
         "all-linear", description="a preset or module names such as [q_proj, v_proj]"
     )
-    rslora: bool = False
+    rslora: bool = Field(False, description="rank-stabilised scale")
+    dora: bool = Field(False, description="train the weights' magnitude apart from their direction")
+    init: Literal["zero", "pissa", "loftq", "eva"] = Field(
+        "zero", description="zero: B = 0; pissa: the base's first singular vectors; loftq: nf4's error; eva: the data's"
+    )
+    lr_ratio: float = Field(1.0, gt=0, description="LoRA+: learning rate of B over that of A; the paper's is 16")
+    rank_pattern: dict[str, int] = Field(default_factory=dict, description="module name or regex: r there")
+    alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name or regex: alpha there")
+    modules_to_save: list[str] = Field(default_factory=list, description="modules trained whole, such as lm_head")
+
+    @property
+    def unservable(self) -> list[str]:
+        """The keys set here whose adapters neither the registry takes nor an engine serves."""
+        return [key for key in ("dora", "rank_pattern", "alpha_pattern", "modules_to_save") if getattr(self, key)]
 
 
 class SourceConfig(Section):
@@ -97,6 +115,7 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """One optimizer step sees `global_batch` packs over all workers, `micro_batch` of them in one forward."""
 
+    method: Literal["lora", "full"] = Field("lora", description="full: every weight of the base trains, no adapter")
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="stop earlier than the epochs say")
     global_batch: int = Field(8, ge=1, description="packs a step over all workers")
@@ -106,10 +125,25 @@ class TrainConfig(Section):
     warmup_share: float = Field(0.03, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    zero: Literal[0, 1, 2, 3] = 2
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
+        "adamw", description="8-bit moments; paged: moments that move to the CPU under pressure (GPU only)"
+    )
+    zero: Literal["auto", 0, 1, 2, 3] = Field(2, description="auto: the lowest stage that fits the memory plan")
+    offload: Literal["auto", "none", "optimizer", "parameters"] = Field("none", description="to CPU memory")
+    gradient_checkpointing: Literal["auto", "off", "selective", "full"] = Field(
+        "off", description="recompute: no layer, every second one, every one; auto: as little as fits"
+    )
     save_every: int = Field(50, ge=1, description="steps between checkpoints; the last step is always saved")
     keep: int = Field(2, ge=1, description="checkpoints kept, best held-out loss first")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many checkpoints without a better held-out loss"
+    )
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss or gradient that is not finite does")
     max_failures: int = Field(3, ge=0, description="worker deaths survived before the run is given up")
+    max_preemptions: int = Field(-1, ge=-1, description="announced losses of a node survived; -1: any number")
+    hang_timeout_s: float = Field(900.0, gt=0, description="a step that takes longer is hung: its worker is restarted")
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    record_samples: bool = Field(False, description="write down which samples each step saw")
     seed: int = 0
 
 
@@ -142,6 +176,8 @@ class ServeConfig(Section):
         default_factory=list, description="registry names served from a merged copy as NAME-merged"
     )
     max_batch: int = Field(16, ge=1, description="requests decoded together by one replica")
+    max_queued: int = Field(256, ge=1, description="requests that wait for a replica; more are answered 429")
+    max_adapters: int = Field(32, ge=1, description="adapters in the memory of one replica")
     max_model_tokens: int = Field(1024, ge=16, description="prompt and answer together")
     replicas: int = Field(1, ge=1)
 
@@ -149,9 +185,25 @@ class ServeConfig(Section):
 class ResourcesConfig(Section):
     """What the run takes from the Ray cluster."""
 
-    workers: int = Field(1, ge=1, description="training workers, one process each")
+    workers: int | list[int] = Field(1, description="training workers, one process each; [min, max]: elastic")
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0)
     data_cpus: float = Field(1.0, gt=0, description="CPUs of one data or evaluation task")
     serve_cpus: float = Field(1.0, ge=0)
     serve_gpus: float = Field(0.0, ge=0)
+
+    @field_validator("workers")
+    @classmethod
+    def _ordered(cls, value: int | list[int]) -> int | list[int]:
+        given = [value, value] if isinstance(value, int) else value
+        if len(given) != 2 or not 1 <= given[0] <= given[1]:
+            raise ValueError("expected a number of workers from 1, or [min, max] with 1 <= min <= max")
+        return value
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
