@@ -21,8 +21,11 @@ import pytest
 
 from jobs.submit import submit
 from pipelines.contracts import UserError
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.recipe import Recipe, load_recipe, parse_recipe
+from pipelines.registry import Registry
+from pipelines.storage import Store
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a" * 64
 BIN = Path(sys.executable).parent
 START_S = 90
@@ -120,6 +123,25 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
     second = submit(recipe, "s3://bucket/store", cluster, again, command=command)
     assert second.submission_id == first.submission_id and not second.started
     assert second.status == "SUCCEEDED" and "nothing started" in again.lines[0]
+
+
+@pytest.mark.slow
+def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(cluster, token, tmp_path):
+    store = Store(tmp_path / "store")
+    quick = ["train.max_steps=4", "train.global_batch=2", "eval.max_samples=8", "gate.metric=heldout_loss"]
+    recipe = load_recipe(ROOT / "recipes" / "pocket_lora_person_cpu.yaml", quick)
+    notes = Notes()
+    first = submit(recipe, store.uri, cluster, notes)
+    assert (first.status, first.exit_code) == ("SUCCEEDED", 0), "\n".join(notes.lines)
+    registry = Registry(store)
+    (version,) = registry.versions("person")
+    alias = registry.alias("person", "production")
+    assert alias and (alias.version_id, alias.revision) == (version.id, 1)
+    assert any(version.id in line for line in notes.lines)
+
+    second = submit(recipe, store.uri, cluster, Notes())
+    assert (second.submission_id, second.started, second.status) == (first.submission_id, False, "SUCCEEDED")
+    assert registry.alias("person", "production") == alias
 
 
 def test_a_failed_job_gives_its_exit_code_and_gets_another_attempt(cluster, token, recipe):
