@@ -217,6 +217,8 @@ def submit(
     verbose: Verbose = False,
 ) -> None:
     """Run a recipe as a job of a Ray cluster; the same submission twice is one job. Exit code: the job's."""
+    import ray  # noqa: F401  (sets its loggers up when it is imported; quiet() then turns them down)
+
     from jobs.cluster import quiet
     from jobs.console import ConsoleProgress
     from jobs.submit import submit

@@ -30,3 +30,16 @@ def store(tmp_path: Path) -> Store:
 def pocket_base() -> str:
     """The base model that ships with the repository."""
     return str(ROOT / "assets" / "pocket" / "model")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs more CUDA devices than there are; torch is imported only when a test asks for one."""
+    wanted = [(item, 1) for item in items if item.get_closest_marker("gpu")]
+    wanted += [(item, 2) for item in items if item.get_closest_marker("gpu2")]
+    if not wanted:
+        return
+    import torch
+
+    for item, count in wanted:
+        if torch.cuda.device_count() < count:
+            item.add_marker(pytest.mark.skip(reason=f"needs {count} CUDA device{'s' * (count > 1)}"))
