@@ -6,15 +6,15 @@ directory. `Recipe.digest` covers the whole resolved recipe.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines.contracts import UserError, digest_of
+from pipelines.mistakes import explain
 from pipelines.sections import (
     AuditConfig,
     DataConfig,
@@ -29,6 +29,7 @@ from pipelines.sections import (
     SourceConfig,
     TrainConfig,
 )
+from pipelines.storage import nearest_path
 
 __all__ = [
     "AuditConfig",
@@ -46,7 +47,6 @@ __all__ = [
     "TrainConfig",
     "load_recipe",
     "parse_recipe",
-    "valid_keys",
     "with_paths",
 ]
 
@@ -123,19 +123,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
+        near = nearest_path(path)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this file holds {type(data).__name__}")
+        held = "nothing" if data is None else type(data).__name__
+        raise UserError(f"{path}: a recipe is a mapping of sections, this file holds {held}")
     _resolve_paths(data, path.parent)
     given: dict[str, Any] = {}
     for override in overrides:
         _apply_override(given, override)
     _resolve_paths(given, Path.cwd())
-    return parse_recipe(_merged(data, given), str(path))
+    return parse_recipe(_merged(data, given), " ".join([str(path), *(f"-s {override}" for override in overrides)]))
 
 
 def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -143,7 +146,7 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_explain(e, data) for e in error.errors())) from error
+        raise UserError(f"{origin}: " + explain(error, Recipe)) from error
 
 
 def with_paths(recipe: Recipe, move: Callable[[str], str]) -> Recipe:
@@ -163,8 +166,6 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"-s {override}: the value is not valid YAML") from error
-    if isinstance(value, str):
-        value = _number(value)
     *sections, last = key.strip().split(".")
     here: Any = data
     for section in sections:
@@ -172,14 +173,6 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict):
             raise UserError(f"-s {override}: {section!r} is not a section")
     here[last] = value
-
-
-def _number(text: str) -> Any:
-    """YAML 1.1 reads 3e-4 as text; people mean the number."""
-    try:
-        return float(text) if "e" in text.lower() else text
-    except ValueError:
-        return text
 
 
 def _merged(base: Any, over: Any) -> Any:
@@ -190,8 +183,11 @@ def _merged(base: Any, over: Any) -> Any:
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     model = data.get("model")
-    if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith((".", "/", "~")):
-        model["base"] = _absolute(model["base"], folder)
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        base = model["base"]
+        # A Hub id such as org/name looks like a path; it is one where that folder exists.
+        if base.startswith((".", "/", "~")) or (base and (folder / base).is_dir()):
+            model["base"] = _absolute(base, folder)
     section = data.get("data")
     if isinstance(section, dict) and "sources" in section:
         sources = section["sources"]
@@ -216,26 +212,12 @@ def _absolute(path: str, folder: Path) -> str:
     return str((folder.absolute() / Path(path).expanduser()).resolve())
 
 
-def _explain(error: Any, data: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "recipe"
-    if error["type"] != "extra_forbidden":
-        given = "" if error["type"] in ("missing", "value_error") else f" (given: {error.get('input')!r})"
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}"
-    valid = valid_keys()
-    near = difflib.get_close_matches(where, valid, n=1, cutoff=0.5)
-    near = near or [k for k in valid if k.rsplit(".", 1)[-1] == where.rsplit(".", 1)[-1]][:1]
-    if near:
-        return f"{where}: unknown key; did you mean {near[0]}?"
-    siblings = [k for k in valid if k.rpartition(".")[0] == where.rpartition(".")[0]]
-    return f"{where}: unknown key; valid here: {', '.join(siblings)}"
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which plain YAML silently keeps the last."""
 
-
-def valid_keys() -> list[str]:
-    """Every key of a recipe, dotted."""
-    keys = []
-    for name, item in Recipe.model_fields.items():
-        keys.append(name)
-        section = item.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys += [f"{name}.{key}" for key in section.model_fields]
-    return keys
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -5,8 +5,18 @@ artifact is built under a hidden temporary name, synced and renamed; on an objec
 manifest last. A folder without a manifest is not an artifact, whatever lies in it.
 """
 
-from pipelines.storage.folders import MANIFEST, sha256_file, sync_tree, verify
+from pipelines.storage.folders import MANIFEST, nearest_path, sha256_file, sync_tree, verify
 from pipelines.storage.hub import local_base_dir
 from pipelines.storage.store import Artifact, Draft, Store
 
-__all__ = ["MANIFEST", "Artifact", "Draft", "Store", "local_base_dir", "sha256_file", "sync_tree", "verify"]
+__all__ = [
+    "MANIFEST",
+    "Artifact",
+    "Draft",
+    "Store",
+    "local_base_dir",
+    "nearest_path",
+    "sha256_file",
+    "sync_tree",
+    "verify",
+]

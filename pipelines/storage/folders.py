@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -27,6 +28,13 @@ def sha256_file(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def nearest_path(path: Path) -> Path | None:
+    """The name beside a missing path that its writer may have meant."""
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return path.parent / near[0] if near else None
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from pipelines.contracts import UserError
+from pipelines.storage.folders import nearest_path
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*")
 
@@ -21,11 +21,8 @@ def local_base_dir(base: str, revision: str | None = None) -> Path:
             raise UserError(f"model.base={base}: the folder holds no config.json, so it is no model")
         return folder
     if base.startswith(("/", ".", "~")) or base.count("/") > 1:
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {folder.parent / near[0]}?" if near else "set a model's folder or a Hub id such as org/name"
-        )
+        near = nearest_path(folder)
+        hint = f"did you mean {near}?" if near else "set a model's folder or a Hub id such as org/name"
         raise UserError(f"model.base={base}: no such folder; {hint}")
     return _snapshot(base, revision)
 
