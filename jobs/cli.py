@@ -1,6 +1,7 @@
 """The command `loraforge`: verbs, options and exit codes. Heavy modules are imported when a verb runs.
 
-Exit codes: 0 done, 1 the gate kept the candidate out or the program failed, 2 a mistake that the user can mend.
+Exit codes: 0 done, 1 the gate kept the candidate out or the program failed, 2 a mistake that the user can mend,
+130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -68,14 +69,18 @@ def _open(
 
 @contextmanager
 def _cluster(verbose: bool, needed: bool = True) -> Iterator[None]:
-    """Ray inside, unless everything that was asked for is finished already."""
+    """Ray inside, unless everything that was asked for is finished already. Ctrl-C is said in a line and is code 130."""
     from jobs.cluster import ray_cluster
 
     if not needed:
         yield
         return
-    with ray_cluster(verbose):
-        yield
+    try:
+        with ray_cluster(verbose):
+            yield
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own handler of Ctrl-C exits
+        typer.echo("loraforge: stopped; what is finished is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from stop
 
 
 @app.command()
