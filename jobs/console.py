@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+_LOG_COLUMNS = 120
+
 
 class ConsoleProgress:
     """Draws `contracts.Progress` on a terminal; where there is none (logs, CI) a bar is one line when it ends."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_COLUMNS)
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

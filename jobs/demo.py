@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +25,7 @@ DEMO_RECIPES = (
     "recipes/pocket_lora_pirate_cpu.yaml",
     "recipes/pocket_lora_order_cpu.yaml",
 )
-_CONCURRENCY = 32
-_SHOWN = 2
+_CONCURRENCY = 64
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def demo(recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress,
     endpoint = serve(first.model_copy(update={"serve": serving}), store, progress, block=False)
     serve_s = time.monotonic() - started
     questions = [q for name, result in results.items() for q in held_out(store, name, result.prepared, num_questions)]
-    candidates = ["base", *names, f"{names[0]}-merged"]
+    candidates = [endpoint.models[0], *names, f"{names[0]}-merged"]
     started = time.monotonic()
     answers = asyncio.run(ask_all(endpoint, candidates, questions))
     ask_s = time.monotonic() - started
@@ -75,7 +76,8 @@ def demo(recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress,
     )
     for result in results.values():
         progress.note(f"  {result.version.id if result.version else '-'}: report {result.report.ref.uri}/report.html")
-    progress.note(f"keep it serving: loraforge serve {path} --store {store.uri}")
+    command = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else "loraforge"
+    progress.note(f"keep it serving: {command} serve {path} --store {store.uri}")
 
 
 def held_out(store: Store, task: str, prepared: PreparedDataset, count: int) -> list[Question]:
@@ -109,15 +111,18 @@ async def ask_all(endpoint: Endpoint, models: Sequence[str], questions: Sequence
 
 
 def answers_table(models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Table:
-    """A few questions of each task with every model's answer; green is right."""
-    table = Table(title="answers of the live endpoint", title_justify="left", show_lines=True)
-    for column in ("question", *models):
-        table.add_column(column, overflow="fold")
+    """One question of each task with every model's answer; green is right."""
+    table = Table(title="answers of the live endpoint", title_justify="left")
+    for column in ("question", "model", "answer"):
+        table.add_column(column, overflow="fold", ratio={"question": 3, "answer": 5}.get(column))
     for task in dict.fromkeys(question.task for question in questions):
-        for index in [i for i, q in enumerate(questions) if q.task == task][:_SHOWN]:
-            right = questions[index].reference.strip()
-            cells = [Text(row[index][:120], style="green" if row[index] == right else "dim") for row in answers]
-            table.add_row(Text(questions[index].messages[-1]["content"], style="cyan"), *cells)
+        index = next(i for i, question in enumerate(questions) if question.task == task)
+        asked = Text(questions[index].messages[-1]["content"], style="cyan")
+        for model, row in zip(models, answers, strict=True):
+            right = row[index] == questions[index].reference.strip()
+            answer = Text(row[index].replace("\n", " / ")[:160], style="green" if right else "dim")
+            table.add_row(asked, model, answer, end_section=model == models[-1])
+            asked = Text("")
     return table
 
 

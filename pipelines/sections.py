@@ -171,6 +171,7 @@ class RegistryConfig(Section):
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    base_name: str = Field("", description="name of the base in the API; empty: the last part of model.base")
     models: list[str] = Field(
         default_factory=list, description="registry names served as adapters; empty: every one made on this base"
     )

@@ -231,9 +231,8 @@ def served_models(recipe: Recipe, store: Store) -> ServedModels:
         if name in recipe.serve.merged:
             merged[name] = version.id
     names = tuple(recipe.serve.models)
-    return ServedModels(
-        recipe.model.base.rstrip("/").rsplit("/", 1)[-1], fingerprint, names, recipe.registry.alias, merged
-    )
+    base_name = recipe.serve.base_name or recipe.model.base.rstrip("/").rsplit("/", 1)[-1]
+    return ServedModels(base_name, fingerprint, names, recipe.registry.alias, merged)
 
 
 def run_endpoint(recipe: Recipe, store: Store, progress: Progress) -> Endpoint:

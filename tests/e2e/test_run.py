@@ -1,0 +1,133 @@
+"""The whole way on real components: prepare, train on two workers, evaluate, promote, serve, ask over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.run import RunResult, run
+from pipelines.contracts import SILENT
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.registry import Registry
+from pipelines.storage import Store
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "pocket_lora_person_cpu.yaml"
+
+
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def done(request: Any, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Store, RunResult]:
+    options = ["train.max_steps=30", "train.save_every=15", "resources.serve_cpus=0.5", "serve.port=0"]
+    recipe = load_recipe(RECIPE, [*options, "serve.merged=[person]", f"model.quantization={request.param}"])
+    store = Store(tmp_path_factory.mktemp("store"))
+    return recipe, store, run(recipe, store, SILENT)
+
+
+def test_adapter_learns_what_the_base_cannot(done: tuple[Recipe, Store, RunResult]) -> None:
+    _, _, result = done
+    base, best = result.report.base, max(result.report.scores[1:], key=lambda score: score.exact_match)
+    assert base.exact_match <= 0.05 and best.exact_match >= 0.8
+    assert best.heldout_loss < 0.1 * base.heldout_loss
+    assert result.version is not None and result.decision.passed
+
+
+def test_lineage_leads_back_to_the_sources(done: tuple[Recipe, Store, RunResult]) -> None:
+    recipe, store, result = done
+    version = Registry(store).get("person:production")
+    assert result.version == version
+    assert version.lineage["prepared"] == result.prepared.ref.digest
+    assert version.lineage["checkpoint"] in {c.ref.digest for c in result.run.checkpoints}
+    assert version.lineage["recipe"] == recipe.digest
+    assert result.run.ref.parents["prepared"] == result.prepared.ref.digest
+
+
+def test_metrics_are_one_line_a_step_and_a_board(done: tuple[Recipe, Store, RunResult]) -> None:
+    _, store, result = done
+    folder = Path(store.uri, "runs", result.run.run_id[:12])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[-1]["loss"] < 0.2 * lines[0]["loss"] and lines[-1]["memory_bytes"] > 1 << 20
+    assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_checkpoint_loads_with_plain_peft_to_the_same_loss(done: tuple[Recipe, Store, RunResult]) -> None:
+    """Plain transformers and PEFT, samples one by one: the loss that training reported for its held-out rows."""
+    import peft
+    import pyarrow.parquet as pq
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    recipe, store, result = done
+    if recipe.model.quantization != "none":
+        pytest.skip("the plain model here is not quantized")
+    best = result.run.best
+    plain = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(plain, str(Path(best.ref.uri, "adapter"))).eval()
+    total, count = 0.0, 0.0
+    for file in sorted(Path(result.prepared.ref.uri).glob("heldout-*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            ends = np.cumsum(row["sample_lengths"])
+            for start, end in zip(ends - row["sample_lengths"], ends, strict=True):
+                ids = torch.tensor(row["input_ids"][start:end])
+                weights = torch.tensor(row["loss_weights"][start:end])[1:]
+                with torch.no_grad():
+                    logp = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+                total -= float((logp.gather(1, ids[1:, None])[:, 0] * weights).sum())
+                count += float(weights.sum())
+    assert total / count == pytest.approx(best.metrics["heldout_loss"], rel=1e-4)
+    report = {score.candidate: score.heldout_loss for score in result.report.scores}
+    assert total / count == pytest.approx(report[best.ref.digest], rel=1e-4)
+
+
+def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None:
+    recipe, store, result = done
+    before = sorted(p for p in Path(store.uri).rglob("*") if p.is_file())
+    again = run(recipe, store, SILENT)
+    assert again.prepared == result.prepared and again.run == result.run and again.version == result.version
+    assert again.report.ref == result.report.ref
+    assert sorted(p for p in Path(store.uri).rglob("*") if p.is_file()) == before
+
+
+@pytest.fixture(scope="module")
+def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
+    from openai import OpenAI
+
+    from serve_app.app import run_endpoint, stop_endpoint
+
+    recipe, store, _ = done
+    endpoint = run_endpoint(recipe, store, SILENT)
+    yield OpenAI(base_url=f"{endpoint.url}/v1", api_key="none")
+    stop_endpoint()
+
+
+def test_endpoint_answers_as_the_report_says(done: tuple[Recipe, Store, RunResult], client: Any) -> None:
+    """Held-out prompts over HTTP: the adapter's and the merged model's answers are right, the base's are not."""
+    from jobs.demo import held_out
+
+    _, store, result = done
+    assert {"person", "person-merged"} < {model.id for model in client.models.list()}
+    shares = {}
+    questions = held_out(store, "person", result.prepared, 16)
+    for model in ("base", "person", "person-merged"):
+        answers = [
+            client.chat.completions.create(model=model, messages=q.messages, temperature=0, max_tokens=64)
+            .choices[0]
+            .message.content
+            for q in questions
+        ]
+        shares[model] = sum(a == q.reference for a, q in zip(answers, questions, strict=True)) / len(questions)
+    assert shares["base"] <= 0.05 and shares["person"] >= 0.8 and shares["person-merged"] >= 0.8
+
+
+def test_streamed_answer_is_the_whole_one(done: tuple[Recipe, Store, RunResult], client: Any) -> None:
+    from jobs.demo import held_out
+
+    _, store, result = done
+    asked = {"messages": held_out(store, "person", result.prepared, 1)[0].messages, "temperature": 0, "max_tokens": 64}
+    whole = client.chat.completions.create(model="person", **asked).choices[0].message.content
+    pieces = [c.choices[0].delta.content for c in client.chat.completions.create(model="person", stream=True, **asked)]
+    assert len(pieces) > 5 and "".join(piece or "" for piece in pieces) == whole
