@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -98,7 +98,7 @@ class Turn:
     content: str
     train: bool = True
     weight: float = 1.0
-    tool_calls: Sequence[Mapping[str, Any]] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
     name: str | None = None
 
 
