@@ -12,11 +12,13 @@ TESTS ?=
 BENCH ?= $(filter-out __init__ _%,$(patsubst bench/%.py,%,$(wildcard bench/*.py)))
 BIN := $(VENV)/bin
 LOCK := build/lock
+# Held back when locking: the torch that vllm and ray[llm] of today are built for.
+HELD := torch==2.13.0
 
 # pip works on the venv from outside, so that the venv need not bootstrap one first. Bytecode is written for the modules
 # that are imported, a third of all: compiling the rest would double the installation.
 PIP_INTO = $(PYTHON) -m pip --disable-pip-version-check -qq --python
-IMPORTED_1 = deepspeed, bitsandbytes, peft, torch.utils.tensorboard, transformers.models.llama.modeling_llama
+IMPORTED_1 = deepspeed, bitsandbytes, peft, tensorboardX, transformers.models.llama.modeling_llama
 IMPORTED_2 = ray.data, ray.serve, ray.train, openai, typer, rich.progress
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -35,7 +37,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache --no-logo
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	@for name in $(BENCH); do echo "== bench.$$name"; $(BIN)/python -m bench.$$name || exit 1; done
 
 # What a developer has holds what a user has.
@@ -44,6 +46,9 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(call install,.)
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,.[dev])
+	@touch $(VENV)/.runtime
+$(VENV)/.bench: pyproject.toml constraints.txt
+	$(call install,.[bench])
 	@touch $(VENV)/.runtime
 
 define install
@@ -58,7 +63,7 @@ endef
 # A version is exact without its local part (+cpu), so that one file serves every kind of machine.
 lock:
 	rm -rf $(LOCK) && $(PYTHON) -m venv --without-pip $(LOCK)
-	$(PIP_INTO) $(LOCK)/bin/python install --no-compile -e '.[dev]'
+	$(PIP_INTO) $(LOCK)/bin/python install --no-compile '$(HELD)' -e '.[dev,bench]'
 	{ sed -n '/^#/p' constraints.txt; $(PIP_INTO) $(LOCK)/bin/python freeze --exclude-editable | sed 's/+cpu$$//'; } >$(LOCK)/constraints.txt
 	mv $(LOCK)/constraints.txt constraints.txt
 	rm -rf $(LOCK)
