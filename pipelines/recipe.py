@@ -56,14 +56,14 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     model: ModelConfig
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     data: DataConfig
-    train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
-    gate: GateConfig = GateConfig()
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
     registry: RegistryConfig
-    serve: ServeConfig = ServeConfig()
-    resources: ResourcesConfig = ResourcesConfig()
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
 
     @model_validator(mode="before")
     @classmethod

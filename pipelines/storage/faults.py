@@ -43,15 +43,18 @@ def explaining(root: str, path: str, first: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        code = error.errno or 0
-        named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # raised again unless it is the disk's; libraries in C++ and Rust have types of their own
+        code, named = _code(error), _file(error)
         reasons = _REASONS | _FIRST_REASONS if first else _REASONS
-        reason = reasons.get(code, str(error) if first else "")
+        reason = reasons.get(code, str(error) if first and isinstance(error, OSError) else "")
         if not reason or not (first or _belongs(named, root)):
             raise
-        advice = f"{_free_mib(path)} MiB free; free space or {_ELSEWHERE}" if code in _FULL else _ELSEWHERE
-        raise UserError(f"{named or path}: {reason}; {advice}") from error
+        advice = f" ({_free_mib(path)} MiB free); free space or {_ELSEWHERE}" if code in _FULL else f"; {_ELSEWHERE}"
+        raise UserError(f"{named or path}: {reason}{advice}") from error
 
 
 @contextlib.contextmanager
@@ -72,6 +75,17 @@ def explaining_remote(path: str) -> Iterator[None]:
 def _remote_errors() -> list[type[Exception]]:
     found = (getattr(sys.modules.get(module), name, None) for module, name in _REMOTE_ERRORS.items())
     return [error for error in found if error is not None]
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return next((code for code in _REASONS if os.strerror(code) in str(error)), 0)
+
+
+def _file(error: Exception) -> str:
+    name = error.filename if isinstance(error, OSError) else None
+    return os.fsdecode(name) if isinstance(name, str | bytes) else ""
 
 
 def _belongs(named: str, root: str) -> bool:
