@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from jobs.cluster import check_fits
 from pipelines.contracts import PreparedDataset, Progress, TrainingRun
 from pipelines.data.dataset import RowFeed
@@ -15,4 +20,16 @@ def train(recipe: Recipe, store: Store, progress: Progress, prepared: PreparedDa
     """The training run of this recipe on this dataset: found, continued or made; the Ray cluster must be up."""
     if find_run(recipe, store, prepared) is None:
         check_fits(recipe)
-    return train_run(recipe, store, prepared, RowFeed, progress)
+    with _own_interrupt():
+        return train_run(recipe, store, prepared, RowFeed, progress)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Give Ctrl-C back afterwards: Ray Train takes it for its run and never returns it, so later stages would not stop."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
