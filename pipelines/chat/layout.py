@@ -46,13 +46,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class PlannedAnswer:
-    """The pieces `first:last` of an answer, with `lead` characters of the piece before and the stop text of the next."""
+    """The pieces `first:last` of an answer, with `lead` characters of the piece before and `tail` of the next."""
 
     turn: int
     first: int
     last: int
     lead: int = 0
-    tail: str = ""
+    tail: int = 0
+    tail_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Plan:
 
     def spans(self, at: Sequence[int]) -> list[tuple[int, int, int]]:
         """(turn, start, end) of each answer where piece i begins at byte `at[i]`."""
-        return [(x.turn, at[x.first] - x.lead, at[x.last] + len(x.tail.encode())) for x in self.answers]
+        return [(x.turn, at[x.first] - x.lead, at[x.last] + x.tail_bytes) for x in self.answers]
 
     def layout(self, contents: Sequence[str]) -> Layout:
         texts = self.texts(contents)
         at = [0, *itertools.accumulate(map(len, texts))]
         slots = tuple((at[i], at[i + 1]) for i, piece in enumerate(self.pieces) if type(piece) is not str)
-        trained = tuple((x.turn, at[x.first] - x.lead, at[x.last] + len(x.tail)) for x in self.answers)
+        trained = tuple((x.turn, at[x.first] - x.lead, at[x.last] + x.tail) for x in self.answers)
         return Layout("".join(texts), trained, slots)
 
 
@@ -91,14 +92,16 @@ class Layouter:
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self.stop: str | None = None
 
-    def plan(self, messages: Messages, contents: Sequence[str]) -> Plan | None:
-        """The plan for messages of plain text; None when the template must run on them. No tools, no tool calls."""
-        shape = (*[m["role"] for m in messages], *[not c for c in contents])
-        try:
-            plan = self._plans[shape]
-        except KeyError:
-            plan = self._plans[shape] = self._make_plan(messages, contents)
-        return plan if plan is not None and plan.fits(contents) else None
+    def plan(self, roles: Sequence[str], contents: Sequence[str]) -> Plan | None:
+        """The plan for turns of plain text; None when the template must run on them. No tools, no tool calls."""
+        shape = (*roles, *[not c for c in contents])
+        if shape not in self._plans:
+            traced = self._traced(roles, contents)
+            if traced is not None and not traced.fits(contents):
+                return None  # these contents cannot prove it; the next may
+            self._plans[shape] = self._proven(traced, roles, contents) if traced else None
+        plan = self._plans[shape]
+        return plan if plan is not None and (not plan.absent or plan.fits(contents)) else None
 
     def lay_out(self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False) -> Layout:
         """Run the template on the messages. Raises TemplateError when it refuses them or hides an answer."""
@@ -110,17 +113,25 @@ class Layouter:
             spans = [self._unmarked_answer(found.text, inside.get(i), messages, i, tools) for i in turns]
         headers = [self._prompt_before(found.text, messages, i, tools) for i in turns]
         trained = tuple(
-            (i, _start(found.text, header, a), self._with_stop(found.text, a, b))
+            (i, _start(found.text, header, a), self._with_stop(found.text, a, b, inside.get(i)))
             for i, header, (a, b) in zip(turns, headers, spans, strict=True)
         )
         hidden = any(m["content"].strip() and i not in inside for i, m in enumerate(messages) if i not in turns)
-        contents = tuple(sorted({*inside.values(), *spans}))
-        return Layout(found.text, trained, None if hidden else contents)
+        answers = [
+            self._without_stop(found.text, a, b) for i, (a, b) in zip(turns, spans, strict=True) if i not in inside
+        ]
+        return Layout(found.text, trained, None if hidden else tuple(sorted([*inside.values(), *answers])))
 
-    def _with_stop(self, text: str, start: int, end: int) -> int:
-        """The end of the answer, moved behind the stop text when this follows the answer."""
+    def _without_stop(self, text: str, start: int, end: int) -> Span:
+        return start, end - len(self.stop) if self.stop and text.endswith(self.stop, start, end) else end
+
+    def _with_stop(self, text: str, start: int, end: int, content: Span | None) -> int:
+        """The end of the answer, moved behind the stop text when this follows the answer. The same text typed at the
+        end of the content is no stop.
+        """
         stop = self.stop
-        if stop and not text.endswith(stop, start, end) and text.startswith(stop, end):
+        has_it = stop is not None and text.endswith(stop, start, end) and not (content and content[1] == end)
+        if stop and not has_it and text.startswith(stop, end):
             return end + len(stop)
         return end
 
@@ -168,17 +179,14 @@ class Layouter:
 
     # -- plans ---------------------------------------------------------------------------------------------------
 
-    def _make_plan(self, messages: Messages, contents: Sequence[str]) -> Plan | None:
-        roles, empty = [m["role"] for m in messages], [not c for c in contents]
-        trace = self._tracer.trace(roles, empty)
-        if trace is None:
-            return None
-        plan = self._plan_from(trace, [i for i, role in enumerate(roles) if role == "assistant"])
-        if plan is None or not plan.fits(contents):
-            return plan
-        # The trace proves the text; running the template once on real contents shows the places and proves the tracing.
+    def _traced(self, roles: Sequence[str], contents: Sequence[str]) -> Plan | None:
+        trace = self._tracer.trace(roles, [not c for c in contents])
+        return self._plan_from(trace, [i for i, role in enumerate(roles) if role == "assistant"]) if trace else None
+
+    def _proven(self, plan: Plan, roles: Sequence[str], contents: Sequence[str]) -> Plan | None:
+        """The plan with its places as one real run of the template shows them; None when the two disagree."""
         try:
-            real = self.lay_out(messages)
+            real = self.lay_out([{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)])
         except TemplateError:
             return None
         plan = _with_leads(plan, real, contents)
@@ -215,7 +223,7 @@ class Layouter:
             stop = self.stop or ""
             has_it = isinstance(before, str) and before.endswith(stop)
             tail = stop if not has_it and isinstance(after, str) and after.startswith(stop) else ""
-            answers.append(PlannedAnswer(turn, first, last, 0, tail))
+            answers.append(PlannedAnswer(turn, first, last, 0, len(tail), len(tail.encode())))
         return Plan(tuple(pieces), tuple(answers), trace.absent)
 
 

@@ -76,6 +76,7 @@ class ChatRenderer:
             raise UserError(f"model.base: its chat template cannot be used: {error}") from error
         self._template = template
         self._can = probe_abilities(template)
+        self._plain_roles = {"user", "assistant", *(["system"] if self._can.system else [])}
 
     @classmethod
     def load(cls, base: str, revision: str | None = None) -> ChatRenderer:
@@ -151,26 +152,37 @@ class ChatRenderer:
 
     def _place(self, conversation: Conversation) -> _Placed:
         turns, tools = conversation.turns, conversation.tools
-        if not tools and all(not t.tool_calls and t.role in ("user", "assistant") for t in turns):
-            messages: Sequence[Mapping[str, Any]] = [{"role": t.role, "content": t.content} for t in turns]
-            weights = [t.weight if t.train else 0.0 for t in turns]
-        else:
-            messages, tools, places = adapt(conversation.messages(), tools, self._can)
-            weights = _weights_of_turns(turns, places, len(messages))
-        simple = not tools and all(len(m) == 2 for m in messages)
-        contents = [m["content"] for m in messages]
-        plan = self._layouter.plan(messages, contents) if simple else None
-        unsafe = self._holds_control_text(messages, tools)
-        if plan is not None and not unsafe:
-            texts = plan.texts(contents)
-            text = "".join(texts)
-            sizes = map(len, texts) if text.isascii() else (len(t.encode()) for t in texts)
-            at = [0, *itertools.accumulate(sizes)]
-            return _Placed(text, [(a, b, weights[turn]) for turn, a, b in plan.spans(at) if weights[turn]])
-        layout = plan.layout(contents) if plan else self._layouter.lay_out(messages, tools)
+        if not tools:
+            placed = self._place_planned(turns)
+            if placed is not None:
+                return placed
+        messages, tools, places = adapt(conversation.messages(), tools, self._can)
+        weights = _weights_of_turns(turns, places, len(messages))
+        layout = self._layouter.lay_out(messages, tools)
         at = byte_offsets(layout.text)
         spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
-        return _Placed(layout.text, spans, layout if unsafe else None)
+        return _Placed(layout.text, spans, layout if self._holds_control_text(messages, tools) else None)
+
+    def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
+        """The way of nearly all rows, so it is kept short: plain text turns of a shape that has a plan."""
+        roles, contents = [], []
+        for turn in turns:
+            if turn.tool_calls or turn.name or turn.role not in self._plain_roles:
+                return None
+            roles.append(turn.role)
+            contents.append(turn.content)
+        for content in contents:
+            if self._encoder.holds_control_text(content):
+                return None
+        plan = self._layouter.plan(roles, contents)
+        if plan is None:
+            return None
+        texts = plan.texts(contents)
+        text = "".join(texts)
+        sizes = map(len, texts) if text.isascii() else [len(t.encode()) for t in texts]
+        at = [0, *itertools.accumulate(sizes)]
+        weights = [turn.weight if turn.train else 0.0 for turn in turns]
+        return _Placed(text, [(a, b, weights[turn]) for turn, a, b in plan.spans(at) if weights[turn]])
 
     def _holds_control_text(self, messages: Messages, tools: Sequence[Any]) -> bool:
         holds = self._encoder.holds_control_text

@@ -1,0 +1,104 @@
+"""`loraforge inspect`: what the loss will see, in colours and as a page; exit code 1 when something is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import UserError
+from pipelines.data.audit import Audit, Example, Histogram, audit, facts_of, spans
+from pipelines.data.audit_html import render
+from pipelines.data.dataset import KIND, load_prepared
+from pipelines.recipe import AuditConfig
+from pipelines.storage import Store
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def inspect(
+    store: Store,
+    digest: str,
+    console: Console,
+    limits: AuditConfig | None = None,
+    page: Path | None = None,
+    num_examples: int = 3,
+    show_ids: bool = False,
+) -> Audit:
+    """Show a prepared dataset in the terminal and write its HTML page to `page`.
+
+    Raises UserError when the store has no dataset of that digest, or the page cannot be written.
+    """
+    artifact = store.by_digest(KIND, digest)
+    prepared = load_prepared(artifact)
+    found = audit(artifact, prepared, store.local_dir(artifact.ref), limits or AuditConfig(), num_examples)
+    renderer = _renderer(artifact.facts.get("base"), prepared.tokenizer_digest, console)
+    _show(found, renderer, console, show_ids)
+    if page is not None:
+        try:
+            page.write_text(render(found, renderer))
+        except OSError as error:
+            raise UserError(f"--html {page}: cannot be written ({error.strerror})") from error
+        console.print(f"page: {page}")
+    return found
+
+
+def _renderer(base: dict[str, str] | None, tokenizer_digest: str, console: Console) -> ChatRenderer | None:
+    """The renderer of the base that the dataset was made for, if that is still there and the same."""
+    try:
+        renderer = ChatRenderer.load(base["base"], base.get("revision")) if base else None
+    except UserError as error:
+        console.print(f"[yellow]tokens are shown as ids: {error}[/yellow]")
+        return None
+    if renderer and renderer.tokenizer_digest != tokenizer_digest:
+        console.print("[yellow]tokens are shown as ids: the base's tokenizer has changed since[/yellow]")
+        return None
+    return renderer
+
+
+def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_ids: bool) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts_of(found).items():
+        table.add_row(Text(name, style="bold"), str(value))
+    console.print(table)
+    for histogram in found.histograms:
+        console.print(_line(histogram))
+    for example in found.examples:
+        console.print(_coloured(example, renderer, show_ids))
+    if found.lost:
+        lost = Table(
+            "rows", "fate", "reason", "first", title="rows that are not in it as they were", title_justify="left"
+        )
+        for fate, reason, count, origin in found.lost[:12]:
+            lost.add_row(f"{count:,}", fate, Text(reason), Text(origin))
+        console.print(lost)
+    for problem in found.problems:
+        console.print(Text(f"wrong: {problem}", style="bold red"))
+    if not found.problems:
+        console.print("[green]nothing wrong was found[/green]")
+
+
+def _line(histogram: Histogram) -> Text:
+    top = max(histogram.counts) or 1
+    bars = "".join(_BARS[-(-8 * count // top)] for count in histogram.counts)
+    ends = f"{histogram.edges[0]:g} to {histogram.edges[-1]:g} {histogram.unit}"
+    return Text.assemble((f"{histogram.name:26}", "bold"), (bars, "blue"), f"  {ends}")
+
+
+def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool) -> Text:
+    """The sample's text, trained tokens on green; with ids behind every token on demand."""
+    ids = example.input_ids.tolist()
+    out = Text(f"\n{example.sample_id}, {len(ids)} tokens\n", style="dim")
+    for first, last, trained in spans(example.loss_weights):
+        style = "black on green" if trained else "not dim"
+        if renderer is None or show_ids:
+            texts = renderer.decode_each(ids[first:last]) if renderer else [""] * (last - first)
+            for text, token in zip(texts, ids[first:last], strict=True):
+                out.append(text, style=style)
+                out.append(f"[{token}]", style="dim cyan")
+        else:
+            out.append(renderer.decode(ids[first:last], skip_control=False), style=style)
+    return out

@@ -1,0 +1,174 @@
+"""What the loss will see, read back from a prepared artifact: figures, histograms, examples, and what is wrong with them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.contracts import PreparedDataset
+from pipelines.recipe import AuditConfig
+from pipelines.storage import Artifact
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of `edges[i] <= value < edges[i + 1]`; the last bin holds its upper edge too."""
+
+    name: str
+    unit: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sample: its tokens and their loss weights."""
+
+    sample_id: str
+    input_ids: np.ndarray
+    loss_weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that `inspect` shows. `lost` counts rows by (fate, reason); `problems` is empty when all is well."""
+
+    prepared: PreparedDataset
+    histograms: tuple[Histogram, ...]
+    examples: tuple[Example, ...]
+    lost: tuple[tuple[str, str, int, str], ...]
+    checks: Mapping[str, int]
+    problems: tuple[str, ...]
+
+
+def audit(
+    artifact: Artifact, prepared: PreparedDataset, folder: Path, limits: AuditConfig, num_examples: int = 3
+) -> Audit:
+    """Read an artifact's training split once, row group by row group, and judge it by `limits`."""
+    lengths: list[np.ndarray] = []
+    shares: list[np.ndarray] = []
+    fills: list[float] = []
+    examples: list[Example] = []
+    for row_lengths, ids, weights, names in _rows(folder, "train"):
+        ends = np.cumsum(row_lengths)
+        trained = np.add.reduceat(weights > 0, ends - row_lengths, dtype=np.int64) if len(ends) else ends
+        lengths.append(row_lengths)
+        shares.append(trained / row_lengths)
+        fills.append(float(row_lengths.sum() / len(ids)))
+        for name, end, length in zip(names, ends, row_lengths, strict=True):
+            if len(examples) == num_examples:
+                break
+            examples.append(Example(name, ids[end - length : end], weights[end - length : end]))
+    all_lengths = np.concatenate(lengths) if lengths else np.zeros(1, np.int64)
+    histograms = (
+        _histogram("sample lengths", "tokens", all_lengths, 0, int(all_lengths.max()) + 1),
+        _histogram("trained share of a sample", "", np.concatenate(shares) if shares else np.zeros(0), 0, 1),
+        _histogram("fill of a pack", "", np.array(fills), 0, 1),
+    )
+    checks = artifact.facts.get("checks", {})
+    problems = tuple(_problems(prepared, checks, limits))
+    return Audit(prepared, histograms, tuple(examples), tuple(_lost(folder / "rejects.jsonl")), checks, problems)
+
+
+def _rows(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
+    """Of every pack: its samples' lengths, ids [T], weights [T] and the samples' names."""
+    for path in sorted(folder.glob(f"{split}-*.parquet")):
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            width = table.schema.field("input_ids").type.list_size
+            ids, weights = (
+                table[name].combine_chunks().flatten().to_numpy().reshape(-1, width)
+                for name in ("input_ids", "loss_weights")
+            )
+            for i, (sizes, names) in enumerate(
+                zip(table["sample_lengths"].to_pylist(), table["sample_ids"].to_pylist(), strict=True)
+            ):
+                yield np.array(sizes, np.int64), ids[i], weights[i], names
+
+
+def _histogram(name: str, unit: str, values: np.ndarray, low: float, high: float, bins: int = 20) -> Histogram:
+    counts, edges = np.histogram(values, bins=bins, range=(low, high))
+    return Histogram(name, unit, tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+def _lost(path: Path) -> list[tuple[str, str, int, str]]:
+    """(fate, reason, rows, first origin), most frequent first; numbers in reasons are put together."""
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], str] = {}
+    with open(path) as lines:
+        for line in lines:
+            row = json.loads(line)
+            reason = "longer than a pack" if row["fate"] in ("too_long", "shortened") else row["reason"]
+            counts[row["fate"], reason] += 1
+            first.setdefault((row["fate"], reason), row["origin"])
+    return [(fate, reason, count, first[fate, reason]) for (fate, reason), count in counts.most_common()]
+
+
+def _problems(prepared: PreparedDataset, checks: Mapping[str, int], limits: AuditConfig) -> Iterator[str]:
+    counts, train = prepared.counts, prepared.train
+    fill = train.fill(prepared.row_tokens)
+    # One pack cannot be full: a small dataset says nothing about packing.
+    if train.num_rows > 20 and fill < limits.min_fill:
+        yield f"fill is {fill:.1%}, below data.audit.min_fill={limits.min_fill}: set data.row_tokens larger"
+    share = train.num_loss_tokens / max(1, train.num_tokens)
+    if share < limits.min_trained_share:
+        yield f"only {share:.2%} of the tokens are trained, below data.audit.min_trained_share={limits.min_trained_share}"
+    lost = (counts.get("too_long", 0) + counts.get("shortened", 0)) / max(1, counts["read"])
+    if lost > limits.max_lost_share:
+        yield (
+            f"{lost:.1%} of the rows are too long for a pack, above data.audit.max_lost_share={limits.max_lost_share}: "
+            "raise data.row_tokens or set data.too_long=split"
+        )
+    differs = _failed_share(checks, "prefix_matches")
+    if differs > limits.max_prefix_differs_share:
+        yield (
+            f"the training ids of {differs:.1%} of the checked rows do not begin with their generation prompt, above "
+            f"data.audit.max_prefix_differs_share={limits.max_prefix_differs_share}: the chat template joins prompt and "
+            "answer without a token between them"
+        )
+    missing = _failed_share(checks, "stop_trained")
+    if missing > limits.max_stop_missing_share:
+        yield (
+            f"{missing:.1%} of the rows do not train a stop token, above data.audit.max_stop_missing_share="
+            f"{limits.max_stop_missing_share}: the model would not learn to end; mend the base's chat template"
+        )
+
+
+def _failed_share(checks: Mapping[str, int], name: str) -> float:
+    return checks.get(f"{name}_failed", 0) / max(1, checks.get(f"{name}_checked", 0))
+
+
+def spans(weights: Sequence[float] | np.ndarray) -> list[tuple[int, int, bool]]:
+    """Runs of trained and masked tokens as (first, last, trained)."""
+    trained = np.asarray(weights) > 0
+    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(trained)]
+    return [(a, b, bool(trained[a])) for a, b in itertools.pairwise(cuts) if b > a]
+
+
+def facts_of(audit: Audit) -> dict[str, Any]:
+    """The figures of the summary, in the order in which people ask for them."""
+    prepared = audit.prepared
+    facts: dict[str, Any] = {"dataset": prepared.ref.name}
+    for name, split in (("train", prepared.train), ("held out", prepared.heldout)):
+        share = split.num_loss_tokens / max(1, split.num_tokens)
+        facts[name] = (
+            f"{split.num_samples:,} samples, {split.num_tokens:,} tokens, {share:.1%} trained, "
+            f"{split.num_rows:,} packs of {prepared.row_tokens:,}, fill {split.fill(prepared.row_tokens):.2%}"
+        )
+    facts["rows"] = ", ".join(f"{name} {count:,}" for name, count in prepared.counts.items() if count)
+    for name, text in (
+        ("prefix_matches", "begin with their generation prompt"),
+        ("stop_trained", "end with a stop token"),
+    ):
+        checked = audit.checks.get(f"{name}_checked", 0)
+        facts[text] = f"{checked - audit.checks.get(f'{name}_failed', 0):,} of {checked:,} rows checked"
+    return facts

@@ -1,0 +1,74 @@
+"""An audit as one HTML page that needs nothing else: no scripts, no fonts, no pictures from elsewhere."""
+
+from __future__ import annotations
+
+import html
+
+from pipelines.chat import ChatRenderer
+from pipelines.data.audit import Audit, Example, Histogram, facts_of, spans
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
+td,th{text-align:left;padding:.2rem .8rem .2rem 0;vertical-align:top}th{font-weight:600}
+.ok{color:#1a7f37}.bad{color:#b42318;font-weight:600}figure{margin:0 1rem 1rem 0;display:inline-block}
+figcaption{font-size:.85rem;color:#57606a}pre{white-space:pre-wrap;background:#f6f8fa;padding:.8rem;border-radius:6px}
+.t{background:#aceebb}.m{color:#57606a}.k{outline:1px solid #d0d7de}
+"""
+
+
+def render(audit: Audit, renderer: ChatRenderer | None) -> str:
+    """The page. Without a renderer (the base is gone) the examples show ids instead of text."""
+    facts = "".join(
+        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts_of(audit).items()
+    )
+    problems = "".join(f'<li class="bad">{html.escape(text)}</li>' for text in audit.problems)
+    verdict = f"<ul>{problems}</ul>" if problems else '<p class="ok">Nothing wrong was found.</p>'
+    lost = "".join(
+        f"<tr><td>{count:,}</td><td>{html.escape(fate)}</td><td>{html.escape(reason)}</td><td>{html.escape(origin)}</td></tr>"
+        for fate, reason, count, origin in audit.lost
+    )
+    header = "<tr><th>rows</th><th>fate</th><th>reason</th><th>first</th></tr>"
+    table = f"<table>{header}{lost}</table>" if lost else "<p>None.</p>"
+    examples = "".join(_example(example, renderer) for example in audit.examples)
+    title = f"dataset {html.escape(audit.prepared.ref.name)}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>What the loss sees: {title}</h1>{verdict}<table>{facts}</table>"
+        f"<h2>Distributions (training split)</h2>{''.join(map(_figure, audit.histograms))}"
+        f'<h2>Examples</h2><p><span class="t">trained</span> <span class="m">masked</span>; '
+        f"each token is framed, hover for its id and weight.</p>{examples}<h2>Rows that are not in it as they were</h2>{table}"
+        "</html>\n"
+    )
+
+
+def _figure(histogram: Histogram) -> str:
+    width, height = 280, 110
+    top = max(histogram.counts) or 1
+    step = width / len(histogram.counts)
+    bars = []
+    for i, count in enumerate(histogram.counts):
+        size = height * count / top
+        label = f"{histogram.edges[i]:g} to {histogram.edges[i + 1]:g}: {count:,}"
+        bars.append(
+            f'<rect x="{i * step:.1f}" y="{height - size:.1f}" width="{step - 1:.1f}" height="{size:.1f}" fill="#4c8bf5">'
+            f"<title>{label}</title></rect>"
+        )
+    ends = f"{histogram.edges[0]:g} to {histogram.edges[-1]:g} {histogram.unit}; highest bar {top:,}"
+    return (
+        f'<figure><svg width="{width}" height="{height}" role="img" aria-label="{histogram.name}">{"".join(bars)}</svg>'
+        f"<figcaption>{html.escape(histogram.name)}<br>{ends}</figcaption></figure>"
+    )
+
+
+def _example(example: Example, renderer: ChatRenderer | None) -> str:
+    ids = example.input_ids.tolist()
+    texts = renderer.decode_each(ids) if renderer else [f"{token} " for token in ids]
+    pieces = []
+    for first, last, trained in spans(example.loss_weights):
+        tokens = "".join(
+            f'<span class="k" title="{ids[i]}, weight {example.loss_weights[i]:g}">{html.escape(texts[i])}</span>'
+            for i in range(first, last)
+        )
+        pieces.append(f'<span class="{"t" if trained else "m"}">{tokens}</span>')
+    return f"<p>{html.escape(example.sample_id)}, {len(ids)} tokens</p><pre>{''.join(pieces)}</pre>"
