@@ -56,14 +56,14 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     model: ModelConfig
-    lora: LoraConfig = Field(default_factory=LoraConfig)
+    lora: LoraConfig = LoraConfig()
     data: DataConfig
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
-    gate: GateConfig = Field(default_factory=GateConfig)
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    gate: GateConfig = GateConfig()
     registry: RegistryConfig
-    serve: ServeConfig = Field(default_factory=ServeConfig)
-    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    serve: ServeConfig = ServeConfig()
+    resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +125,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
-        near = nearest_path(path)
+        near = None if path.exists() else nearest_path(path)
         hint = f"; did you mean {near}?" if near else ""
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}){hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

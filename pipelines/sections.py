@@ -17,31 +17,38 @@ class ModelConfig(Section):
     """The frozen base."""
 
     base: str = Field(description="folder with config.json and safetensors, or a Hub id")
-    revision: str | None = Field(None, description="Hub revision; leave empty for a folder")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on CPU")
-    quantization: Literal["none", "nf4", "int8"] = Field("none", description="nf4: QLoRA; int8: LLM.int8()")
-    double_quantization: bool = Field(True, description="nf4: quantize the quantization constants too")
-    compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="nf4: auto is model.dtype")
+    revision: str | None = Field(default=None, description="Hub revision; leave empty for a folder")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 on a GPU, fp32 on CPU"
+    )
+    quantization: Literal["none", "nf4", "int8"] = Field(default="none", description="nf4: QLoRA; int8: LLM.int8()")
+    double_quantization: bool = Field(default=True, description="nf4: quantize the quantization constants too")
+    compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="nf4: auto is model.dtype"
+    )
     storage_dtype: Literal["auto", "uint8", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="nf4: how the packed weights are held; auto is model.dtype"
+        default="auto", description="nf4: how the packed weights are held; auto is model.dtype"
     )
 
 
 class LoraConfig(Section):
     """The adapter: W0 x + scale B A x with scale = alpha / r, or alpha / sqrt(r) with rslora."""
 
-    r: int = Field(8, ge=1, le=1024)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: Literal["qv", "attention", "all-linear"] | list[str] = Field(
-        "all-linear", description="a preset or module names such as [q_proj, v_proj]"
+        default="all-linear", description="a preset or module names such as [q_proj, v_proj]"
     )
-    rslora: bool = Field(False, description="rank-stabilised scale")
-    dora: bool = Field(False, description="train the weights' magnitude apart from their direction")
+    rslora: bool = Field(default=False, description="rank-stabilised scale")
+    dora: bool = Field(default=False, description="train the weights' magnitude apart from their direction")
     init: Literal["zero", "pissa", "loftq", "eva"] = Field(
-        "zero", description="zero: B = 0; pissa: the base's first singular vectors; loftq: nf4's error; eva: the data's"
+        default="zero",
+        description="zero: B = 0; pissa: the base's first singular vectors; loftq: nf4's error; eva: the data's",
     )
-    lr_ratio: float = Field(1.0, gt=0, description="LoRA+: learning rate of B over that of A; the paper's is 16")
+    lr_ratio: float = Field(
+        default=1.0, gt=0, description="LoRA+: learning rate of B over that of A; the paper's is 16"
+    )
     rank_pattern: dict[str, int] = Field(default_factory=dict, description="module name or regex: r there")
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name or regex: alpha there")
     modules_to_save: list[str] = Field(default_factory=list, description="modules trained whole, such as lm_head")
@@ -60,49 +67,59 @@ class SourceConfig(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description="the format's key: the rows' own, for example {prompt: q, completion: a}"
     )
-    split: Literal["auto", "train", "heldout"] = Field("auto", description="auto: by content hash, see heldout_share")
-    weight: float = Field(1.0, ge=0, le=1000, description="2: every row twice; 0.5: every second row, by content hash")
+    split: Literal["auto", "train", "heldout"] = Field(
+        default="auto", description="auto: by content hash, see heldout_share"
+    )
+    weight: float = Field(
+        default=1.0, ge=0, le=1000, description="2: every row twice; 0.5: every second row, by content hash"
+    )
 
 
 class AuditConfig(Section):
     """What `inspect` finds wrong beyond these makes it exit with 1. Changing them prepares nothing anew."""
 
-    min_fill: float = Field(0.8, ge=0, le=1, description="share of the packs' positions that hold a token")
-    min_trained_share: float = Field(0.005, ge=0, le=1, description="trained tokens of all tokens")
-    max_lost_share: float = Field(0.2, ge=0, le=1, description="rows too long, truncated or without a trained token")
-    max_prefix_differs_share: float = Field(
-        0.01, ge=0, le=1, description="rows whose training ids do not begin with their generation prompt"
+    min_fill: float = Field(default=0.8, ge=0, le=1, description="share of the packs' positions that hold a token")
+    min_trained_share: float = Field(default=0.005, ge=0, le=1, description="trained tokens of all tokens")
+    max_lost_share: float = Field(
+        default=0.2, ge=0, le=1, description="rows too long, truncated or without a trained token"
     )
-    max_stop_missing_share: float = Field(0.0, ge=0, le=1, description="rows whose last trained token is no stop token")
+    max_prefix_differs_share: float = Field(
+        default=0.01, ge=0, le=1, description="rows whose training ids do not begin with their generation prompt"
+    )
+    max_stop_missing_share: float = Field(
+        default=0.0, ge=0, le=1, description="rows whose last trained token is no stop token"
+    )
 
 
 class DataConfig(Section):
     sources: list[SourceConfig] = Field(min_length=1)
-    heldout_share: float = Field(0.05, ge=0, le=0.5, description="of rows whose source has split: auto")
-    row_tokens: int = Field(2048, ge=16, description="length of one pack")
-    train_on: Literal["all", "last"] = Field("all", description="last: only the last answer of a conversation")
+    heldout_share: float = Field(default=0.05, ge=0, le=0.5, description="of rows whose source has split: auto")
+    row_tokens: int = Field(default=2048, ge=16, description="length of one pack")
+    train_on: Literal["all", "last"] = Field(default="all", description="last: only the last answer of a conversation")
     too_long: Literal["drop", "truncate", "split"] = Field(
-        "drop", description="truncate: leave out the oldest turns; split: into conversations that fit"
+        default="drop", description="truncate: leave out the oldest turns; split: into conversations that fit"
     )
     duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="rows of the same content; use a source's weight to repeat"
+        default="drop", description="rows of the same content; use a source's weight to repeat"
     )
     near_duplicates: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1,
         description="drop a row as similar as this (Jaccard of 5-character shingles) to an earlier one",
     )
     leakage: Literal["error", "drop", "allow"] = Field(
-        "error", description="a training row whose question is also held out or in a benchmark"
+        default="error", description="a training row whose question is also held out or in a benchmark"
     )
     benchmarks: list[str] = Field(default_factory=list, description="files of rows that training must not hold")
     keep: list[str] = Field(default_factory=list, description="expressions that a row must fulfil: answer_chars >= 2")
-    max_rejects_share: float = Field(0.01, ge=0, le=1, description="fail above this share of unreadable rows")
-    fast_tokenizer: bool = Field(True, description="use fastokens where it encodes alike")
+    max_rejects_share: float = Field(default=0.01, ge=0, le=1, description="fail above this share of unreadable rows")
+    fast_tokenizer: bool = Field(default=True, description="use fastokens where it encodes alike")
     audit: AuditConfig = AuditConfig()
     seed: int = 0
-    workers: int | None = Field(None, ge=1, description="preparing tasks at a time; empty: as many as the CPUs allow")
+    workers: int | None = Field(
+        default=None, ge=1, description="preparing tasks at a time; empty: as many as the CPUs allow"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -117,83 +134,91 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """One optimizer step sees `global_batch` packs over all workers, `micro_batch` of them in one forward."""
 
-    method: Literal["lora", "full"] = Field("lora", description="full: every weight of the base trains, no adapter")
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="stop earlier than the epochs say")
-    global_batch: int = Field(8, ge=1, description="packs a step over all workers")
-    micro_batch: int = Field(1, ge=1, description="packs a forward")
-    lr: float = Field(2e-4, gt=0)
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="full: every weight of the base trains, no adapter"
+    )
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1, description="stop earlier than the epochs say")
+    global_batch: int = Field(default=8, ge=1, description="packs a step over all workers")
+    micro_batch: int = Field(default=1, ge=1, description="packs a forward")
+    lr: float = Field(default=2e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_share: float = Field(0.03, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    warmup_share: float = Field(default=0.03, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
-        "adamw", description="8-bit moments; paged: moments that move to the CPU under pressure (GPU only)"
+        default="adamw", description="8-bit moments; paged: moments that move to the CPU under pressure (GPU only)"
     )
-    zero: Literal["auto", 0, 1, 2, 3] = Field(2, description="auto: the lowest stage that fits the memory plan")
-    offload: Literal["auto", "none", "optimizer", "parameters"] = Field("none", description="to CPU memory")
+    zero: Literal["auto", 0, 1, 2, 3] = Field(default=2, description="auto: the lowest stage that fits the memory plan")
+    offload: Literal["auto", "none", "optimizer", "parameters"] = Field(default="none", description="to CPU memory")
     gradient_checkpointing: Literal["auto", "off", "selective", "full"] = Field(
-        "off", description="recompute: no layer, every second one, every one; auto: as little as fits"
+        default="off", description="recompute: no layer, every second one, every one; auto: as little as fits"
     )
-    save_every: int = Field(50, ge=1, description="steps between checkpoints; the last step is always saved")
-    keep: int = Field(2, ge=1, description="checkpoints kept, best held-out loss first")
+    save_every: int = Field(default=50, ge=1, description="steps between checkpoints; the last step is always saved")
+    keep: int = Field(default=2, ge=1, description="checkpoints kept, best held-out loss first")
     patience: int | None = Field(
-        None, ge=1, description="stop after so many checkpoints without a better held-out loss"
+        default=None, ge=1, description="stop after so many checkpoints without a better held-out loss"
     )
-    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss or gradient that is not finite does")
-    max_failures: int = Field(3, ge=0, description="worker deaths survived before the run is given up")
-    max_preemptions: int = Field(-1, ge=-1, description="announced losses of a node survived; -1: any number")
-    hang_timeout_s: float = Field(900.0, gt=0, description="a step that takes longer is hung: its worker is restarted")
+    nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="what a loss or gradient that is not finite does"
+    )
+    max_failures: int = Field(default=3, ge=0, description="worker deaths survived before the run is given up")
+    max_preemptions: int = Field(default=-1, ge=-1, description="announced losses of a node survived; -1: any number")
+    hang_timeout_s: float = Field(
+        default=900.0, gt=0, description="a step that takes longer is hung: its worker is restarted"
+    )
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
-    record_samples: bool = Field(False, description="write down which samples each step saw")
+    record_samples: bool = Field(default=False, description="write down which samples each step saw")
     seed: int = 0
 
 
 class EvalConfig(Section):
-    max_samples: int = Field(64, ge=1, description="held-out samples that are answered; the loss is over all")
-    max_new_tokens: int = Field(128, ge=1)
-    batch_size: int = Field(32, ge=1, description="prompts generated together")
-    actors: int = Field(1, ge=1, description="processes that load the base and share the work")
+    max_samples: int = Field(default=64, ge=1, description="held-out samples that are answered; the loss is over all")
+    max_new_tokens: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=32, ge=1, description="prompts generated together")
+    actors: int = Field(default=1, ge=1, description="processes that load the base and share the work")
 
 
 class GateConfig(Section):
     """A candidate passes when it beats the base by `margin` on `metric`."""
 
     metric: Literal["heldout_loss", "exact_match"] = "heldout_loss"
-    margin: float = Field(0.01, ge=0, description="loss: share of the base's loss; exact match: difference of shares")
+    margin: float = Field(
+        default=0.01, ge=0, description="loss: share of the base's loss; exact match: difference of shares"
+    )
 
 
 class RegistryConfig(Section):
     model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="name in the registry")
-    alias: str = Field("production", pattern=r"^[a-z][a-z0-9-]{0,31}$")
+    alias: str = Field(default="production", pattern=r"^[a-z][a-z0-9-]{0,31}$")
 
 
 class ServeConfig(Section):
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
-    base_name: str = Field("", description="name of the base in the API; empty: the last part of model.base")
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any free port")
+    base_name: str = Field(default="", description="name of the base in the API; empty: the last part of model.base")
     models: list[str] = Field(
         default_factory=list, description="registry names served as adapters; empty: every one made on this base"
     )
     merged: list[str] = Field(
         default_factory=list, description="registry names served from a merged copy as NAME-merged"
     )
-    max_batch: int = Field(16, ge=1, description="requests decoded together by one replica")
-    max_queued: int = Field(256, ge=1, description="requests that wait for a replica; more are answered 429")
-    max_adapters: int = Field(32, ge=1, description="adapters in the memory of one replica")
-    max_model_tokens: int = Field(1024, ge=16, description="prompt and answer together")
-    replicas: int = Field(1, ge=1)
+    max_batch: int = Field(default=16, ge=1, description="requests decoded together by one replica")
+    max_queued: int = Field(default=256, ge=1, description="requests that wait for a replica; more are answered 429")
+    max_adapters: int = Field(default=32, ge=1, description="adapters in the memory of one replica")
+    max_model_tokens: int = Field(default=1024, ge=16, description="prompt and answer together")
+    replicas: int = Field(default=1, ge=1)
 
 
 class ResourcesConfig(Section):
     """What the run takes from the Ray cluster."""
 
-    workers: int | list[int] = Field(1, description="training workers, one process each; [min, max]: elastic")
-    cpus_per_worker: float = Field(1.0, ge=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    data_cpus: float = Field(1.0, gt=0, description="CPUs of one data or evaluation task")
-    serve_cpus: float = Field(1.0, ge=0)
-    serve_gpus: float = Field(0.0, ge=0)
+    workers: int | list[int] = Field(default=1, description="training workers, one process each; [min, max]: elastic")
+    cpus_per_worker: float = Field(default=1.0, ge=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    data_cpus: float = Field(default=1.0, gt=0, description="CPUs of one data or evaluation task")
+    serve_cpus: float = Field(default=1.0, ge=0)
+    serve_gpus: float = Field(default=0.0, ge=0)
 
     @field_validator("workers")
     @classmethod
