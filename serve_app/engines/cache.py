@@ -28,8 +28,8 @@ class SlotCache(Cache):
     def begin(self, first_row: int, positions: torch.Tensor) -> torch.Tensor:
         """Aim the next forward at rows `first_row ...`, whose tokens stand at `positions` [n, q].
 
-        Returns the attention mask, bool [n, 1, q, span]: a token sees its row up to itself. Right padding of a prompt
-        may write beyond the prompt's end; no real token sees it, and the row's next tokens overwrite it.
+        Returns the attention mask, bool [n, 1, q, span]: a token sees its row up to itself, whatever the order of the
+        columns. Padding stands after a prompt's end: no real token sees it, and the row's next tokens overwrite it.
         """
         self._rows = slice(first_row, first_row + positions.shape[0])
         self._positions = positions

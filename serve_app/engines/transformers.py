@@ -23,7 +23,7 @@ import torch
 
 from pipelines.chat import ChatRenderer, TemplateError
 from pipelines.contracts import UserError
-from pipelines.model.lora import adapters_by_row, add_adapter, remove_adapter
+from pipelines.model.rows import RowAdapters
 from pipelines.sections import ServeConfig
 from serve_app.adapters import AdapterCache
 from serve_app.engine import AdapterRef, Delta, EngineFailure, FinishReason, GenerationRequest, RequestError
@@ -77,11 +77,10 @@ class TransformersEngine:
         self._max_batch = config.max_batch
         self._max_tokens = min(config.max_model_tokens, model.config.max_position_embeddings)
         self._cache = SlotCache(model.config, config.max_batch, self._max_tokens, model.dtype, model.device)
-        self._adapters = AdapterCache(config.max_adapters, self._load, lambda key: remove_adapter(self._model, key))
+        self._by_row = RowAdapters(model)
+        self._adapters = AdapterCache(config.max_adapters, self._load, self._by_row.remove)
         self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._rows: list[Row] = []
-        self._layout: tuple[str | None, ...] | None = None
-        self._layout_hooks = contextlib.ExitStack()
         self._counts: Counter[str] = Counter()
         self._closing = self._ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -109,7 +108,11 @@ class TransformersEngine:
 
     def stats(self) -> dict[str, int]:
         """See `serve_app.engine.Engine`."""
-        now = {"running": len(self._rows), "waiting": self._waiting.qsize(), "adapters": len(self._adapters)}
+        now = {
+            "running": sum(row.limit > 0 for row in self._rows),
+            "waiting": self._waiting.qsize(),
+            "adapters": len(self._adapters),
+        }
         return now | {name: self._counts[name] for name in ("finished", "cancelled", "failed")}
 
     @property
@@ -190,51 +193,38 @@ class TransformersEngine:
         return True
 
     def _load(self, adapter: AdapterRef) -> None:
-        self._use_layout(())
-        self._model = add_adapter(self._model, adapter.key, self._fetch(adapter))
+        self._by_row.add(adapter.key, self._fetch(adapter))
 
     def _prefill(self, joined: list[Row]) -> None:
+        """All prompts end in the last column. Padding before a shorter one stands at the positions after its end."""
         longest = max(len(row.prompt) for row in joined)
-        ids = torch.tensor(
-            [row.prompt + [0] * (longest - len(row.prompt)) for row in joined], device=self._model.device
-        )
-        positions = torch.arange(longest, device=self._model.device).expand(len(joined), -1)
+        ids, positions = [], []
+        for row in joined:
+            size = len(row.prompt)
+            ids.append([0] * (longest - size) + row.prompt)
+            positions.append([*range(size, longest), *range(size)])
         first = len(self._rows)
-        ends = torch.tensor([len(row.prompt) - 1 for row in joined], device=self._model.device)
         self._rows += joined
-        self._take_tokens(joined, self._forward(ids, positions, first, joined, ends))
+        self._take_tokens(joined, self._forward(ids, positions, first, joined))
 
     def _decode(self) -> None:
-        ids = torch.tensor([[row.last] for row in self._rows], device=self._model.device)
-        positions = torch.tensor([[row.position] for row in self._rows], device=self._model.device)
-        ends = torch.zeros(len(self._rows), dtype=torch.int64, device=self._model.device)
-        self._take_tokens(list(self._rows), self._forward(ids, positions, 0, self._rows, ends))
+        ids, positions = [[row.last] for row in self._rows], [[row.position] for row in self._rows]
+        self._take_tokens(list(self._rows), self._forward(ids, positions, 0, self._rows))
 
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, first: int, rows: list[Row], ends: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits [n, V] (fp32) at column `ends` of each row."""
-        mask = self._cache.begin(first, positions)
-        self._use_layout(tuple(row.adapter for row in rows))
-        causal: Any = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
-        hidden = causal.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
+    def _forward(self, ids: list[list[int]], positions: list[list[int]], first: int, rows: list[Row]) -> torch.Tensor:
+        """Logits [n, V] (fp32) of the last column."""
+        device = self._model.device
+        at = torch.tensor(positions, device=device)
+        self._by_row.use([row.adapter for row in rows])
+        output = self._model(
+            input_ids=torch.tensor(ids, device=device),
+            position_ids=at,
+            attention_mask=self._cache.begin(first, at),
             past_key_values=self._cache,
             use_cache=True,
-        ).last_hidden_state
-        return causal.lm_head(hidden[torch.arange(len(rows), device=ends.device), ends]).float()
-
-    def _use_layout(self, layout: tuple[str | None, ...]) -> None:
-        """Keep the hooks that give each row its adapter until the rows change: setting them costs as much as a step."""
-        if layout != self._layout:
-            self._layout_hooks.close()
-            if any(layout):
-                self._layout_hooks.enter_context(adapters_by_row(self._model, layout))
-            elif layout and hasattr(self._model, "disable_adapter"):
-                self._layout_hooks.enter_context(self._model.disable_adapter())
-            self._layout = layout
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
 
     def _take_tokens(self, rows: list[Row], logits: torch.Tensor) -> None:
         highest, greedy = (values.tolist() for values in logits.max(-1))

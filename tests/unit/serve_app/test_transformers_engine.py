@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,31 @@ from peft import PeftModel
 from pipelines.chat import ChatRenderer
 from pipelines.contracts import UserError
 from pipelines.model.base import load_base
-from pipelines.recipe import ModelConfig
+from pipelines.recipe import ModelConfig, ServeConfig
 from serve_app.engine import AdapterRef, Delta, EngineFailure, GenerationRequest, RequestError
 from serve_app.engines.transformers import TransformersEngine
 
-WORDS = "the old captain sold 14 maps to Mira from Oslo and 3 boats, please tell me who bought them; café 😀".split()
+WORDS = "the old captain sold 14 maps to Mira from Oslo and 3 boats, please tell me who bought them; café 😀".split()  # noqa: SIM905
 MakeEngine = Callable[..., TransformersEngine]
+
+
+@pytest.fixture
+def make_engine(pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer) -> Iterator[MakeEngine]:
+    """Engines over the pocket base, each on one core; an adapter's key is its name. All are closed with the test."""
+    made: list[TransformersEngine] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def make(fetch: Callable[[AdapterRef], Path] | None = None, **config: Any) -> TransformersEngine:
+        model = load_base(ModelConfig(base=pocket_base, dtype="fp32"), "cpu")
+        found = fetch or (lambda adapter: adapter_folders[adapter.key])
+        made.append(TransformersEngine(model, renderer, ServeConfig(**config), found))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+    torch.set_num_threads(threads)
 
 
 def chat(text: str, adapter: str | None = None, **options: object) -> GenerationRequest:
@@ -75,44 +95,47 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(pocket_base: str, adapter_dirs: dict[str, Path], renderer: ChatRenderer) -> Reference:
-    return Reference(pocket_base, adapter_dirs, renderer)
+def reference(pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer) -> Reference:
+    return Reference(pocket_base, adapter_folders, renderer)
 
 
 def random_requests(rng: random.Random, count: int, adapters: Sequence[str | None]) -> list[GenerationRequest]:
     return [
         chat(
-            " ".join(rng.choices(WORDS, k=rng.randint(1, 25))), rng.choice(adapters), max_tokens=rng.choice((1, 3, 9, 20))
+            " ".join(rng.choices(WORDS, k=rng.randint(1, 25))),
+            rng.choice(adapters),
+            max_tokens=rng.choice((1, 2, 5, 12)),
         )
         for _ in range(count)
     ]
 
 
 def test_a_greedy_answer_in_any_mix_is_the_one_that_generate_gives_alone(
-    make_engine: MakeEngine, reference: Reference, adapter_dirs: dict[str, Path]
+    make_engine: MakeEngine, reference: Reference, adapter_folders: dict[str, Path]
 ) -> None:
     rng = random.Random(7)
-    requests = random_requests(rng, 40, [None, *adapter_dirs])
+    requests = random_requests(rng, 40, [None, *adapter_folders])
     expected = {id(request): reference(request) for request in requests}
     assert len({e.text for e in expected.values()}) > 30  # or the test would compare nothing
     engine = make_engine(max_batch=5, max_model_tokens=256)
     for _ in range(50):
-        mix = rng.sample(requests, rng.randint(2, 12))
+        mix = rng.sample(requests, rng.randint(2, 10))
         assert ask(engine, *mix) == [expected[id(request)] for request in mix]
     assert engine.stats()["running"] == 0
 
 
 def test_adapters_differ_and_the_base_is_untouched_by_them(make_engine: MakeEngine, reference: Reference) -> None:
     engine = make_engine()
-    before = ask(engine, chat("who sold the map"))
-    asked = [chat("who sold the map", name) for name in ("alpha", "beta", "gamma")]
+    question = "who sold the map to Mira"
+    before = ask(engine, chat(question))
+    asked = [chat(question, name) for name in ("ada", "bob", "cyn")]
     assert len({delta.text for delta in (*ask(engine, *asked), *before)}) == 4
-    assert ask(engine, chat("who sold the map")) == before == [reference(chat("who sold the map"))]
+    assert ask(engine, chat(question)) == before == [reference(chat(question))]
 
 
 def test_streamed_pieces_add_up_to_the_whole_answer(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    request = chat("tell me of the captain", "alpha", max_tokens=40)
+    request = chat("tell me of the captain", "ada", max_tokens=40)
     deltas = asyncio.run(answer(engine, request, stream=True))
     assert [bool(d.finish_reason) for d in deltas] == [False] * (len(deltas) - 1) + [True]
     assert ask(engine, request, stream=True) == ask(engine, request)
@@ -123,7 +146,7 @@ def test_a_seed_repeats_a_sampled_answer_whatever_runs_beside_it(make_engine: Ma
     engine = make_engine()
     request = chat("the old captain", temperature=1.0, top_p=0.9, seed=5, max_tokens=20)
     alone = ask(engine, request)[0]
-    among = ask(engine, chat("a map", "beta"), request, chat("boats", "alpha", temperature=0.7), request)
+    among = ask(engine, chat("a map", "bob"), request, chat("boats", "ada", temperature=0.7), request)
     assert among[1] == among[3] == alone
     other = ask(engine, *(chat("the old captain", temperature=1.0, seed=s, max_tokens=20) for s in range(4)))
     assert len({delta.text for delta in other}) > 1
@@ -137,10 +160,10 @@ def test_a_temperature_near_zero_is_greedy(make_engine: MakeEngine, temperature:
 
 def test_a_stop_string_ends_the_answer_before_it(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    whole = ask(engine, chat("the old captain", "alpha", max_tokens=40))[0]
+    whole = ask(engine, chat("the old captain", "ada", max_tokens=40))[0]
     stop = whole.text[8:11]
     for stream in (False, True):
-        cut = ask(engine, chat("the old captain", "alpha", max_tokens=40, stop=(stop,)), stream=stream)[0]
+        cut = ask(engine, chat("the old captain", "ada", max_tokens=40, stop=(stop,)), stream=stream)[0]
         assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
         assert cut.completion_tokens < whole.completion_tokens
 
@@ -148,7 +171,7 @@ def test_a_stop_string_ends_the_answer_before_it(make_engine: MakeEngine) -> Non
 def test_a_prompt_beyond_the_context_is_refused_with_its_length(make_engine: MakeEngine) -> None:
     engine = make_engine(max_model_tokens=32)
     with pytest.raises(RequestError, match="tokens, but this model's context holds 32"):
-        ask(engine, chat("word " * 100))
+        ask(engine, chat("word " * 100, max_tokens=None))
     with pytest.raises(RequestError, match="max_tokens=40"):
         ask(engine, chat("hi", max_tokens=40))
     assert ask(engine, chat("hi", max_tokens=None))[0].completion_tokens <= 32
@@ -160,7 +183,7 @@ def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine) -> None:
     async def leave_then_ask() -> Delta:
         leaving = engine.generate(chat("the", temperature=2.0, max_tokens=900), stream=True)
         await anext(leaving)
-        await leaving.aclose()
+        await leaving.aclose()  # type: ignore[attr-defined]
         return (await answer(engine, chat("hi", max_tokens=2)))[-1]
 
     assert asyncio.run(asyncio.wait_for(leave_then_ask(), 20)).finish_reason
@@ -172,48 +195,50 @@ def test_only_so_many_adapters_stay_and_answers_stay_right(make_engine: MakeEngi
     rng = random.Random(3)
     engine = make_engine(max_batch=4, max_adapters=1)
     for _ in range(6):
-        mix = random_requests(rng, 6, ["alpha", "beta", "gamma", None])
+        mix = random_requests(rng, 6, ["ada", "bob", "cyn", None])
         assert ask(engine, *mix) == [reference(request) for request in mix]
     assert engine.stats()["adapters"] == 1
 
 
-def test_an_adapter_that_cannot_be_loaded_fails_alone(make_engine: MakeEngine, adapter_dirs: dict[str, Path]) -> None:
+def test_an_adapter_that_cannot_be_loaded_fails_alone(
+    make_engine: MakeEngine, adapter_folders: dict[str, Path]
+) -> None:
     def fetch(adapter: AdapterRef) -> Path:
         if adapter.key == "gone":
             raise UserError("gone from the store")
-        return adapter_dirs[adapter.key]
+        return adapter_folders[adapter.key]
 
     engine = make_engine(fetch, max_adapters=1)
-    before = ask(engine, chat("hi", "alpha"))
+    before = ask(engine, chat("hi", "ada"))
     with pytest.raises(UserError, match="gone from the store"):
         ask(engine, chat("hi", "gone"))
     assert engine.stats()["adapters"] == 1
-    assert ask(engine, chat("hi", "alpha")) == before
+    assert ask(engine, chat("hi", "ada")) == before
 
 
 def test_an_adapter_of_another_shape_fails_alone_and_again(
-    make_engine: MakeEngine, adapter_dirs: dict[str, Path], misfit_dir: Path, reference: Reference
+    make_engine: MakeEngine, adapter_folders: dict[str, Path], misfit_folder: Path, reference: Reference
 ) -> None:
-    engine = make_engine(lambda adapter: {**adapter_dirs, "misfit": misfit_dir}[adapter.key])
+    engine = make_engine(lambda adapter: {**adapter_folders, "misfit": misfit_folder}[adapter.key])
     for _ in range(2):
         with pytest.raises(UserError, match="does not fit the base"):
             ask(engine, chat("hi", "misfit"))
-        assert ask(engine, chat("hi"), chat("hi", "beta")) == [reference(chat("hi")), reference(chat("hi", "beta"))]
+        assert ask(engine, chat("hi"), chat("hi", "bob")) == [reference(chat("hi")), reference(chat("hi", "bob"))]
 
 
 def test_weights_that_overflow_fail_their_own_request_only(
-    make_engine: MakeEngine, adapter_dirs: dict[str, Path], overflowing_dir: Path, reference: Reference
+    make_engine: MakeEngine, adapter_folders: dict[str, Path], overflowing_folder: Path, reference: Reference
 ) -> None:
-    engine = make_engine(lambda adapter: {**adapter_dirs, "huge": overflowing_dir}[adapter.key])
+    engine = make_engine(lambda adapter: {**adapter_folders, "huge": overflowing_folder}[adapter.key])
 
-    async def both() -> list[list[Delta] | BaseException]:
+    async def both() -> tuple[list[Delta] | BaseException, list[Delta] | BaseException]:
         bad = answer(engine, chat("hi", "huge", temperature=1.0))
-        return await asyncio.gather(bad, answer(engine, chat("hi", "alpha")), return_exceptions=True)
+        return await asyncio.gather(bad, answer(engine, chat("hi", "ada")), return_exceptions=True)
 
     bad, good = asyncio.run(asyncio.wait_for(both(), 60))
     assert isinstance(bad, EngineFailure) and "not finite" in str(bad)
-    assert good == [reference(chat("hi", "alpha"))]
-    mix = random_requests(random.Random(1), 8, ["alpha", None])  # in the slot where the NaN was, too
+    assert good == [reference(chat("hi", "ada"))]
+    mix = random_requests(random.Random(1), 8, ["ada", None])  # in the slot where the NaN was, too
     assert ask(engine, *mix) == [reference(request) for request in mix]
 
 
