@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the gate kept the candidate out or the program failed, 2 a
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -107,9 +108,10 @@ def train(
     """Train the adapter on the prepared dataset, or go on with a broken run."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
     from jobs.run import prepared_of
-    from jobs.train import find_run, train
 
     dataset = prepared_of(loaded, opened, prepared)
+    from jobs.train import find_run, train
+
     with _cluster(verbose, needed=find_run(loaded, opened, dataset) is None):
         train(loaded, opened, progress, dataset)
 
@@ -198,10 +200,10 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Run several recipes through every stage, serve all adapters on one base and question the live endpoint."""
+    opened = {str(path): _open(path, None, store, verbose) for path in recipes or ()}
     from jobs.demo import DEMO_RECIPES, demo
 
-    paths = recipes or [Path(path) for path in DEMO_RECIPES]
-    opened = {str(path): _open(path, None, store, verbose) for path in paths}
+    opened = opened or {path: _open(Path(path), None, store, verbose) for path in DEMO_RECIPES}
     _, into, progress = next(iter(opened.values()))
     with _cluster(verbose):
         demo({path: loaded for path, (loaded, _, _) in opened.items()}, into, progress, questions)
@@ -222,19 +224,46 @@ def submit(
     verbose: Verbose = False,
 ) -> None:
     """Run a recipe as a job of a Ray cluster; the same submission twice is one job. Exit code: the job's."""
-    import ray  # noqa: F401  (sets its loggers up when it is imported; quiet() then turns them down)
-
     from jobs.cluster import quiet
     from jobs.console import ConsoleProgress
-    from jobs.submit import submit
     from pipelines.recipe import load_recipe
     from pipelines.storage import Store
 
+    loaded, store_uri = load_recipe(recipe, overrides or ()), Store(store).uri
+    import ray  # noqa: F401  (sets its loggers up when it is imported; quiet() then turns them down)
+
+    from jobs.submit import submit
+
     quiet(verbose)
-    store_uri = Store(store).uri
-    job = submit(load_recipe(recipe, overrides or ()), store_uri, address, ConsoleProgress(), follow, shared or ())
+    job = submit(loaded, store_uri, address, ConsoleProgress(), follow, shared or ())
     failed = job.status in ("FAILED", "STOPPED")
     raise typer.Exit((job.exit_code or 1) if failed else 0)
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|DIGEST", help="a recipe, or a prepared dataset's digest")],
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verbose: Verbose = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="also write the audit as a page")] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="training samples to show")] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="show every token's id behind it")] = False,
+) -> None:
+    """Show what the loss will see of a dataset, prepared if need be; exit code 1 when something is wrong with it."""
+    from jobs.inspect import dataset_digest, inspect
+
+    if Path(target).is_file() or not re.fullmatch(r"[0-9a-f]{12,64}", target):
+        loaded, opened, progress = _open(Path(target), overrides, store, verbose)
+        found = dataset_digest(loaded, opened, progress, lambda: _cluster(verbose))
+        limits = loaded.data.audit
+    else:
+        from jobs.console import ConsoleProgress
+        from pipelines.storage import Store
+
+        opened, progress, found, limits = Store(store), ConsoleProgress(), target, None
+    audit = inspect(opened, found, progress.console, limits, html, examples, ids)
+    raise typer.Exit(1 if audit.problems else 0)
 
 
 @app.command()

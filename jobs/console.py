@@ -28,7 +28,7 @@ class ConsoleProgress:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}"),
+            TextColumn("{task.completed:,.0f}" + (f" of {total:,}" if total else "")),
             TimeElapsedColumn(),
         )
         drawn = Progress(

@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from jobs.evaluate import evaluate
-from jobs.prepare import prepare
-from jobs.promote import promote
-from jobs.train import train
 from pipelines.contracts import (
     EvalReport,
     GateDecision,
@@ -41,6 +37,11 @@ class RunResult:
 
 def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
     """Prepare, train, evaluate and promote; the Ray cluster must be up. A rerun finds what is finished."""
+    from jobs.evaluate import evaluate
+    from jobs.prepare import prepare
+    from jobs.promote import promote
+    from jobs.train import train
+
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
     progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")

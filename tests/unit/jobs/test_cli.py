@@ -1,0 +1,147 @@
+"""The command itself: a mistake is one line with the key or path, code 2, at once, and nothing is left half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.prepare import prepare
+from pipelines.contracts import SILENT, UserError
+from pipelines.recipe import load_recipe
+from pipelines.storage import Store
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE = ROOT / "recipes" / "pocket_lora_person_cpu.yaml"
+# Before Ray or torch: with these gone from the interpreter, the answer must be the same.
+WITHOUT = "import sys; sys.modules.update(ray=None, torch=None); from jobs.cli import main; main()"
+# Nothing answers there, so that these tests depend on no network.
+ENVIRONMENT = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_ETAG_TIMEOUT": "2", "COLUMNS": "200"}
+
+
+def loraforge(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def mistake(*arguments: str | Path) -> str:
+    """What the command says of a mistake: one line on stderr, nothing on stdout, code 2, without minutes of retries."""
+    started = time.monotonic()
+    done = loraforge(*arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
+    assert done.stderr.startswith("loraforge: ") and done.stderr.count("\n") == 1
+    assert time.monotonic() - started < 60
+    return done.stderr.removeprefix("loraforge: ").rstrip()
+
+
+def written(store: Path) -> list[str]:
+    """Every file and folder of a store under a final name."""
+    return [str(p.relative_to(store)) for p in store.rglob("*") if not p.name.startswith(".")]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe of one's own, on the shipped base and a few rows."""
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nmodel:\n  base: {ROOT}/assets/pocket/model\ndata:\n  sources: [rows.jsonl]\n")
+    return path
+
+
+def test_a_typo_in_a_recipe_or_on_the_command_line(recipe: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    text = recipe.read_text()
+    recipe.write_text(text + "trian:\n  epochs: 1\n")
+    assert mistake("run", recipe, "--store", store) == f"{recipe}: trian: unknown key; did you mean train?"
+    recipe.write_text(text)
+    said = mistake("train", recipe, "--store", store, "-s", "data.sources=[{path: x, formt: alpaca}]")
+    assert said.endswith("data.sources.0.formt: unknown key; did you mean data.sources.0.format?")
+    assert not store.exists()
+
+
+def test_an_unknown_format_or_file_type(recipe: Path, tmp_path: Path) -> None:
+    said = mistake("prepare", recipe, "--store", tmp_path / "store", "-s", "data.sources=[{path: x, format: alpca}]")
+    assert "data.sources.0.format: Input should be 'auto', 'alpaca', " in said and said.endswith("(given: 'alpca')")
+    (tmp_path / "rows.docx").touch()
+    said = mistake("prepare", recipe, "--store", tmp_path / "store", "-s", f"data.sources={tmp_path}/rows.docx")
+    assert said.startswith(f"data.sources.0.path={tmp_path}/rows.docx: unknown file type .docx; valid: .json, ")
+    assert written(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "promote", "run", "demo", "submit"])
+def test_a_missing_recipe(verb: str, recipe: Path) -> None:
+    address = ["--address", "http://127.0.0.1:9"] if verb == "submit" else []
+    said = mistake(verb, recipe.with_name("mein.yaml"), "--store", recipe.parent / "store", *address)
+    assert (
+        said == f"{recipe.parent}/mein.yaml: cannot read the recipe (No such file or directory); did you mean {recipe}?"
+    )
+
+
+def test_a_missing_source(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").rename(tmp_path / "rows2.jsonl")
+    said = mistake("run", recipe, "--store", tmp_path / "store")
+    assert said == f"data.sources.0.path={tmp_path}/rows.jsonl: no such file; did you mean {tmp_path}/rows2.jsonl?"
+    assert written(tmp_path / "store") == []
+
+
+def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    said = mistake("run", recipe, "--store", store, "-s", f"model.base={ROOT}/assets/pocket/modle")
+    assert said == f"model.base={ROOT}/assets/pocket/modle: no such folder; did you mean {ROOT}/assets/pocket/model?"
+    said = mistake("run", recipe, "--store", store, "-s", "model.base=nobody/nothing")
+    assert said.startswith("model.base=nobody/nothing: not a folder, and the Hub did not give it (")
+    assert said.endswith("set a folder, or check the id, the network and HF_TOKEN")
+    (tmp_path / "pickled").mkdir()
+    assert "holds no config.json" in mistake("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    (tmp_path / "pickled" / "pytorch_model.bin").touch()
+    said = mistake("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
+    assert f"no *.safetensors in {tmp_path}/pickled; other weight formats can run code" in said
+    assert written(store) == []
+
+
+def test_a_store_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = mistake("run", recipe, "--store", tmp_path / "file")
+    assert said == f"{tmp_path}/file: a file lies there, not a folder; choose another place with --store"
+    assert mistake("run", recipe, "--store", "/proc/store").startswith("/proc/store: the folder cannot be made")
+    assert "nowhere://x: Protocol not known" in mistake("run", recipe, "--store", "nowhere://x")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_stage_whose_input_was_never_made(recipe: Path, tmp_path: Path) -> None:
+    said = mistake("train", recipe, "--store", tmp_path / "store")
+    assert said.endswith("no finished dataset of recipe mine; run `loraforge prepare` first, or `loraforge run`")
+    said = mistake("train", recipe, "--store", tmp_path / "store", "--prepared", "0" * 12)
+    assert said.endswith("no finished artifact of kind 'prepared' has the digest 000000000000; there are none")
+
+
+def test_wrong_options_are_code_2_too(recipe: Path) -> None:
+    for arguments in (["fly"], ["run"], ["run", recipe, "--fast"]):
+        done = loraforge(*arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr and "Error" in done.stderr
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """96 KiB: enough for a folder and the check before any work, not for the dataset."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_under_a_stage(ray_cluster: None, tiny_disk: Path) -> None:
+    store = Store(tiny_disk / "store")
+    store.check_writable()
+    with pytest.raises(UserError, match=rf"{store.uri}/.*: the disk is full \(0 MiB free\); free space or"):
+        prepare(load_recipe(RECIPE), store, SILENT)
+    assert store.names("prepared") == [] and not list(Path(store.uri).rglob(".tmp-*"))
