@@ -111,12 +111,13 @@ def _auth() -> Check:
     if mode == "disabled":
         advice = "unset RAY_AUTH_MODE: without a token, whoever reaches the dashboard's port runs code here"
         return Check("ray authentication", "RAY_AUTH_MODE=disabled", WARNING, advice)
-    sources = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    given = next((name for name in sources if os.environ.get(name)), None)
-    default = Path("~/.ray/auth_token").expanduser()
-    token = given or (str(default) if default.is_file() else "made by the first local run")
-    if token == given == "RAY_AUTH_TOKEN_PATH" and not Path(os.environ[given]).expanduser().is_file():
-        return Check("ray authentication", f"{given}={os.environ[given]}", BLOCKER, "no such file: set it or unset it")
+    path, default = os.environ.get("RAY_AUTH_TOKEN_PATH"), Path("~/.ray/auth_token").expanduser()
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        token = "RAY_AUTH_TOKEN"
+    elif path and not Path(path).expanduser().is_file():
+        return Check("ray authentication", f"RAY_AUTH_TOKEN_PATH={path}", BLOCKER, "no such file: set it or unset it")
+    else:
+        token = path or (str(default) if default.is_file() else "made by the first local run")
     return Check("ray authentication", f"mode {mode or 'default'}, token: {token}")
 
 

@@ -73,7 +73,7 @@ def test_recipe_loads_and_is_named_base_method_data_hardware(path: Path) -> None
     assert (hardware == "cpu") == (recipe.resources.gpus_per_worker == 0)
     assert base.replace("-", "") in recipe.model.base.lower().replace("-", "")
     if hardware.startswith(tuple("123456789")):
-        assert recipe.resources.workers * recipe.resources.gpus_per_worker == int(hardware.split("x")[0])
+        assert recipe.resources.max_workers * recipe.resources.gpus_per_worker == int(hardware.split("x")[0])
 
 
 def public_definitions(path: Path) -> Iterator[tuple[str, ast.AST]]:
