@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
@@ -9,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import UserError
+from pipelines.contracts import Progress, UserError
 from pipelines.data.audit import Audit, Example, Histogram, audit, facts_of, spans
 from pipelines.data.audit_html import render
-from pipelines.data.dataset import KIND, load_prepared
-from pipelines.recipe import AuditConfig
+from pipelines.data.dataset import KIND, find_prepared, load_prepared, prepare
+from pipelines.recipe import AuditConfig, Recipe
 from pipelines.storage import Store
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -44,6 +46,17 @@ def inspect(
             raise UserError(f"--html {page}: cannot be written ({error.strerror})") from error
         console.print(f"page: {page}")
     return found
+
+
+def dataset_digest(
+    recipe: Recipe, store: Store, progress: Progress, cluster: Callable[[], AbstractContextManager[None]]
+) -> str:
+    """The digest of a recipe's prepared dataset; it is prepared on `cluster` when it is not there yet."""
+    found = find_prepared(recipe, store)
+    if found is None:
+        with cluster():
+            found = prepare(recipe, store, progress)
+    return found.ref.digest
 
 
 def _renderer(base: dict[str, str] | None, tokenizer_digest: str, console: Console) -> ChatRenderer | None:
@@ -91,9 +104,9 @@ def _line(histogram: Histogram) -> Text:
 def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool) -> Text:
     """The sample's text, trained tokens on green; with ids behind every token on demand."""
     ids = example.input_ids.tolist()
-    out = Text(f"\n{example.sample_id}, {len(ids)} tokens\n", style="dim")
+    out = Text.assemble((f"\n{example.sample_id}, {len(ids)} tokens\n", "dim"))
     for first, last, trained in spans(example.loss_weights):
-        style = "black on green" if trained else "not dim"
+        style = "black on green" if trained else ""
         if renderer is None or show_ids:
             texts = renderer.decode_each(ids[first:last]) if renderer else [""] * (last - first)
             for text, token in zip(texts, ids[first:last], strict=True):

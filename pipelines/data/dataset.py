@@ -49,6 +49,7 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
             progress.note(f"prepare: slower, because {reason}")
     with store.writing(KIND, key, parents) as draft:
         draft.facts = _write(recipe.data, cut_chunks(files), renderer, draft.path, progress)
+        draft.facts["base"] = {"base": recipe.model.base, "revision": recipe.model.revision}
     found = store.find(KIND, key)
     assert found is not None
     prepared = load_prepared(found)

@@ -37,7 +37,7 @@ def _key(parts: Iterable[str]) -> int:
 
 def share_of(key: int, seed: int, purpose: str) -> float:
     """A number in [0, 1) that depends on the key, the seed and the purpose alone."""
-    digest = hashlib.blake2b(f"{purpose}:{seed}:{key}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(b"%s:%d:%d" % (purpose.encode(), seed, key), digest_size=8).digest()
     return int.from_bytes(digest, "little") / (1 << 64)
 
 

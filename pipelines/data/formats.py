@@ -23,9 +23,9 @@ class RowError(ValueError):
 def detect_format(row: Row) -> str:
     """The format that a row's keys show. Raises RowError naming the keys when none fits."""
     for name, keys in _KEYS.items():
-        if all(key in row for key in keys):
+        if keys <= row.keys():
             return name
-    valid = "; ".join(f"{name} ({', '.join(keys)})" for name, keys in _KEYS.items())
+    valid = "; ".join(f"{name} ({', '.join(sorted(keys))})" for name, keys in _KEYS.items())
     raise RowError(f"unknown format: the row has the keys {', '.join(map(str, row)) or '(none)'}; known: {valid}")
 
 
@@ -168,32 +168,38 @@ def _text(value: Any, key: str) -> str:
 
 
 def _check_turns(conversation: Conversation) -> None:
-    turns = conversation.turns
-    if not any(
-        t.role == "assistant" and t.train and t.weight > 0 and (t.content.strip() or t.tool_calls) for t in turns
-    ):
-        raise RowError("no assistant turn to train on")
-    if sum(turn.role == "system" for turn in turns) > 1:
-        raise RowError("more than one system turn")
-    for turn in turns:
-        if "\0" in turn.content:
+    trainable, num_systems = False, 0
+    for turn in conversation.turns:
+        content = turn.content
+        if turn.role == "assistant":
+            trainable |= turn.train and turn.weight > 0 and bool(turn.tool_calls or content.strip())
+        elif turn.role == "system":
+            num_systems += 1
+        if "\0" in content:
             raise RowError("the text holds a NUL character")
-        try:
-            turn.content.encode()
-        except UnicodeEncodeError as error:
-            code = ord(error.object[error.start])
-            what = (
-                f"the byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"half a surrogate pair, U+{code:04X}"
-            )
-            raise RowError(f"the text is not UTF-8: {what} in {turn.role}") from None
+        if not content.isascii():
+            _check_utf8(content, turn.role)
+    if not trainable:
+        raise RowError("no assistant turn to train on")
+    if num_systems > 1:
+        raise RowError("more than one system turn")
 
 
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "question_answer": ("question", "answer"),
+def _check_utf8(content: str, role: str) -> None:
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        what = f"the byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"half a surrogate pair, U+{code:04X}"
+        raise RowError(f"the text is not UTF-8: {what} in {role}") from None
+
+
+_KEYS: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"messages"}),
+    "sharegpt": frozenset({"conversations"}),
+    "prompt_completion": frozenset({"prompt", "completion"}),
+    "alpaca": frozenset({"instruction", "output"}),
+    "question_answer": frozenset({"question", "answer"}),
 }
 _CONVERTERS: Mapping[str, Callable[[Row], Conversation]] = {
     "messages": _from_messages,

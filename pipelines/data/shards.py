@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,14 @@ from pipelines.data.pack import best_fit, group_rows
 
 SHARD_TOKENS = 1 << 23
 GROUP_TOKENS = 1 << 15
+# Token ids compress best with their bytes apart (most have two zero bytes), weights are two or three values in runs.
+_ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["loss_weights.list.element"],
+    "column_encoding": {"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+    "write_statistics": False,
+}
 
 
 class SampleStore:
@@ -90,9 +98,7 @@ def write_shards(
     for shard, first in enumerate(range(0, len(rows), rows_per_shard)):
         path = folder / f"{split}-{shard:05d}.parquet"
         mine = rows[first : first + rows_per_shard]
-        with pq.ParquetWriter(
-            path, schema, compression="zstd", compression_level=1, use_dictionary=["loss_weights"]
-        ) as out:
+        with pq.ParquetWriter(path, schema, **_ENCODING) as out:
             for at in range(0, len(mine), rows_per_group):
                 members = [order[bounds[r] : bounds[r + 1]] for r in mine[at : at + rows_per_group]]
                 out.write_table(_packed(samples, members, lengths, starts, chosen.names, row_tokens))

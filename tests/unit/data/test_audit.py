@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.inspect import inspect
+from pipelines.contracts import SILENT, UserError
+from pipelines.data.dataset import prepare
+from pipelines.recipe import AuditConfig, parse_recipe
+from pipelines.storage import Store
+
+JOINED = "{% for m in messages %}{{ m.content }}{% endfor %}"  # no role, no stop token
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_cluster, pocket_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    rows = [{"instruction": f"Say <b>{i}</b>", "output": f"It is {i}."} for i in range(60)]
+    rows += [{"instruction": "a", "output": ""}, {"instruction": "long", "output": "word " * 300}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"sources": [str(folder / "rows.jsonl")], "row_tokens": 256, "heldout_share": 0.1, "max_rejects_share": 0.1}
+    recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
+    store = Store(folder / "store")
+    return folder, store, prepare(recipe, store, SILENT)
+
+
+class _Parsed(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def shown(store, digest, **options) -> tuple[str, object]:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system="standard")
+    found = inspect(store, digest, console, **options)
+    return console.file.getvalue(), found
+
+
+def test_the_terminal_shows_trained_tokens_in_colour(dataset):
+    _, store, prepared = dataset
+    text, found = shown(store, prepared.ref.digest, num_examples=1)
+    assert not found.problems and "nothing wrong was found" in text
+    green, off = "\x1b[30;42m", "\x1b[0m"
+    (trained,) = [part.split(off)[0] for part in text.split(green)[1:]]
+    assert trained.startswith("It is ") and trained.endswith("<|end|>")
+    assert "rejected" in text and "output: empty" in text and "rows.jsonl:61" in text
+    ids, _ = shown(store, prepared.ref.name, num_examples=1, show_ids=True)
+    assert "<|end|>" in ids and "[1]" in ids
+
+
+def test_the_page_is_whole_and_needs_nothing_else(dataset):
+    folder, store, prepared = dataset
+    _, found = shown(store, prepared.ref.digest, page=folder / "audit.html")
+    parsed = _Parsed()
+    parsed.feed((folder / "audit.html").read_text())
+    assert parsed.open == [] and parsed.links == []
+    assert "Say <b>" in parsed.text and "It is " in parsed.text and "longer than a pack" in parsed.text
+    assert sum(found.histograms[0].counts) == prepared.train.num_samples
+    assert sum(found.histograms[2].counts) == prepared.train.num_rows
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ({"min_trained_share": 0.9}, "data.audit.min_trained_share=0.9"),
+        ({"max_lost_share": 0.01}, "data.audit.max_lost_share=0.01"),
+    ],
+)
+def test_a_crossed_threshold_is_a_problem_that_names_its_key(dataset, limits, problem):
+    _, store, prepared = dataset
+    text, found = shown(store, prepared.ref.digest, limits=AuditConfig(**limits))
+    assert len(found.problems) == 1 and problem in found.problems[0] and "wrong: " in text
+
+
+def test_a_template_without_a_stop_or_a_border_is_refused(ray_cluster, pocket_base, tmp_path):
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(pocket_base, base, ignore=shutil.ignore_patterns("*.safetensors"))
+    (base / "chat_template.jinja").write_text(JOINED)
+    rows = [{"prompt": f"{i} and 4", "completion": "2 it is"} for i in range(50)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 64, "heldout_share": 0.3}
+    store = Store(tmp_path / "store")
+    prepared = prepare(parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), store, SILENT)
+    _, found = shown(store, prepared.ref.digest)
+    assert any("do not train a stop token" in problem for problem in found.problems)
+
+
+def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_base):
+    folder, store, prepared = dataset
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"name: t\nmodel: {{base: {pocket_base}}}\n"
+        "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1}\n"
+    )
+    runner = CliRunner()
+    good = runner.invoke(app, ["inspect", prepared.ref.name, "--store", store.uri, "--examples", "0"])
+    assert good.exit_code == 0, good.output
+    limits = ["-s", "data.audit.max_lost_share=0.001"]
+    bad = runner.invoke(app, ["inspect", str(recipe), "--store", store.uri, *limits, "--examples", "0"])
+    assert bad.exit_code == 1, bad.output
+    assert prepared.ref.name in good.output
+
+
+def test_an_unknown_digest_is_one_clear_line(store):
+    with pytest.raises(UserError, match="no finished artifact of kind 'prepared'"):
+        shown(store, "0" * 12)
