@@ -20,56 +20,15 @@ from jinja2 import nodes
 from pipelines.chat.template import CONTENT_CLOSE, CONTENT_OPEN, TURN_BASE, prepare_environment
 
 AS_IS, STRIP, LSTRIP, RSTRIP = "\ue000", "\ue001", "\ue002", "\ue003"
-_ALLOWED_NODES = [
-    "Add",
-    "And",
-    "Assign",
-    "Break",
-    "Call",
-    "Compare",
-    "Concat",
-    "CondExpr",
-    "Const",
-    "Continue",
-    "Dict",
-    "For",
-    "Getattr",
-    "Getitem",
-    "If",
-    "Keyword",
-    "List",
-    "Mod",
-    "NSRef",
-    "Name",
-    "Neg",
-    "Not",
-    "Operand",
-    "Or",
-    "Output",
-    "Pair",
-    "Scope",
-    "Slice",
-    "Sub",
-    "TemplateData",
-    "Template",
-    "Test",
-    "Tuple",
-    "Filter",
-]
+_ALLOWED_NODES = (
+    "Add", "And", "Assign", "Break", "Call", "Compare", "Concat", "CondExpr", "Const", "Continue", "Dict", "For",
+    "Getattr", "Getitem", "If", "Keyword", "List", "Mod", "NSRef", "Name", "Neg", "Not", "Operand", "Or", "Output",
+    "Pair", "Scope", "Slice", "Sub", "TemplateData", "Template", "Test", "Tuple", "Filter",
+)  # fmt: skip
 _LIST_FILTERS = ("length", "count", "first", "last", "list", "selectattr", "rejectattr")
 _KIND_TESTS = (
-    "string",
-    "defined",
-    "undefined",
-    "none",
-    "mapping",
-    "number",
-    "boolean",
-    "true",
-    "false",
-    "integer",
-    "float",
-)
+    "string", "defined", "undefined", "none", "mapping", "number", "boolean", "true", "false", "integer", "float",
+)  # fmt: skip
 _TEXT_FILTERS = ("trim", "string", "safe", "_compare", "_concat")
 
 

@@ -57,6 +57,7 @@ def _hash(parts: list[str]) -> bytes:
 
 
 def text_of(conversation: Conversation) -> str:
+    """All turns' texts, one after another."""
     return "\n".join(turn.content for turn in conversation.turns)
 
 
