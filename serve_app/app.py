@@ -86,6 +86,7 @@ class EngineReplica:
 
 
 def error_response(error: ApiError) -> JSONResponse:
+    """An error in OpenAI's shape; a 429 says when to come back."""
     headers = {"Retry-After": _RETRY_AFTER_S} if error.status == 429 else None
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
@@ -283,12 +284,14 @@ def stop_endpoint() -> None:
 
 
 def free_port(host: str) -> int:
+    """A TCP port that nothing on `host` listens to now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
 def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen on that port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -61,10 +61,12 @@ def as_html(facts: Mapping[str, str], scores: Sequence[Score]) -> str:
 
 
 def loss_text(score: Score) -> str:
+    """The held-out loss to four places, `failed` where it is not finite."""
     return f"{score.heldout_loss:.4f}" if math.isfinite(score.heldout_loss) else "failed"
 
 
 def exact_text(score: Score) -> str:
+    """The share of exact answers, `-` where nothing was answered."""
     return f"{score.exact_match:.1%}" if math.isfinite(score.exact_match) else "-"
 
 
