@@ -18,6 +18,7 @@ from serve_app.engine import Delta
 MAX_BODY_BYTES = 4 << 20
 MAX_MESSAGES = 4096
 _ADVICE = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+_MESSAGE_ADVICE = {"name", "tool_call_id", "annotations"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
@@ -40,13 +41,8 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
 
     def body(self) -> dict[str, Any]:
-        kind = (
-            "server_error"
-            if self.status >= 500
-            else "rate_limit_error"
-            if self.status == 429
-            else "invalid_request_error"
-        )
+        kinds = {429: "rate_limit_error"} | dict.fromkeys(range(500, 600), "server_error")
+        kind = kinds.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -59,9 +55,16 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """One message; `content` is text or text parts, joined."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart]
+
+    @model_validator(mode="after")
+    def _only_text(self) -> Message:
+        for name, value in (self.model_extra or {}).items():
+            if name not in _MESSAGE_ADVICE and value:
+                raise ValueError(f"{name} is not supported in a message; leave it out")
+        return self
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -76,7 +79,7 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     model: Annotated[str, Field(min_length=1, max_length=128)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None

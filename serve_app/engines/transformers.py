@@ -15,7 +15,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ class TransformersEngine:
         try:
             while True:
                 answer = await answers.get()
+                while isinstance(answer, Delta) and not answers.empty():  # a slow reader gets several at once
+                    answer = joined(answer, answers.get_nowait())
                 if isinstance(answer, Exception):
                     raise answer
                 yield answer
@@ -280,6 +282,11 @@ class TransformersEngine:
                 self._cache.move(len(rows), at)
                 rows[at] = last
         return rows
+
+
+def joined(delta: Delta, following: Answer) -> Answer:
+    """Two answers as one; an error takes the place of what came before it."""
+    return replace(following, text=delta.text + following.text) if isinstance(following, Delta) else following
 
 
 def sample(logits: torch.Tensor, request: GenerationRequest, generator: torch.Generator) -> int:
