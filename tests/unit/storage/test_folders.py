@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.contracts import UserError
 from pipelines.storage import Store, verify
+from pipelines.storage.folders import publish
 
 KEY = "k" * 64
 fork = multiprocessing.get_context("fork")
@@ -242,3 +244,26 @@ def test_of_many_processes_that_create_one_file_exactly_one_wins_and_it_is_whole
 def test_a_place_can_be_named_as_a_path_or_a_file_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Store("s").uri == Store(f"file://{tmp_path}/s").uri == Store(tmp_path / "s").uri == f"{tmp_path}/s"
+
+
+def test_what_was_published_is_never_cleared_away_by_a_writer_that_saw_the_broken_folder_before_it(
+    tmp_path: Path,
+) -> None:
+    for name in ("final", "slow", "fast"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text").write_text(name)
+    looked = threading.Event()
+
+    def is_whole_slowly() -> bool:
+        whole = (tmp_path / "final" / "text").read_text() != "final"
+        looked.set()
+        time.sleep(0.3)
+        return whole
+
+    slow = threading.Thread(target=publish, args=(tmp_path / "slow", tmp_path / "final", is_whole_slowly))
+    slow.start()
+    assert looked.wait(10)
+    publish(tmp_path / "fast", tmp_path / "final", lambda: (tmp_path / "final" / "text").read_text() != "final")
+    seen = (tmp_path / "final" / "text").read_text()
+    slow.join(10)
+    assert (tmp_path / "final" / "text").read_text() == seen == "slow"
