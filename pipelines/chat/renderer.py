@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.chat.adapt import adapt, probe_abilities
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
-from pipelines.chat.formats import ALPACA_TEMPLATE
+from pipelines.chat.formats import template_for
 from pipelines.chat.layout import Layout, Layouter
 from pipelines.chat.template import MARKS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, load_spec
@@ -67,7 +67,7 @@ class ChatRenderer:
         self.spec = spec
         self.fast = fast
         self._encoder = Encoder(spec, fast)
-        source = spec.template or ALPACA_TEMPLATE
+        source = template_for(spec)
         try:
             template = ChatTemplate(source, spec.named_tokens)
             self._layouter = Layouter(template, Tracer(source, spec.named_tokens))

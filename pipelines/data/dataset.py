@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pipelines.chat import ChatRenderer, TokenizerSpec
 from pipelines.contracts import PreparedDataset, Progress, digest_of, from_json, to_json
 from pipelines.data.benchmarks import Benchmarks, benchmark_files, read_benchmarks
+from pipelines.data.cache import through_cache
 from pipelines.data.collect import Collector
 from pipelines.data.rules import Rules
 from pipelines.data.shards import RowReader
@@ -37,8 +39,8 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
     Ray must be initialised unless the artifact is found. Raises UserError for a missing source, a base without a
     tokenizer, too many unreadable rows, held-out text in the training rows, or a split that stays empty.
     """
-    files, renderer, parents, key = _identify(recipe)
-    found = store.find(KIND, key)
+    inputs, renderer = _identify(recipe)
+    found = store.find(KIND, inputs.key)
     if found:
         prepared = load_prepared(found)
         progress.note(f"prepare: {_summary(prepared)} found as {prepared.ref.name}")
@@ -47,10 +49,9 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
         renderer, reason = renderer.sped_up()
         if reason:
             progress.note(f"prepare: slower, because {reason}")
-    with store.writing(KIND, key, parents) as draft:
-        draft.facts = _write(recipe.data, cut_chunks(files), renderer, draft.path, progress)
-        draft.facts["base"] = {"base": recipe.model.base, "revision": recipe.model.revision}
-    found = store.find(KIND, key)
+    with store.writing(KIND, inputs.key, inputs.parents) as draft:
+        draft.facts = _write(recipe, store, inputs, renderer, draft.path, progress)
+    found = store.find(KIND, inputs.key)
     assert found is not None
     prepared = load_prepared(found)
     progress.note(f"prepare: {_summary(prepared)} -> {prepared.ref.name}")
@@ -59,23 +60,51 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
 
 def find_prepared(recipe: Recipe, store: Store) -> PreparedDataset | None:
     """The finished artifact of the recipe's present sources, or None."""
-    found = store.find(KIND, _identify(recipe)[3])
+    found = store.find(KIND, _identify(recipe)[0].key)
     return load_prepared(found) if found else None
 
 
-def _identify(recipe: Recipe) -> tuple[list[SourceFile], ChatRenderer, dict[str, str], str]:
-    """Source files, renderer, parents' digests and the artifact's key."""
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything that decides the result: the files with their digests, the parents and the section's shaping keys."""
+
+    files: tuple[SourceFile, ...]
+    digests: tuple[str, ...]
+    parents: dict[str, str]
+    shaping: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return digest_of({"version": SCHEMA_VERSION, "data": self.shaping, **self.parents})
+
+    def chunk_keys(self, chunks: Sequence[Chunk]) -> list[str]:
+        """For each chunk the key of its file's tokenized rows, whatever else the recipe's sources hold."""
+        apart = ("sources", "duplicates")
+        shaping = {name: value for name, value in self.shaping.items() if name not in apart}
+        shaping |= {name: digest for name, digest in self.parents.items() if name != "sources"}
+        keys: dict[tuple[int, str], str] = {}
+        seen: Counter[str] = Counter()
+        for file, content in zip(self.files, self.digests, strict=True):
+            source = self.shaping["sources"][file.source]
+            key = digest_of({"version": SCHEMA_VERSION, "file": [file.kind, content], "source": source, **shaping})
+            keys[file.source, file.path] = digest_of([key, seen[key]])  # the same file may be there twice
+            seen[key] += 1
+        return [keys[chunk.source, chunk.path] for chunk in chunks]
+
+
+def _identify(recipe: Recipe) -> tuple[_Inputs, ChatRenderer]:
     Rules(recipe.data.keep)  # a mistake in a rule shows before any work
     files, benchmarks = find_files(recipe.data.sources), benchmark_files(recipe.data.benchmarks)
     renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
+    digests = tuple(content_digest(f.path) for f in files)
     parents = {
-        "sources": digest_of([[f.source, f.kind, content_digest(f.path)] for f in files]),
+        "sources": digest_of([[f.source, f.kind, digest] for f, digest in zip(files, digests, strict=True)]),
         "tokenizer": renderer.tokenizer_digest,
         "template": renderer.template_digest,
     }
     if benchmarks:
         parents["benchmarks"] = digest_of([content_digest(f.path) for f in benchmarks])
-    return files, renderer, parents, digest_of({"version": SCHEMA_VERSION, "data": _shaping(recipe.data), **parents})
+    return _Inputs(tuple(files), digests, parents, _shaping(recipe.data)), renderer
 
 
 def load_prepared(artifact: Artifact) -> PreparedDataset:
@@ -101,16 +130,24 @@ def _summary(prepared: PreparedDataset) -> str:
 
 
 def _write(
-    config: DataConfig, chunks: Sequence[Chunk], renderer: ChatRenderer, folder: Path, progress: Progress
+    recipe: Recipe, store: Store, inputs: _Inputs, renderer: ChatRenderer, folder: Path, progress: Progress
 ) -> dict[str, Any]:
+    config, chunks = recipe.data, cut_chunks(inputs.files)
+    benchmarks = read_benchmarks(benchmark_files(config.benchmarks))
+    make = functools.partial(tokenized, renderer=renderer, config=config, benchmarks=benchmarks)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraforge-")))
         collector = stack.enter_context(Collector(config, chunks, scratch))
+        # Of one file alone nothing would ever be found again: it is tokenized anew or the whole dataset is found.
+        tables = (
+            through_cache(store, chunks, inputs.chunk_keys(chunks), make) if len(inputs.files) > 1 else make(chunks)
+        )
         with progress.bar("prepare rows") as advance:
-            for table in tokenized(chunks, renderer, config, read_benchmarks(benchmark_files(config.benchmarks))):
+            for table in tables:
                 advance(collector.add(table))
         facts = collector.finish(folder)
-    return facts | {"tokenizer_digest": renderer.tokenizer_digest, "template_digest": renderer.template_digest}
+    facts |= {"tokenizer_digest": renderer.tokenizer_digest, "template_digest": renderer.template_digest}
+    return facts | {"base": {"base": recipe.model.base, "revision": recipe.model.revision}}
 
 
 def tokenized(

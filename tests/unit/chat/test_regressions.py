@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from pipelines.chat import ChatRenderer, TemplateError, TokenizerSpec
-from pipelines.contracts import Conversation, Turn
+from pipelines.contracts import Conversation, Turn, UserError
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
 TOOL = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
@@ -140,3 +140,26 @@ def test_tokenizers_that_are_not_byte_level_are_masked_by_their_offsets(template
     rendered = renderer.render(conversation)
     prompt = renderer.prompt_ids(conversation.messages()[:1])
     assert np.array_equal(prompt, rendered.input_ids[: len(prompt)])
+
+
+def test_a_llama_2_kind_of_base_without_a_template_gets_the_inst_format():
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    renderer = ChatRenderer(TokenizerSpec(sentencepiece_like().to_str(), None, named))
+    conversation = talk(
+        ("system", "be kind"), ("user", "Hello"), ("assistant", "42"), ("user", "x"), ("assistant", "the")
+    )
+    text = "<s>[INST] <<SYS>>\nbe kind\n<</SYS>>\n\nHello [/INST] 42</s><s>[INST] x [/INST] the</s>"
+    assert renderer.text(conversation) == text
+    assert "".join(spelled(renderer, conversation).split()) == "42</s>the</s>"
+
+
+def test_another_base_without_a_template_gets_the_alpaca_prompt(byte_level):
+    renderer = ChatRenderer(TokenizerSpec(byte_level.to_str(), None, {"eos_token": "</s>"}))
+    conversation = talk(("user", "Hello"), ("assistant", "42"))
+    assert renderer.text(conversation) == "### Instruction:\nHello\n\n### Response:\n42</s>\n\n"
+    assert spelled(renderer, conversation) == "42</s>"
+
+
+def test_a_base_with_neither_template_nor_end_token_is_refused(byte_level):
+    with pytest.raises(UserError, match="neither a chat template nor an end token"):
+        ChatRenderer(TokenizerSpec(byte_level.to_str(), None, {}))

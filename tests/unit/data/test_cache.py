@@ -1,0 +1,57 @@
+"""Of several sources only a changed one is tokenized again, and the result is the same as without the cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from pipelines.contracts import SILENT
+from pipelines.data import dataset
+from pipelines.data.dataset import prepare
+from pipelines.recipe import parse_recipe
+from pipelines.storage import Store
+
+
+def write(path, numbers):
+    path.write_text("".join(json.dumps({"instruction": f"Say {i}", "output": f"It is {i}."}) + "\n" for i in numbers))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The paths that were tokenized, in order."""
+    paths = []
+    original = dataset.tokenized
+
+    def counting(chunks, **options):
+        paths.extend(chunk.path.rsplit("/", 1)[-1] for chunk in chunks)
+        return original(chunks, **options)
+
+    monkeypatch.setattr(dataset, "tokenized", counting)
+    return paths
+
+
+def test_a_changed_source_is_the_only_one_tokenized_again(ray_cluster, pocket_base, tmp_path, made):
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for part in range(3):
+        write(folder / f"part{part}.jsonl", range(part * 100, part * 100 + 60))
+    shutil.copy(folder / "part0.jsonl", folder / "part9.jsonl")
+    store = Store(tmp_path / "store")
+    data = {"sources": [str(folder)], "row_tokens": 256, "heldout_share": 0.2}
+    recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
+    prepare(recipe, store, SILENT)
+    assert made == ["part0.jsonl", "part1.jsonl", "part2.jsonl", "part9.jsonl"]
+    made.clear()
+    write(folder / "part1.jsonl", range(100, 190))
+    with (folder / "part2.jsonl").open("a") as out:
+        out.write("not a row\n")
+    tolerant = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_rejects_share": 0.1})})
+    changed = prepare(tolerant, store, SILENT)
+    assert made == ["part1.jsonl", "part2.jsonl"]
+    assert changed.counts["duplicates"] == 60 and changed.counts["train"] + changed.counts["heldout"] == 210
+    fresh = prepare(tolerant, Store(tmp_path / "fresh"), SILENT)
+    assert fresh.ref.digest == changed.ref.digest
+    (line,) = [json.loads(row) for row in (store.local_dir(changed.ref) / "rejects.jsonl").open() if "rejected" in row]
+    assert line["origin"] == "part2.jsonl:61"
