@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.options import DEFAULT_STORE, Overrides, Prepared, RecipePath, Report, StoreUri, Trained, Verbose
 from pipelines.contracts import UserError
 
 if TYPE_CHECKING:
@@ -30,18 +31,12 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe file, see recipes/")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="change a value of the recipe")
-]
-StoreUri = Annotated[str, typer.Option("--store", metavar="URI", help="where everything is written")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's logs")]
-Prepared = Annotated[
-    str | None, typer.Option("--prepared", metavar="DIGEST", help="dataset to read; else the recipe's")
-]
-Trained = Annotated[str | None, typer.Option("--run", metavar="DIGEST", help="training run to read; else the recipe's")]
-Report = Annotated[str | None, typer.Option("--report", metavar="DIGEST", help="report to read; else the recipe's")]
-DEFAULT_STORE = "loraforge-store"
+
+def _store(uri: str) -> tuple[Store, ConsoleProgress]:
+    from jobs.console import ConsoleProgress
+    from pipelines.storage import Store
+
+    return Store(uri), ConsoleProgress()
 
 
 def _open(
@@ -53,19 +48,17 @@ def _open(
     anything slow is imported or Ray starts.
     """
     from jobs.cluster import quiet
-    from jobs.console import ConsoleProgress
     from pipelines.data.sources import find_files
     from pipelines.model.base import weight_files
     from pipelines.recipe import load_recipe
-    from pipelines.storage import Store
 
     quiet(verbose)
-    loaded, opened = load_recipe(recipe, overrides or ()), Store(store)
+    loaded, (opened, progress) = load_recipe(recipe, overrides or ()), _store(store)
     opened.check_writable()
     if sources:
         find_files(loaded.data.sources)
     weight_files(loaded.model.base, loaded.model.revision)
-    return loaded, opened, ConsoleProgress()
+    return loaded, opened, progress
 
 
 @contextmanager
@@ -155,8 +148,7 @@ def promote(
     dataset = prepared_of(loaded, opened, prepared)
     trained = run_of(loaded, opened, dataset, run)
     scores = report_of(loaded, opened, dataset, trained, report)
-    decision, _ = promote(loaded, opened, progress, dataset, trained, scores, Path.cwd())
-    raise typer.Exit(0 if decision.passed else 1)
+    raise typer.Exit(0 if promote(loaded, opened, progress, dataset, trained, scores)[0].passed else 1)
 
 
 @app.command()
@@ -216,7 +208,7 @@ def submit(
         str, typer.Option("--address", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard")
     ],
     overrides: Overrides = None,
-    store: Annotated[str, typer.Option("--store", metavar="URI", help="reachable from the cluster")] = DEFAULT_STORE,
+    store: StoreUri = DEFAULT_STORE,
     shared: Annotated[
         list[Path] | None, typer.Option("--shared", metavar="DIR", help="a folder that every node sees; not uploaded")
     ] = None,
@@ -225,19 +217,16 @@ def submit(
 ) -> None:
     """Run a recipe as a job of a Ray cluster; the same submission twice is one job. Exit code: the job's."""
     from jobs.cluster import quiet
-    from jobs.console import ConsoleProgress
     from pipelines.recipe import load_recipe
-    from pipelines.storage import Store
 
-    loaded, store_uri = load_recipe(recipe, overrides or ()), Store(store).uri
+    loaded, (opened, progress) = load_recipe(recipe, overrides or ()), _store(store)
     import ray  # noqa: F401  (sets its loggers up when it is imported; quiet() then turns them down)
 
     from jobs.submit import submit
 
     quiet(verbose)
-    job = submit(loaded, store_uri, address, ConsoleProgress(), follow, shared or ())
-    failed = job.status in ("FAILED", "STOPPED")
-    raise typer.Exit((job.exit_code or 1) if failed else 0)
+    job = submit(loaded, opened.uri, address, progress, follow, shared or ())
+    raise typer.Exit((job.exit_code or 1) if job.status in ("FAILED", "STOPPED") else 0)
 
 
 @app.command()
@@ -258,22 +247,42 @@ def inspect(
         found = dataset_digest(loaded, opened, progress, lambda: _cluster(verbose))
         limits = loaded.data.audit
     else:
-        from jobs.console import ConsoleProgress
-        from pipelines.storage import Store
-
-        opened, progress, found, limits = Store(store), ConsoleProgress(), target, None
+        (opened, progress), found, limits = _store(store), target, None
     audit = inspect(opened, found, progress.console, limits, html, examples, ids)
     raise typer.Exit(1 if audit.problems else 0)
 
 
 @app.command()
+def models(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="one model; else all")] = None,
+    store: StoreUri = DEFAULT_STORE,
+    moves: Annotated[str | None, typer.Option("--history", metavar="ALIAS", help="an alias's moves instead")] = None,
+) -> None:
+    """List registered versions with their figures and aliases."""
+    from jobs.models import history, models
+
+    opened, progress = _store(store)
+    progress.console.print(history(opened, model, moves) if model and moves else models(opened, model))
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    store: StoreUri = DEFAULT_STORE,
+    alias: Annotated[str, typer.Option("--alias", help="the alias to move")] = "production",
+) -> None:
+    """Move an alias back to the version before the present one."""
+    from jobs.models import rollback
+
+    rollback(*_store(store), model, alias)
+
+
+@app.command()
 def doctor(store: StoreUri = DEFAULT_STORE) -> None:
     """Check Python, packages, CPU, GPU, Ray and disks; exit code 2 when something stands in the way."""
-    from jobs.console import ConsoleProgress
     from jobs.doctor import BLOCKER, doctor, render
 
-    checks = doctor(Path(store))
-    ConsoleProgress().console.print(render(checks))
+    _store(store)[1].console.print(render(checks := doctor(Path(store))))
     raise typer.Exit(2 if any(check.verdict == BLOCKER for check in checks) else 0)
 
 
@@ -282,7 +291,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # A mistake found inside a Ray task arrives wrapped in its traceback; its cause is the plain one.
+        # From inside a Ray task it arrives wrapped in its traceback; its cause is the plain one.
         print("loraforge:", " ".join(str(getattr(error, "cause", error)).split()), file=sys.stderr)
         sys.exit(2)
 

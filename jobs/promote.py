@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipelines.contracts import (
@@ -20,6 +21,9 @@ from pipelines.recipe import Recipe
 from pipelines.registry import Registry
 from pipelines.storage import Store
 
+CODE = Path(__file__).parents[1]
+COMMIT_VARIABLE = "LORAFORGE_COMMIT"
+
 
 def promote(
     recipe: Recipe,
@@ -28,7 +32,7 @@ def promote(
     prepared: PreparedDataset,
     run: TrainingRun,
     report: EvalReport,
-    code: Path | None = None,
+    code: Path | None = CODE,
 ) -> tuple[GateDecision, ModelVersion | None]:
     """Register the report's best checkpoint and move the recipe's alias to it, if the gate lets it pass.
 
@@ -73,7 +77,12 @@ def lineage(
 
 
 def git_commit(folder: Path | None) -> str | None:
-    """The commit that a folder's HEAD stands at, read from `.git`; None where there is no repository."""
+    """The commit that a folder's HEAD stands at, read from `.git`; None where there is no repository.
+
+    A submitted job, whose code travels without `.git`, is told in LORAFORGE_COMMIT.
+    """
+    if os.environ.get(COMMIT_VARIABLE):
+        return os.environ[COMMIT_VARIABLE]
     git = folder / ".git" if folder else None
     if git is None or not (git / "HEAD").is_file():
         return None

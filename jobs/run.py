@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from pipelines.contracts import (
@@ -48,7 +47,7 @@ def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
     prepared = clock("prepare", prepare(recipe, store, progress))
     trained = clock("train", train(recipe, store, progress, prepared))
     report = clock("evaluate", evaluate(recipe, store, progress, prepared, trained))
-    decision, version = clock("promote", promote(recipe, store, progress, prepared, trained, report, Path.cwd()))
+    decision, version = clock("promote", promote(recipe, store, progress, prepared, trained, report))
     return RunResult(prepared, trained, report, decision, version, seconds)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.promote import CODE, COMMIT_VARIABLE, git_commit
 from jobs.staging import RECIPE_FILE, stage
 from pipelines.contracts import Progress, UserError, digest_of, short
 from pipelines.recipe import Recipe
@@ -110,9 +111,11 @@ def _attempt(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
 def _start(client: JobSubmissionClient, job_id: str, entrypoint: str, folder: str) -> bool:
     """Start the job; False when another submission of the same id came first."""
     deadline = time.monotonic() + _YOUNG_CLUSTER_S
+    commit = git_commit(CODE)
+    runtime_env = {"working_dir": folder, "env_vars": {COMMIT_VARIABLE: commit} if commit else {}}
     while True:
         try:
-            client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder})
+            client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env)
             return True
         except RuntimeError as error:
             if "already exists" in str(error):

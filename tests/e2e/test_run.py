@@ -61,7 +61,7 @@ def test_checkpoint_loads_with_plain_peft_to_the_same_loss(done: tuple[Recipe, S
     import torch
     from transformers import AutoModelForCausalLM
 
-    recipe, store, result = done
+    recipe, _, result = done
     if recipe.model.quantization != "none":
         pytest.skip("the plain model here is not quantized")
     best = result.run.best
