@@ -88,7 +88,7 @@ class Encoder:
             ends += np.repeat(bases[:-1] - total[:-1], np.diff(offsets))
             starts = ends - widths
             wrong = np.flatnonzero(np.diff(total) != np.diff(bases))
-        for i in wrong:
+        for i in wrong.tolist():
             one = encodings[i] if encodings else self._tokenizer.encode(texts[i], add_special_tokens=False)
             part = slice(offsets[i], offsets[i + 1])
             at_byte = byte_offsets(texts[i]) + bases[i]

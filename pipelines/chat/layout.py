@@ -69,7 +69,7 @@ class Plan:
 
     def texts(self, contents: Sequence[str]) -> list[str]:
         """The pieces with the contents in them; their concatenation is the render."""
-        return [p if type(p) is str else _TRIM[p[1]](contents[p[0]]) for p in self.pieces]
+        return [p if isinstance(p, str) else _TRIM[p[1]](contents[p[0]]) for p in self.pieces]
 
     def spans(self, at: Sequence[int]) -> list[tuple[int, int, int]]:
         """(turn, start, end) of each answer where piece i begins at byte `at[i]`."""

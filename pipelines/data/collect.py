@@ -173,7 +173,7 @@ class Collector:
 
     def _lose(self, split: _Split, mask: np.ndarray, name: str, reason: str) -> None:
         self.counts[name] += int(mask.sum())
-        for number in np.flatnonzero(mask):
+        for number in np.flatnonzero(mask).tolist():
             chunk, row = self._place(split, number)
             self._lost.append({"chunk": chunk, "row": row, "fate": name, "reason": reason, "text": ""})
 

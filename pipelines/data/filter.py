@@ -63,11 +63,11 @@ def text_of(conversation: Conversation) -> str:
 
 def signature(text: str) -> bytes:
     """MinHash of a text's character shingles, letter case and white space aside: uint32 [NUM_PERMUTATIONS]."""
-    import rensa
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
     plain = " ".join(text.casefold().split())
     shingles = {plain[i : i + SHINGLE_CHARS] for i in range(max(1, len(plain) - SHINGLE_CHARS + 1))}
-    hashed = rensa.RMinHash(num_perm=NUM_PERMUTATIONS, seed=1)
+    hashed = RMinHash(num_perm=NUM_PERMUTATIONS, seed=1)
     hashed.update(list(shingles))
     return np.asarray(hashed.digest(), np.uint32).tobytes()
 

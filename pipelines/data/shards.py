@@ -76,7 +76,7 @@ class SampleStore:
 
 
 def _write_all(stream: io.FileIO, values: np.ndarray) -> None:
-    data = memoryview(np.ascontiguousarray(values).view(np.uint8))
+    data = np.ascontiguousarray(values).view(np.uint8).data
     while len(data):  # an unbuffered write may stop short; the next one then says why
         data = data[stream.write(data) :]
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.inspect import inspect
 from pipelines.contracts import SILENT, UserError
+from pipelines.data.audit import Audit
 from pipelines.data.dataset import prepare
 from pipelines.recipe import AuditConfig, parse_recipe
 from pipelines.storage import Store
@@ -47,10 +48,11 @@ class _Parsed(HTMLParser):
         self.text += data
 
 
-def shown(store, digest, **options) -> tuple[str, object]:
-    console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system="standard")
+def shown(store, digest, **options) -> tuple[str, Audit]:
+    screen = io.StringIO()
+    console = Console(file=screen, width=160, force_terminal=True, color_system="standard")
     found = inspect(store, digest, console, **options)
-    return console.file.getvalue(), found
+    return screen.getvalue(), found
 
 
 def test_the_terminal_shows_trained_tokens_in_colour(dataset):

@@ -145,8 +145,8 @@ def test_a_json_file_may_hold_lines(tmp_path):
 def test_a_remote_source_is_read_like_a_local_one():
     import fsspec
 
-    with fsspec.open("memory://bucket/rows.jsonl", "w") as out:
-        out.write("".join(json.dumps(row) + "\n" for row in ROWS))
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    fsspec.filesystem("memory").pipe_file("bucket/rows.jsonl", text.encode())
     files = find_files([SourceConfig(path="memory://bucket/*.jsonl"), SourceConfig(path="memory://bucket")])
     assert [file.source for file in files] == [0, 1]
     rows = [row.value for chunk in cut_chunks(files[:1], 64) for row in read_chunk(chunk)]

@@ -75,8 +75,10 @@ def test_the_same_content_elsewhere_is_found_and_not_made_again(prepared_once, t
     shutil.copy(folder / "rows.jsonl", tmp_path / "other.jsonl")
     notes = []
 
-    class Notes(type(SILENT)):
-        def note(self, text):
+    class Notes:
+        bar = SILENT.bar
+
+        def note(self, text: str) -> None:
             notes.append(text)
 
     again = prepare(recipe_for(recipe.model.base, tmp_path / "other.jsonl"), store, Notes())
