@@ -53,7 +53,6 @@ def quiet(verbose: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -68,9 +67,9 @@ def check_fits(recipe: Recipe) -> None:
     have = ray.cluster_resources()
     want = recipe.resources
     for name, each in (("CPU", want.cpus_per_worker), ("GPU", want.gpus_per_worker)):
-        total = each * want.workers
+        total = each * want.min_workers
         if total > have.get(name, 0):
             raise UserError(
-                f"resources: {want.workers} workers x {each:g} {name} = {total:g}, the cluster has {have.get(name, 0):g}; "
+                f"resources: {want.min_workers} workers x {each:g} {name} = {total:g}, the cluster has {have.get(name, 0):g}; "
                 f"set resources.workers or resources.{name.lower()}s_per_worker lower, or submit to a larger cluster"
             )
