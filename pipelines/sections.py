@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class Section(BaseModel):
+    """What all sections share: unknown keys are errors, values never change."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
     )
@@ -92,6 +94,8 @@ class AuditConfig(Section):
 
 
 class DataConfig(Section):
+    """The rows, how they are cut and packed, and what is kept out."""
+
     sources: list[SourceConfig] = Field(min_length=1)
     heldout_share: float = Field(default=0.05, ge=0, le=0.5, description="of rows whose source has split: auto")
     row_tokens: int = Field(default=2048, ge=16, description="length of one pack")
@@ -173,6 +177,8 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
+    """How candidates are scored on the held-out set."""
+
     max_samples: int = Field(default=64, ge=1, description="held-out samples that are answered; the loss is over all")
     max_new_tokens: int = Field(default=128, ge=1)
     batch_size: int = Field(default=32, ge=1, description="prompts generated together")
@@ -189,11 +195,15 @@ class GateConfig(Section):
 
 
 class RegistryConfig(Section):
+    """Where a promoted adapter goes."""
+
     model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="name in the registry")
     alias: str = Field(default="production", pattern=r"^[a-z][a-z0-9-]{0,31}$")
 
 
 class ServeConfig(Section):
+    """The HTTP endpoint and what it serves."""
+
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free port")
     base_name: str = Field(default="", description="name of the base in the API; empty: the last part of model.base")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def resolve_dtype(config: ModelConfig, device: str) -> torch.dtype:
 
 
 def default_device() -> str:
+    """The GPU where there is one, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,7 +89,8 @@ def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if config.quantization == "int8":
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line a forward about its casts
+        # It says in every forward that it casts the activations.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
 
     def named(name: str) -> torch.dtype:
@@ -111,3 +114,11 @@ def meta_model(config: ModelConfig) -> PreTrainedModel:
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, dtype=resolve_dtype(config, default_device()))
+
+
+def quantized_adamw(name: str) -> Any:
+    """The bitsandbytes optimizer class of a recipe's `train.optimizer`."""
+    import bitsandbytes.optim
+
+    classes = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW8bit"}
+    return getattr(bitsandbytes.optim, classes[name])

@@ -6,12 +6,15 @@ alpha / sqrt(r) when rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732). B s
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.contracts import UserError
+from pipelines.model.start import as_plain_lora
 from pipelines.recipe import LoraConfig
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER = "default"
+_RELOADED = "reloaded"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PRESETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -40,8 +44,17 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
         lora_dropout=config.dropout,
         target_modules=targets,
         use_rslora=config.rslora,
+        use_dora=config.dora,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=cast(Any, config.alpha_pattern),
+        modules_to_save=config.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
+    missing = [
+        m for m in config.modules_to_save if not any(n.rsplit(".", 1)[-1] == m for n, _ in model.named_modules())
+    ]
+    if missing:
+        raise UserError(f"lora.modules_to_save={config.modules_to_save!r}: the base has no module {missing[0]!r}")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -61,34 +74,63 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write PEFT's two files. `weights` (by `trainable`'s names) replaces the model's own, as gathered from ZeRO shards."""
-    import peft
+def saved_name(parameter: str) -> str:
+    """The name in an adapter file of a trainable parameter, by PEFT's convention."""
+    name = parameter.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.weight", ".weight")
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    base: str,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    pissa: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write PEFT's two files, loadable on the untouched base by plain PEFT.
+
+    `weights` (by `trainable`'s names) replaces the model's own, as gathered from ZeRO shards; `pissa` is what
+    `start_pissa` took from the base.
+    """
     from safetensors.torch import save_file
 
-    state = peft.get_peft_model_state_dict(model, state_dict=dict(weights) if weights is not None else None)
+    held = dict(weights) if weights is not None else dict(trainable(model))
+    config = copy.deepcopy(model.peft_config[_ADAPTER])
+    if pissa:
+        held = as_plain_lora(held, pissa)
+        _double(config)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    tensors = {saved_name(name): tensor.detach().to("cpu").contiguous() for name, tensor in held.items()}
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
-    config = model.peft_config[_ADAPTER]
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    config.inference_mode = False
 
 
-def audit_adapter(folder: Path, model: PeftModel, trained: bool) -> None:
+def _double(config: Any) -> None:
+    """Twice the rank at the same scale."""
+    factor = math.sqrt(2) if config.use_rslora else 2
+    config.r, config.lora_alpha = config.r * 2, config.lora_alpha * factor
+    config.rank_pattern = {key: r * 2 for key, r in config.rank_pattern.items()}
+    config.alpha_pattern = {key: alpha * factor for key, alpha in config.alpha_pattern.items()}
+
+
+def audit_adapter(
+    folder: Path, model: PeftModel, trained: bool, pissa: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Refuse a saved adapter that cannot be what training made.
 
     Checks the key set and shapes against the model, that every value is finite and, when `trained`, that some B is not
     zero. Raises ValueError naming the tensor: an adapter that fails must never be reported.
     """
-    import peft
     import torch
     from safetensors.torch import load_file
 
     saved = load_file(str(folder / WEIGHTS_FILE))
-    expected = {k: v.shape for k, v in peft.get_peft_model_state_dict(model, state_dict=_shapes(model)).items()}
+    shapes = _shapes(model)
+    if pissa:
+        shapes = as_plain_lora(shapes, {name: shapes[name] for name in pissa})
+    expected = {saved_name(name): tensor.shape for name, tensor in shapes.items()}
     if saved.keys() != expected.keys():
         odd = sorted(saved.keys() ^ expected.keys())
         raise ValueError(f"{folder}: {len(odd)} tensors missing or unexpected, first {odd[0]}")
@@ -106,6 +148,44 @@ def _shapes(model: PeftModel) -> dict[str, torch.Tensor]:
     import torch
 
     return {n: torch.empty(getattr(p, "ds_shape", p.shape), device="meta") for n, p in trainable(model).items()}
+
+
+@contextmanager
+def saved_in_place(model: PeftModel, folder: Path, pissa: bool = False) -> Iterator[None]:
+    """Inside, the model runs with the adapter as PEFT reads it from `folder`, in the dtype of the live one.
+
+    With `pissa` the half that restores the untouched base is left out, since the live base is the residual. Raises
+    ValueError when PEFT scales a layer otherwise than training did.
+    """
+    import peft
+    import torch
+    from safetensors.torch import load_file
+
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    dtype = next(iter(trainable(model).values())).dtype
+    switched: list[tuple[Any, Any]] = []
+    model.add_adapter(_RELOADED, config)
+    try:
+        peft.set_peft_model_state_dict(model, load_file(str(folder / WEIGHTS_FILE)), adapter_name=_RELOADED)
+        switched = [(m, m._active_adapter) for m in model.modules() if hasattr(m, "_active_adapter")]
+        for name, parameter in model.named_parameters():
+            if f".{_RELOADED}." in name:
+                parameter.data = parameter.data.to(dtype)
+                parameter.requires_grad_(False)
+                if pissa and ".lora_B." in name:
+                    parameter.data[:, parameter.shape[1] // 2 :] = 0
+        for module, _ in switched:
+            if _RELOADED in getattr(module, "scaling", {}):
+                found, meant = module.scaling[_RELOADED], module.scaling[_ADAPTER]
+                if not math.isclose(found, meant, rel_tol=1e-12):
+                    raise ValueError(f"{folder}: reloads with scale {found}, trained with {meant}")
+            module._active_adapter = [_RELOADED]
+        with torch.no_grad():
+            yield
+    finally:
+        for module, active in switched:
+            module._active_adapter = active
+        model.delete_adapter(_RELOADED)
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
@@ -132,6 +212,7 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> 
     wrong = {k for k in expected.keys() | tensors.keys() if k not in expected or k not in tensors}
     wrong |= {k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape}
     if wrong:
+        adapted.delete_adapter(name) if adapted is model else adapted.unload()  # leave the model as it was
         raise UserError(f"{folder}: the adapter does not fit the base: {len(wrong)} tensors differ, first {min(wrong)}")
     peft.set_peft_model_state_dict(adapted, tensors, adapter_name=name)
     adapted.requires_grad_(False)

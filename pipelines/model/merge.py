@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def merge_adapter(config: ModelConfig, adapter_dir: Path, device: str | None = None) -> PreTrainedModel:
     """A plain model in the base's dtype with the adapter folded in.
 
-    A 4-bit base is dequantized first, because that is the model the adapter was trained on: on CPU, 100 % of the
+    A quantized base is dequantized first, because that is the model the adapter was trained on: on CPU, 100 % of the
     arg-maxes stay the same, against 99.2 % with the 16-bit original (docs/measurements.md). It is always loaded afresh:
     bitsandbytes repacks a 4-bit weight for the CPU on its first forward, after which dequantizing reads it wrongly.
     """
     model: Any = load_base(config, device)
-    if config.quantization == "nf4":
+    if config.quantization != "none":
         model = model.dequantize()
     merged = add_adapter(model, "merged", adapter_dir).merge_and_unload(safe_merge=True)
     return cast("PreTrainedModel", merged.eval())

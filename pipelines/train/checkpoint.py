@@ -1,13 +1,16 @@
 """Checkpoints: the adapter in PEFT's format beside the whole optimizer state, verified before anyone hears of them.
 
-One folder a step in the run's part of the store: `adapter/` (what serving loads), `state.safetensors` (fp32 weights and
-Adam moments by parameter name, free of the world size) and the manifest with step and metrics, written last.
+One folder a step in the run's part of the store: `adapter/` (what serving loads; `model/`, a whole base, where every
+weight trains), `state.safetensors` (fp32 weights and Adam moments by parameter name, free of the world size) and the
+manifest with step, metrics and what a resumed run must know, written last.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,31 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.contracts import Checkpoint, UserError, digest_of, short
-from pipelines.model.lora import WEIGHTS_FILE, audit_adapter, save_adapter
+from pipelines.model.full import audit_full, save_full
+from pipelines.model.lora import WEIGHTS_FILE, audit_adapter, save_adapter, saved_name
+from pipelines.model.start import as_plain_lora
 from pipelines.storage import Store, verify
 from pipelines.train.engine import OptimizerState
 
 STATE_FILE = "state.safetensors"
 ADAPTER_DIR = "adapter"
+MODEL_DIR = "model"
+_GROUPS = ("weights", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one checkpoint is made of. `history` are the metrics of the earlier checkpoints, oldest first.
+
+    `pissa` is the part that PiSSA took from the base; `finished` says that training ended here, early or not.
+    """
+
+    step: int
+    state: OptimizerState
+    metrics: Mapping[str, float]
+    history: tuple[Mapping[str, float], ...] = ()
+    pissa: Mapping[str, torch.Tensor] | None = None
+    finished: bool = False
 
 
 def checkpoint_kind(run_id: str) -> str:
@@ -28,32 +50,43 @@ def checkpoint_kind(run_id: str) -> str:
     return f"runs/{short(run_id)}"
 
 
-def save_checkpoint(
-    store: Store,
-    run_id: str,
-    model: Any,
-    base: str,
-    state: OptimizerState,
-    metrics: Mapping[str, float],
-    parents: Mapping[str, str],
-) -> Checkpoint:
-    """Write one checkpoint whole and verified, and return it.
+def write_checkpoint(folder: Path, model: Any, base: str, snapshot: Snapshot) -> dict[str, Any]:
+    """Write a checkpoint's files into `folder`, read the weights back, and return its facts.
 
-    Raises ValueError (nothing is left under a final name) when the saved adapter misses a tensor, has a wrong shape or
-    a value that is not finite, has only zero B after training, or differs by a bit from the gathered weights.
+    Raises ValueError when what was saved misses a tensor, has a wrong shape or a value that is not finite, has only
+    zero B after training, or differs by a bit from the gathered weights.
     """
-    key = digest_of({"run": run_id, "step": state.step})
-    with store.writing(checkpoint_kind(run_id), key, parents) as draft:
-        save_adapter(model, draft.path / ADAPTER_DIR, base, state.weights)
-        audit_adapter(draft.path / ADAPTER_DIR, model, trained=state.step > 0)
-        _same_bits(draft.path / ADAPTER_DIR, state.weights)
-        tensors = {f"weights/{n}": t for n, t in state.weights.items()}
-        tensors |= {f"exp_avg/{n}": t for n, t in state.exp_avg.items()}
-        tensors |= {f"exp_avg_sq/{n}": t for n, t in state.exp_avg_sq.items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(draft.path / STATE_FILE))
-        draft.facts = {"run_id": run_id, "step": state.step, "metrics": dict(metrics)}
-    assert draft.ref is not None
-    return Checkpoint(draft.ref, run_id, state.step, dict(metrics))
+    state = snapshot.state
+    if hasattr(model, "peft_config"):
+        adapter = folder / ADAPTER_DIR
+        save_adapter(model, adapter, base, state.weights, snapshot.pissa)
+        audit_adapter(adapter, model, trained=state.step > 0, pissa=snapshot.pissa)
+        _same_bits(adapter, state.weights, snapshot.pissa)
+    else:
+        save_full(model, folder / MODEL_DIR, base, state.weights)
+        audit_full(folder / MODEL_DIR, model, state.weights)
+    tensors = {f"{g}/{n}": t.contiguous() for g in _GROUPS for n, t in getattr(state, g).items()}
+    tensors |= {f"pissa/{n}": t.contiguous() for n, t in (snapshot.pissa or {}).items()}
+    save_file(tensors, str(folder / STATE_FILE))
+    facts = {"step": snapshot.step, "metrics": dict(snapshot.metrics), "history": list(snapshot.history)}
+    return facts | {"updates": state.step, "scaler": state.scaler, "finished": snapshot.finished}
+
+
+def checkpoint_key(run_id: str, step: int) -> str:
+    """The key of a run's checkpoint at a step."""
+    return digest_of({"run": run_id, "step": step})
+
+
+def check_space(store: Store, num_trained: int) -> None:
+    """Raise UserError unless a local store has twice the room that a checkpoint of so many trained parameters takes."""
+    if not store.is_local:
+        return
+    need, free = 2 * 16 * num_trained, shutil.disk_usage(store.uri).free
+    if free < need:
+        raise UserError(
+            f"{store.uri}: {free >> 20} MiB free, and the next checkpoint wants {need >> 20} MiB (twice its size); "
+            "free space and give the same command again, or choose another place with --store"
+        )
 
 
 def list_checkpoints(store: Store, run_id: str) -> list[Checkpoint]:
@@ -76,36 +109,52 @@ def newest_sound(store: Store, run_id: str) -> tuple[Checkpoint | None, list[str
     return None, damaged
 
 
-def load_state(store: Store, checkpoint: Checkpoint) -> OptimizerState:
-    """The optimizer state of a checkpoint, on CPU."""
-    groups: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
+def load_snapshot(store: Store, checkpoint: Checkpoint) -> Snapshot:
+    """Everything that a run needs to go on from a checkpoint; tensors on CPU."""
+    groups: dict[str, dict[str, torch.Tensor]] = {group: {} for group in (*_GROUPS, "pissa")}
     for name, tensor in load_file(str(store.local_dir(checkpoint.ref) / STATE_FILE)).items():
         group, _, parameter = name.partition("/")
         groups[group][parameter] = tensor
-    return OptimizerState(**groups, step=checkpoint.step)
+    artifact = store.read(checkpoint.ref.uri)
+    assert artifact is not None
+    facts, pissa = artifact.facts, groups.pop("pissa")
+    state = OptimizerState(**groups, step=facts["updates"], scaler=facts["scaler"])
+    return Snapshot(
+        checkpoint.step, state, checkpoint.metrics, tuple(facts["history"]), pissa or None, facts["finished"]
+    )
+
+
+def drop_damaged(store: Store, run_id: str, after_step: int) -> None:
+    """Delete the checkpoints after the one that a run goes on from: they are damaged and would stand in the way."""
+    for checkpoint in list_checkpoints(store, run_id):
+        if checkpoint.step > after_step and store.is_local:
+            shutil.rmtree(checkpoint.ref.uri)
 
 
 def sweep(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
-    """Delete what is not worth keeping, and leftovers of killed writers; returns the kept, best held-out loss first.
+    """Delete what is not worth keeping; returns the kept, best held-out loss first.
 
     Kept are the `keep` best by held-out loss and the last one, from which a run goes on. Only local stores are swept.
     """
     made = list_checkpoints(store, run_id)
-    best = sorted(made, key=lambda c: c.metrics.get("heldout_loss", float("inf")))[:keep]
+    best = sorted(made, key=heldout_of)[:keep]
     kept = best + [c for c in made[-1:] if c not in best]
-    if store.is_local:
-        names = {Path(c.ref.uri).name for c in kept}
-        for folder in Path(store.uri, checkpoint_kind(run_id)).glob("*/"):
-            stale = folder.name.startswith(".tmp-") or (len(folder.name) == 12 and folder.name not in names)
-            if stale:
-                shutil.rmtree(folder, ignore_errors=True)
+    for checkpoint in made:
+        if checkpoint not in kept and store.is_local:
+            shutil.rmtree(checkpoint.ref.uri, ignore_errors=True)
     return kept
 
 
-def _same_bits(adapter: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def heldout_of(checkpoint: Checkpoint) -> float:
+    """The checkpoint's held-out loss for sorting; infinite where there is none."""
+    loss = checkpoint.metrics.get("heldout_loss")
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def _same_bits(adapter: Path, weights: Mapping[str, torch.Tensor], pissa: Mapping[str, torch.Tensor] | None) -> None:
     """Each saved tensor must be one of the gathered ones, bit for bit: a save that reads a ZeRO shard is caught here."""
-    saved = load_file(str(adapter / WEIGHTS_FILE))
-    for name, tensor in saved.items():
-        source = weights.get(name.replace(".weight", ".default.weight"))
-        if source is None or not torch.equal(source, tensor):
+    expected = as_plain_lora(weights, pissa) if pissa else weights
+    by_name = {saved_name(name): tensor for name, tensor in expected.items()}
+    for name, tensor in load_file(str(adapter / WEIGHTS_FILE)).items():
+        if name not in by_name or not torch.equal(by_name[name], tensor):
             raise ValueError(f"{adapter}: {name} differs from the weights gathered from the ranks")

@@ -2,17 +2,22 @@
 
 DeepSpeed averages gradients over the ranks. The loop's loss is a sum divided by the step's global number of loss
 tokens, so each micro-batch's loss is multiplied by the number of ranks to undo the mean.
+
+In half precision the fp32 master weights need ZeRO 1 at least (`zero: 0` becomes it): DeepSpeed's unsharded
+mixed-precision optimizers do not let their state be read whole. On one worker the two are the same.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+from pipelines.contracts import UserError
 from pipelines.model.lora import trainable
 from pipelines.recipe import TrainConfig
 from pipelines.train.batch import MicroBatch
@@ -20,16 +25,21 @@ from pipelines.train.loss import PackedLoss
 from pipelines.train.optim import build_optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """The adapter's fp32 weights and Adam moments by parameter name, whole and free of any world size; on CPU."""
+    """The trained fp32 weights and Adam moments by parameter name, whole and free of any world size; on CPU.
+
+    `step` counts Adam's updates, which skipped steps leave behind the loop's; `scaler` is fp16's loss scaling.
+    """
 
     weights: dict[str, torch.Tensor]
     exp_avg: dict[str, torch.Tensor]
     exp_avg_sq: dict[str, torch.Tensor]
     step: int
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -38,6 +48,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    scale_lowered: bool
 
     def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> float: ...
 
@@ -53,17 +64,28 @@ class Engine(Protocol):
 
 
 class DeepSpeedEngine:
-    """ZeRO 0 to 3 over the adapter's parameters; the frozen base is replicated (0 to 2) or sharded (3)."""
+    """ZeRO 0 to 3 over the trained parameters; the frozen base is replicated (0 to 2) or sharded (3).
 
-    def __init__(self, model: Any, config: TrainConfig, device: torch.device) -> None:
+    `scale_lowered` says that the last step was left out only because fp16's loss scale was too high, as it is at first.
+    """
+
+    def __init__(self, model: Any, config: TrainConfig, device: torch.device, b_ratio: float = 1.0) -> None:
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.scale_lowered = False
         deepspeed = _import_deepspeed(device)
-        self._names = {parameter: name for name, parameter in trainable(model).items()}
-        optimizer = build_optimizer(list(self._names), config)
-        loss = PackedLoss(model)
-        self._engine, *_ = deepspeed.initialize(
-            model=loss, optimizer=optimizer, config=_settings(config, next(model.parameters()).dtype)
-        )
+        named = trainable(model)
+        self._names = {parameter: name for name, parameter in named.items()}
+        optimizer = build_optimizer(named, config, b_ratio)
+        settings = _settings(config, _compute_dtype(model))
+        self.zero = settings["zero_optimization"]["stage"]
+        if settings["fp16"]["enabled"] and device.type == "cpu":
+            raise UserError("model.dtype=fp16 trains on a GPU only: set model.dtype=bf16 or fp32")
+        self._engine, *_ = deepspeed.initialize(model=PackedLoss(model), optimizer=optimizer, config=settings)
+        self._plain_norm = 0.0
+        if self.zero == 0:
+            self._engine.clip_fp32_gradients = self._clip_plain
+        # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
+        self._create_adam_state(0)
 
     def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> float:
         """Add this micro-batch's share of the step's gradient; returns its summed loss."""
@@ -73,15 +95,31 @@ class DeepSpeedEngine:
         return float(loss.detach())
 
     def step(self, lr: float) -> float:
-        """Reduce, clip, update at rate `lr`, zero the gradients; returns the global gradient norm before clipping."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        """Reduce, clip, update at rate `lr`, zero the gradients; returns the global gradient norm before clipping.
+
+        A gradient that is not finite changes nothing, is dropped, and gives a norm of infinity.
+        """
+        wrapped = self._engine.optimizer
+        for group in wrapped.param_groups:
+            group["lr"] = lr * group["ratio"]
+        before = self._scaler().get("cur_scale", 1.0)
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        if getattr(wrapped, "overflow", False):
+            self.scale_lowered = before > 1.0
+            return float("inf")
+        self.scale_lowered = False
+        return self._plain_norm if self.zero == 0 else float(self._engine.get_global_grad_norm())
+
+    def _clip_plain(self) -> None:
+        """DeepSpeed's clipping without ZeRO, which neither keeps the norm nor leaves out what is not finite."""
+        norm = torch.nn.utils.clip_grad_norm_(list(self._names), self._engine.gradient_clipping())
+        self._plain_norm = float(norm)
+        for parameter in self._names if not math.isfinite(self._plain_norm) else ():
+            parameter.grad = None
 
     @torch.no_grad()
     def loss_sum(self, batch: MicroBatch) -> float:
-        """Summed loss without gradients, dropout off."""
+        """Summed loss without gradients, dropout off. Collective under ZeRO-3 only."""
         self._engine.eval()
         return float(self._engine(batch))
 
@@ -100,7 +138,7 @@ class DeepSpeedEngine:
             weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
             for key in _MOMENTS:
                 moments[key][name] = self._moment(parameter, key, safe_get_full_optimizer_state)
-        return OptimizerState(weights, moments["exp_avg"], moments["exp_avg_sq"], self._adam_steps())
+        return OptimizerState(weights, *moments.values(), self._adam_steps(), self._scaler())
 
     def restore(self, state: OptimizerState) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -117,6 +155,8 @@ class DeepSpeedEngine:
             for key in _MOMENTS:
                 safe_set_full_optimizer_state(parameter, getattr(state, key)[name].to(self.device), key)
             self._set_compute_weight(parameter, state.weights[name])
+        for key, value in state.scaler.items():
+            setattr(self._engine.optimizer.loss_scaler, key, value)
 
     def _set_compute_weight(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         if not hasattr(parameter, "ds_id"):
@@ -128,10 +168,16 @@ class DeepSpeedEngine:
             parameter.data.copy_(value)
 
     def _moment(self, parameter: torch.nn.Parameter, key: str, whole: Any) -> torch.Tensor:
-        if not self._adam_state():
-            return torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
         full = whole(parameter, key)
         return (self._adam_state()[parameter][key] if full is None else full).detach().float().cpu().clone()
+
+    def _scaler(self) -> dict[str, float]:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return (
+            {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)}
+            if self._engine.fp16_enabled()
+            else {}
+        )
 
     def _adam(self) -> torch.optim.Optimizer:
         wrapped = self._engine.optimizer
@@ -144,19 +190,34 @@ class DeepSpeedEngine:
         return max((int(held["step"]) for held in self._adam_state().values()), default=0)
 
     def _create_adam_state(self, step: int) -> None:
-        """Adam makes its state in its first step; make it empty instead, counted to `step`."""
+        """Adam makes its state in its first step; make it empty here instead, or empty what is there; counted to `step`."""
         wrapped = self._engine.optimizer
         flats = getattr(wrapped, "fp32_partitioned_groups_flat", None)  # ZeRO-3 keeps them out of the parameter groups
         for flat in flats or [flat for group in self._adam().param_groups for flat in group["params"]]:
             held = self._adam().state[flat]
-            held["step"] = torch.tensor(float(step))
+            held["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else None)
             for key in _MOMENTS:
-                held[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+                if key in held:
+                    held[key].zero_()  # DeepSpeed holds views of it
+                else:
+                    held[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
         if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
             wrapped._lazy_init_hp_params_optimizer_state()  # else DeepSpeed links the moments in its first step only
 
 
+def _compute_dtype(model: Any) -> torch.dtype:
+    """The dtype of the activations: that of the base's plain weights, whatever holds quantized ones."""
+    return model.get_input_embeddings().weight.dtype
+
+
 def _settings(config: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:
+    assert isinstance(config.zero, int) and config.offload != "auto", "the plan resolves auto"
+    stage = config.zero if dtype == torch.float32 else max(1, config.zero)
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -164,7 +225,7 @@ def _settings(config: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:
         "gradient_clipping": config.clip_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": config.zero, "overlap_comm": False},
+        "zero_optimization": zero,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
         "steps_per_print": 1 << 30,

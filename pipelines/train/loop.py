@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipelines.contracts import UserError
 from pipelines.recipe import TrainConfig
 from pipelines.train.batch import MicroBatch, Row, collate
 from pipelines.train.engine import Engine
 from pipelines.train.optim import learning_rate
+
+MAX_SKIPS = 20  # steps in a row that `nonfinite: skip` leaves out before it gives up
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,14 @@ def train_steps(
     schedule: Schedule,
     rows: Iterator[Row],
     first_step: int,
-    on_step: Callable[[int, dict[str, float]], None],
+    on_step: Callable[[int, dict[str, float]], bool | None],
 ) -> None:
-    """Run steps `first_step` .. end; `on_step(steps_done, metrics)` after each, with losses a token and seconds."""
-    config = schedule.config
+    """Run steps `first_step` .. end; `on_step(steps_done, metrics)` after each, with losses a token and seconds.
+
+    `on_step` ends the run early by returning False. Raises UserError when a loss or gradient is not finite and
+    `nonfinite` says stop; a step with such a gradient changes nothing and is counted as "skipped".
+    """
+    config, skips = schedule.config, 0
     micro_batches = math.ceil(math.ceil(config.global_batch / engine.world_size) / config.micro_batch)
     for step in range(first_step, schedule.num_steps):
         started = time.perf_counter()
@@ -68,10 +75,25 @@ def train_steps(
         local_loss = sum(engine.accumulate(batch, num_loss) for batch in batches)
         rate = learning_rate(config, step, schedule.num_steps)
         grad_norm = engine.step(rate)
-        (loss,) = engine.sum_over_ranks(local_loss)
+        (total,) = engine.sum_over_ranks(local_loss)
         seconds = time.perf_counter() - started
-        values = {"loss": loss / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
-        on_step(step + 1, values | {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited})
+        values = {"loss": total / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
+        skips = _check_finite(config, step + 1, values, engine.scale_lowered, skips)
+        values |= {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited}
+        if on_step(step + 1, values | {"skipped": float(skips > 0)}) is False:
+            return
+
+
+def _check_finite(config: TrainConfig, step: int, values: dict[str, float], scale_lowered: bool, skips: int) -> int:
+    """The number of skipped steps in a row, this one included; fp16 lowering its loss scale counts as none."""
+    if math.isfinite(values["loss"]) and (math.isfinite(values["grad_norm"]) or scale_lowered):
+        return 0
+    if config.nonfinite == "stop" or skips + 1 >= MAX_SKIPS:
+        raise UserError(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; the last checkpoint is from before. "
+            f"Lower train.lr={config.lr:g}, look at the data of this step, or set train.nonfinite=skip"
+        )
+    return skips + 1
 
 
 def collate_all(rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device) -> list[MicroBatch]:

@@ -15,7 +15,7 @@ from pipelines.train.batch import MicroBatch
 
 
 class PackedLoss(torch.nn.Module):
-    """Wraps a PEFT model so that its forward returns the summed loss (fp32 scalar) of a micro-batch.
+    """Wraps a PEFT model (or a plain one) so that its forward returns the summed loss (fp32 scalar) of a micro-batch.
 
     The head runs only on positions that are in the loss: the frozen head has no gradient of its own to collect, and
     masked positions are most of an instruction dataset.
@@ -26,7 +26,7 @@ class PackedLoss(torch.nn.Module):
         self.model = model
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        causal = self.model.get_base_model()
+        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         hidden = causal.model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, bounds=batch.bounds
         ).last_hidden_state

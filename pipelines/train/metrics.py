@@ -1,19 +1,21 @@
-"""What a run leaves to be read: metrics.jsonl (one line a step) and TensorBoard events beside it."""
+"""What a run leaves to be read: metrics.jsonl (one line a step), events for the trackers and a plot of the loss."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.train.trackers import open_trackers
+
 
 class MetricsLog:
-    """Appends a line a step to `folder/metrics.jsonl`. Lines at or after `first_step` of an interrupted run go away."""
+    """Appends a line a step to `folder/metrics.jsonl`. Lines after `first_step` of an interrupted run go away."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
+    def __init__(self, folder: Path, first_step: int, trackers: Sequence[str], about: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         earlier = [line for line in read_metrics(folder) if line["step"] <= first_step]
@@ -21,22 +23,64 @@ class MetricsLog:
         replacement.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         os.replace(replacement, self._path)
         self._stream = open(self._path, "a", buffering=1)  # noqa: SIM115  (lives as long as the run)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._trackers = open_trackers(trackers, folder, first_step, about)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._stream.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """`values` of steps 1, 2, ...; a number that is not finite is written as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._stream.write(json.dumps({"step": step, **finite}) + "\n")
+        for tracker in self._trackers:
+            tracker.write(step, {name: value for name, value in finite.items() if value is not None})
 
     def close(self) -> None:
         self._stream.close()
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class SampleLog:
+    """Writes down which samples this rank saw in each step, for proofs and audits: `folder/samples/*.jsonl`.
+
+    A file a rank and start of the run (`started_at`, the same on all ranks); of two records of a step the later start's
+    counts, because a resumed run does the steps after its checkpoint again.
+    """
+
+    def __init__(self, folder: Path, started_at: float, rank: int) -> None:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        self._stream = open(folder / "samples" / f"{started_at:.6f}-{rank}.jsonl", "a", buffering=1)  # noqa: SIM115
+        self._pending: list[str] = []
+
+    def noting(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The same rows, remembered as they are taken."""
+        for row in rows:
+            self._pending.extend(map(str, row["sample_ids"]))
+            yield row
+
+    def write(self, step: int) -> None:
+        """What was taken since the last call belongs to `step`."""
+        self._stream.write(json.dumps({"step": step, "samples": self._pending}) + "\n")
+        self._pending = []
+
+
+def read_samples(folder: Path) -> dict[int, list[str]]:
+    """The samples of every step over all ranks, those of abandoned steps left out."""
+    steps: dict[int, tuple[str, list[str]]] = {}
+    for path in sorted((folder / "samples").glob("*.jsonl")):
+        start = path.name.rpartition("-")[0]
+        for line in _whole_lines(path):
+            held = steps.get(line["step"])
+            steps[line["step"]] = (start, [*(held[1] if held and held[0] == start else ()), *line["samples"]])
+    return {step: samples for step, (_, samples) in sorted(steps.items())}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics.jsonl so far; a last line still being written is left out."""
+    return _whole_lines(folder / "metrics.jsonl")
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        text = (folder / "metrics.jsonl").read_text()
+        text = path.read_text()
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -51,3 +95,19 @@ def memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def plot_loss(lines: Sequence[Mapping[str, Any]], heldout: Mapping[int, float], path: Path) -> None:
+    """Draw a run's loss a step and its held-out losses by step into `path` (.svg or .png)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1, label="training")
+    if heldout:
+        axes.plot(list(heldout), list(heldout.values()), marker="o", linewidth=1, label="held-out")
+    axes.set(xlabel="step", ylabel="loss a token", yscale="log")
+    axes.legend()
+    figure.savefig(path)

@@ -6,13 +6,12 @@ Our own manifests decide where a run resumes; Ray's snapshot of its bookkeeping 
 
 from __future__ import annotations
 
+import math
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from pipelines.contracts import (
     Checkpoint,
@@ -28,38 +27,15 @@ from pipelines.contracts import (
 from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.storage import Artifact, Store
-from pipelines.train.checkpoint import (
-    checkpoint_kind,
-    list_checkpoints,
-    load_state,
-    newest_sound,
-    save_checkpoint,
-    sweep,
-)
-from pipelines.train.loop import Schedule, heldout_loss, train_steps
-from pipelines.train.metrics import MetricsLog, memory_bytes, read_metrics
+from pipelines.train.checkpoint import checkpoint_kind, heldout_of, list_checkpoints, newest_sound, sweep
+from pipelines.train.loop import Schedule
+from pipelines.train.metrics import plot_loss, read_metrics
+from pipelines.train.worker import Feed, WorkerPlan, train_rank
 
 KIND = "trained"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _POLL_S = 0.5
-
-
-class Feed(Protocol):
-    """Streams packed rows of one split in a given order."""
-
-    def batches(self, order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[Mapping[str, Any]]: ...
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """What every worker is told: picklable, the same on all ranks."""
-
-    recipe: Recipe
-    store: Store
-    prepared: PreparedDataset
-    run_id: str
-    parents: Mapping[str, str]
-    open_feed: Callable[[Path, str], Feed]
+_UNSHAPING = {"max_failures", "max_preemptions", "hang_timeout_s", "trackers", "record_samples", "keep"}
 
 
 def run_id_of(recipe: Recipe, prepared: PreparedDataset, fingerprint: str) -> str:
@@ -68,7 +44,7 @@ def run_id_of(recipe: Recipe, prepared: PreparedDataset, fingerprint: str) -> st
     sections = {
         "model": model,
         "lora": recipe.lora.model_dump(),
-        "train": recipe.train.model_dump(exclude={"max_failures"}),
+        "train": recipe.train.model_dump(exclude=_UNSHAPING),
     }
     return digest_of({"prepared": prepared.ref.digest, "base": fingerprint, **sections})
 
@@ -87,35 +63,50 @@ def train(
         run = run_from(finished)
         progress.note(f"train: run {short(run_id)} found, {_summary(run)}")
         return run
+    for key in recipe.lora.unservable if recipe.train.method == "lora" else ():
+        progress.note(
+            f"train: lora.{key} is set: the registry refuses such an adapter, since no engine serves it as trained"
+        )
     parents = {"prepared": prepared.ref.digest, "base": fingerprint, "recipe": recipe.digest}
-    plan = WorkerPlan(recipe, store, prepared, run_id, parents, open_feed)
+    folder = _run_folder(store, run_id)
+    plan = WorkerPlan(recipe, store, prepared, run_id, parents, folder, open_feed)
     schedule = Schedule(prepared.train.num_rows, recipe.train)
     started_at, damaged = newest_sound(store, run_id)
     for line in damaged:
         progress.note(f"train: checkpoint damaged, {line}")
     if started_at:
         progress.note(f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}")
-    with _following(_run_folder(store, run_id), schedule.num_steps, progress):
+    with _following(folder, schedule.num_steps, progress):
         _fit(plan)
-    kept = sweep(store, run_id, recipe.train.keep)
+    run = _finish(plan)
+    progress.note(f"train: run {short(run_id)}, {_summary(run)}")
+    return run
+
+
+def _finish(plan: WorkerPlan) -> TrainingRun:
+    """Write the finished run's artifact: recipe, metrics, plot, and which checkpoints were kept."""
+    store, run_id = plan.store, plan.run_id
+    kept = sweep(store, run_id, plan.recipe.train.keep)
     last = list_checkpoints(store, run_id)[-1]
-    with store.writing(KIND, run_id, parents) as draft:
-        lines = read_metrics(_run_folder(store, run_id))
-        (draft.path / "recipe.yaml").write_text(recipe.to_yaml())
+    lines = read_metrics(plan.folder)
+    history = {c.step: heldout_of(c) for c in list_checkpoints(store, run_id) if math.isfinite(heldout_of(c))}
+    for suffix in ("svg", "png"):
+        plot_loss(lines, history, plan.folder / f"loss.{suffix}")
+    with store.writing(KIND, run_id, plan.parents) as draft:
+        (draft.path / "recipe.yaml").write_text(plan.recipe.to_yaml())
+        shutil.copy(plan.folder / "metrics.jsonl", draft.path)
+        shutil.copy(plan.folder / "loss.svg", draft.path)
         summary = {"heldout_loss": last.metrics["heldout_loss"], "train_loss": last.metrics["loss"]}
-        summary["seconds"] = sum(line["step_s"] for line in lines)
-        summary["tokens"] = sum(line["tokens"] for line in lines)
+        summary |= {"seconds": sum(line["step_s"] for line in lines), "tokens": sum(line["tokens"] for line in lines)}
         draft.facts = {
             "run_id": run_id,
-            "num_steps": schedule.num_steps,
+            "num_steps": last.step,
             "checkpoints": [to_json(checkpoint) for checkpoint in kept],
             "metrics": summary,
         }
     finished = store.find(KIND, run_id)
     assert finished is not None
-    run = run_from(finished)
-    progress.note(f"train: run {short(run_id)}, {_summary(run)}")
-    return run
+    return run_from(finished)
 
 
 def find_run(recipe: Recipe, store: Store, prepared: PreparedDataset) -> TrainingRun | None:
@@ -145,27 +136,26 @@ def _fit(plan: WorkerPlan) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    want = plan.recipe.resources
-    folder = _run_folder(plan.store, plan.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _SNAPSHOT).unlink(missing_ok=True)
+    want, train = plan.recipe.resources, plan.recipe.train
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / _SNAPSHOT).unlink(missing_ok=True)
+    elastic = want.min_workers != want.max_workers
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if want.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if want.gpus_per_worker else "gloo", timeout_s=int(train.hang_timeout_s)
+        ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=want.workers,
+            num_workers=(want.min_workers, want.max_workers) if elastic else want.max_workers,
             use_gpu=want.gpus_per_worker > 0,
             resources_per_worker={"CPU": want.cpus_per_worker, "GPU": want.gpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
             name=short(plan.run_id),
-            storage_path=str(folder.parent),
-            failure_config=ray.train.FailureConfig(max_failures=plan.recipe.train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=plan.recipe.train.keep,
-                checkpoint_score_attribute="heldout_loss",
-                checkpoint_score_order="min",
+            storage_path=str(plan.folder.parent),
+            failure_config=ray.train.FailureConfig(
+                max_failures=train.max_failures, max_preemption_failures=train.max_preemptions
             ),
         ),
     )
@@ -176,70 +166,40 @@ def _fit(plan: WorkerPlan) -> None:
 
 def _worker(config: dict[str, Any]) -> str | None:
     """One rank. A mistake of the user's comes back as its text, because Ray would retry an exception."""
+    import torch
+    from ray.train.torch import get_device
+
+    plan: WorkerPlan = config["plan"]
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(plan.recipe.resources.cpus_per_worker)))
     try:
-        _train_rank(config["plan"])
+        train_rank(plan, device, _RayChannel())
     except UserError as error:
         return str(error)
     return None
 
 
-def _train_rank(plan: WorkerPlan) -> None:
-    import torch
-    from ray.train.torch import get_device
+class _RayChannel:
+    """Reports to Ray Train. Checkpoints lie in our store already, so Ray copies and deletes nothing."""
 
-    from pipelines.model.base import load_base
-    from pipelines.model.lora import attach
-    from pipelines.train.attention import PACKED
-    from pipelines.train.engine import DeepSpeedEngine
+    def __init__(self) -> None:
+        self._told = False
 
-    recipe, store = plan.recipe, plan.store
-    device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(recipe.resources.cpus_per_worker)))
-    model = attach(load_base(recipe.model, str(device), PACKED), recipe.lora, recipe.train.seed)
-    engine = DeepSpeedEngine(model, recipe.train, device)
-    resumed, _ = newest_sound(store, plan.run_id)
-    if resumed:
-        engine.restore(load_state(store, resumed))
-    first_step = resumed.step if resumed else 0
-    schedule = Schedule(plan.prepared.train.num_rows, recipe.train)
-    folder = store.local_dir(plan.prepared.ref)
-    order = schedule.order(first_step, engine.rank, engine.world_size)
-    rows = _rows(plan.open_feed(folder, "train"), order, recipe.train.micro_batch)
-    num_heldout = plan.prepared.heldout.num_rows
-    mine = np.arange(num_heldout)[engine.rank :: engine.world_size]
-    heldout = list(_rows(plan.open_feed(folder, "heldout"), mine, 32))
-    log = MetricsLog(_run_folder(store, plan.run_id), first_step) if engine.rank == 0 else None
+    def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None:
+        import ray.train
 
-    def on_step(step: int, values: dict[str, float]) -> None:
-        if log:
-            log.write(step, values | {"memory_bytes": memory_bytes()})
-        if step % recipe.train.save_every == 0 or step == schedule.num_steps:
-            scores = {"heldout_loss": heldout_loss(engine, heldout, num_heldout, recipe.train.micro_batch)}
-            _report(plan, engine, model, {"loss": values["loss"], **scores})
+        checkpoint = ray.train.Checkpoint(checkpoint_uri) if checkpoint_uri else None
+        no_upload = ray.train.CheckpointUploadMode.NO_UPLOAD
+        ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_upload_mode=no_upload)
 
-    train_steps(engine, schedule, rows, first_step, on_step)
-    if log:
-        log.close()
+    def leaving(self) -> bool:
+        import ray.train
 
-
-def _report(plan: WorkerPlan, engine: Any, model: Any, metrics: dict[str, float]) -> None:
-    """Gather, write and verify on rank 0, then tell Ray Train; every rank takes part."""
-    import ray.train
-
-    state = engine.gather()
-    checkpoint = None
-    if engine.rank == 0:
-        saved = save_checkpoint(plan.store, plan.run_id, model, plan.recipe.model.base, state, metrics, plan.parents)
-        checkpoint = ray.train.Checkpoint(saved.ref.uri)
-    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
-
-
-def _rows(feed: Feed, order: np.ndarray, batch_size: int) -> Iterator[Mapping[str, Any]]:
-    for batch in feed.batches(order, batch_size) if len(order) else ():
-        columns = list(batch)
-        for index in range(len(batch[columns[0]])):
-            yield {column: batch[column][index] for column in columns}
+        if self._told:
+            return False
+        self._told = ray.train.get_preemption_info() is not None
+        return self._told
 
 
 class _following:

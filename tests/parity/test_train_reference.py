@@ -13,12 +13,13 @@ import torch.multiprocessing
 
 from pipelines.recipe import LoraConfig, ModelConfig, TrainConfig
 
-NUM_STEPS = 12
-CASES = [(1, 0, 1), (1, 2, 2), (2, 0, 2), (2, 1, 1), (2, 2, 2), (2, 3, 2)]
-"""Worker processes, ZeRO stage, micro-batch (a global batch of 4 packs makes 4 / ranks / micro-batch accumulations)."""
+NUM_STEPS, NUM_ROWS = 20, 12
+MICRO_BATCHES = {1: (8, 2), 2: (4, 1)}
+CASES = [(workers, zero, micro) for workers in (1, 2) for zero in (0, 1, 2, 3) for micro in MICRO_BATCHES[workers]]
+"""Worker processes, ZeRO stage, micro-batch: a global batch of 8 packs makes one forward a rank, or four accumulated."""
 
 
-def packed_rows(count: int = 6, row_tokens: int = 96) -> list[dict[str, Any]]:
+def packed_rows(count: int = NUM_ROWS, row_tokens: int = 96) -> list[dict[str, Any]]:
     """Packs of three to five samples of unequal length, masked in front, with turn weights and a padding tail."""
     random = np.random.default_rng(7)
     rows = []
@@ -38,7 +39,7 @@ def packed_rows(count: int = 6, row_tokens: int = 96) -> list[dict[str, Any]]:
 
 def train_config(zero: int, micro_batch: int) -> TrainConfig:
     return TrainConfig(
-        epochs=50, max_steps=NUM_STEPS, global_batch=4, micro_batch=micro_batch, lr=5e-3, zero=zero, seed=3
+        epochs=50, max_steps=NUM_STEPS, global_batch=8, micro_batch=micro_batch, lr=5e-3, zero=zero, seed=3
     )  # type: ignore[arg-type]
 
 
@@ -49,7 +50,7 @@ def adapted(base: str, attention: str) -> Any:
     return attach(load_base(ModelConfig(base=base, dtype="fp32"), "cpu", attention), LoraConfig(r=4, alpha=8), seed=11)
 
 
-def reference(base: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+def reference(base: str) -> tuple[list[float], dict[str, torch.Tensor], list[float]]:
     """Each sample alone through the plain model, summed, divided by the step's weights; torch's AdamW and clipping."""
     from pipelines.model.lora import trainable
     from pipelines.train.loop import Schedule
@@ -58,8 +59,8 @@ def reference(base: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = adapted(base, "eager").train()
     weights = list(trainable(model).values())
     optimizer = torch.optim.AdamW(weights, lr=0, betas=(0.9, 0.999), weight_decay=0)
-    schedule = Schedule(6, train_config(0, 1))
-    rows, losses = packed_rows(), []
+    schedule = Schedule(NUM_ROWS, train_config(0, 1))
+    rows, losses, norms = packed_rows(), [], []
     for step in range(schedule.num_steps):
         total, count = torch.zeros(()), 0.0
         for row in (rows[i] for i in schedule.rows_of(step)):
@@ -72,11 +73,11 @@ def reference(base: str) -> tuple[list[float], dict[str, torch.Tensor]]:
                 count += float(scale.sum())
         optimizer.zero_grad()
         (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(weights, 1.0)))
         optimizer.param_groups[0]["lr"] = learning_rate(schedule.config, step, schedule.num_steps)
         optimizer.step()
         losses.append(float(total.detach()) / count)
-    return losses, {name: p.detach().clone() for name, p in trainable(model).items()}
+    return losses, {name: p.detach().clone() for name, p in trainable(model).items()}, norms
 
 
 def run_case(rank: int, base: str, folder: str, cases: list[tuple[int, int, int]], port: int) -> None:
@@ -89,11 +90,12 @@ def run_case(rank: int, base: str, folder: str, cases: list[tuple[int, int, int]
     torch.set_num_threads(1)
     for _, zero, micro_batch in cases:
         config = train_config(zero, micro_batch)
-        losses, half, end = train_from(base, config, 0, None)
-        resumed, _, resumed_end = train_from(base, config, NUM_STEPS // 2, half)
+        losses, norms, half, end = train_from(base, config, 0, None)
+        resumed, _, _, resumed_end = train_from(base, config, NUM_STEPS // 2, half)
         if rank == 0:
             result = {
                 "losses": losses,
+                "norms": norms,
                 "weights": end.weights,
                 "resumed": resumed,
                 "resumed_weights": resumed_end.weights,
@@ -102,8 +104,8 @@ def run_case(rank: int, base: str, folder: str, cases: list[tuple[int, int, int]
     dist.destroy_process_group()
 
 
-def train_from(base: str, config: TrainConfig, first: int, state: Any) -> tuple[list[float], Any, Any]:
-    """Losses from step `first` on, and the gathered state half-way and at the end."""
+def train_from(base: str, config: TrainConfig, first: int, state: Any) -> tuple[list[float], list[float], Any, Any]:
+    """Losses and gradient norms from step `first` on, and the gathered state half-way and at the end."""
     from pipelines.train.attention import PACKED
     from pipelines.train.engine import DeepSpeedEngine
     from pipelines.train.loop import Schedule, train_steps
@@ -111,16 +113,17 @@ def train_from(base: str, config: TrainConfig, first: int, state: Any) -> tuple[
     engine = DeepSpeedEngine(adapted(base, PACKED), config, torch.device("cpu"))
     if state is not None:
         engine.restore(state)
-    schedule, rows, losses, states = Schedule(6, config), packed_rows(), [], []
+    schedule, rows, losses, norms, states = Schedule(NUM_ROWS, config), packed_rows(), [], [], []
 
     def on_step(step: int, values: dict[str, float]) -> None:
         losses.append(values["loss"])
+        norms.append(values["grad_norm"])
         if step in (NUM_STEPS // 2, NUM_STEPS):
             states.append(engine.gather())
 
     order = schedule.order(first, engine.rank, engine.world_size)
     train_steps(engine, schedule, (rows[i] for i in order), first, on_step)
-    return losses, states[0], states[-1]
+    return losses, norms, states[0], states[-1]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,7 @@ def results(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_base: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+def expected(tiny_base: str) -> tuple[list[float], dict[str, torch.Tensor], list[float]]:
     return reference(tiny_base)
 
 
@@ -160,7 +163,8 @@ def expected(tiny_base: str) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_equals_plain_pytorch_and_resumes(case: tuple[int, int, int], results: Path, expected: Any) -> None:
     """Losses and final weights equal the reference within 1e-4 relative; a run restored half-way gives the same."""
     got = torch.load(results / "{}-{}-{}.pt".format(*case))
-    losses, weights = expected
+    losses, weights, norms = expected
+    assert got["norms"] == pytest.approx(norms, rel=1e-4)
     assert losses[0] > losses[-1]
     assert got["losses"] == pytest.approx(losses, rel=1e-4)
     assert got["resumed"] == pytest.approx(got["losses"][NUM_STEPS // 2 :], rel=1e-6)

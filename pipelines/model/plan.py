@@ -1,0 +1,190 @@
+"""The plan of a training run before it costs anything: parameters, bytes a worker, seconds, and what `auto` comes to.
+
+Everything is computed from the base's configuration; nothing is loaded. B = bytes of an activation, h / kv / i = hidden,
+key-value and intermediate width, L = layers, V = vocabulary, T = tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.contracts import UserError
+from pipelines.model.base import meta_model
+from pipelines.model.full import unfreeze
+from pipelines.model.lora import attach, trainable
+from pipelines.recipe import Recipe, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+_BITS = {"nf4": 4.5, "int8": 8.25}  # a weight with its quantization constants
+_DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_RESERVE = 1.15  # fragmentation, the CUDA context and what this page leaves out
+_STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a plan is made from. `trainable` counts parameters by module name, such as q_proj."""
+
+    total: int
+    quantizable: int
+    trainable: Mapping[str, int]
+    hidden: int
+    kv: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+
+    @property
+    def num_trainable(self) -> int:
+        return sum(self.trainable.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One legal choice and what it takes of each worker's memory, in bytes."""
+
+    zero: int
+    offload: str
+    gradient_checkpointing: str
+    parts: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return int(sum(self.parts.values()) * _RESERVE)
+
+
+def shape_of(recipe: Recipe) -> Shape:
+    """The sizes of the recipe's base with its adapter on it, on the meta device."""
+    model: Any = meta_model(recipe.model)
+    config = model.config
+    total = sum(p.numel() for p in model.parameters())
+    embedded = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    sizes = (config.hidden_size, config.num_key_value_heads * head_size, config.intermediate_size)
+    adapted = unfreeze(model) if recipe.train.method == "full" else attach(model, recipe.lora, seed=0)
+    counts = trainable_table(adapted)
+    return Shape(total, total - sum(embedded.values()), counts, *sizes, config.num_hidden_layers, config.vocab_size)
+
+
+def trainable_table(model: torch.nn.Module) -> dict[str, int]:
+    """Trainable parameters by the name of the module that they belong to, in the model's order; exact under ZeRO too."""
+    counts: Counter[str] = Counter()
+    for name, parameter in trainable(model).items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        counts[_owner(name)] += shape.numel()
+    return dict(counts)
+
+
+def _owner(parameter: str) -> str:
+    for mark in (".lora_", ".modules_to_save."):
+        if mark in parameter:
+            return parameter.split(mark)[0].rsplit(".", 1)[-1]
+    return parameter.rsplit(".", 2)[-2]
+
+
+def plan_for(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, choice: tuple[int, str, str]) -> Plan:
+    """The memory that a choice of (ZeRO stage, offload, gradient checkpointing) takes of each of `world_size` workers."""
+    zero, offload, checkpointing = choice
+    plain = _DTYPE_BYTES[_dtype(recipe)]
+    bits = _BITS.get(recipe.model.quantization)
+    frozen = (
+        shape.total * plain
+        if bits is None
+        else (shape.total - shape.quantizable) * plain + shape.quantizable * bits / 8
+    )
+    frozen = 0 if recipe.train.method == "full" else frozen
+    count = shape.num_trainable
+    split = world_size if zero == 3 else 1
+    weights = (frozen + count * plain) / split
+    gradients = count * plain / (world_size if zero >= 2 else 1)
+    moments = count * (12 if plain == 2 else 8) / (world_size if zero >= 1 else 1)
+    parts = {
+        "weights": 0.0 if offload == "parameters" else weights,
+        "gradients": gradients,
+        "optimizer": 0.0 if offload != "none" else moments,
+        "activations": _activation_bytes(shape, recipe.train.micro_batch * row_tokens, plain, checkpointing),
+    }
+    return Plan(zero, offload, checkpointing, {name: int(size) for name, size in parts.items()})
+
+
+def _activation_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str) -> float:
+    """What a llama-like layer keeps for its backward: 8 of width h, 2 of kv, 4 of i; and the head's logits in fp32."""
+    layer = tokens * plain * (8 * shape.hidden + 2 * shape.kv + 4 * shape.intermediate)
+    kept = {"off": shape.layers, "selective": shape.layers / 2, "full": 1}[checkpointing]
+    borders = tokens * plain * shape.hidden * shape.layers
+    return layer * kept + borders + 8.0 * tokens * shape.vocabulary
+
+
+def legal_plans(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int) -> Iterator[Plan]:
+    """Every choice that the recipe leaves open, the fastest first: less recomputing, then a lower stage, then no offload."""
+    train, quantized = recipe.train, recipe.model.quantization != "none"
+    modes = ("off", "selective", "full") if train.gradient_checkpointing == "auto" else (train.gradient_checkpointing,)
+    stages = _STAGES if train.zero == "auto" else (train.zero,)
+    offloads = ("none", "optimizer", "parameters") if train.offload == "auto" else (train.offload,)
+    for offload in offloads:
+        for zero in stages:
+            for mode in modes:
+                if zero == 3 and (quantized or (world_size == 1 and train.zero == "auto" and offload != "parameters")):
+                    continue
+                if (offload == "parameters" and zero != 3) or (offload == "optimizer" and zero == 0):
+                    continue
+                if train.optimizer != "adamw" and (zero == 3 or offload != "none"):
+                    continue
+                yield plan_for(recipe, shape, row_tokens, world_size, (zero, offload, mode))
+
+
+def choose(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, memory: int | None) -> Plan:
+    """The first legal plan that fits into `memory` bytes a worker (None: unknown, so the first).
+
+    Raises UserError when none fits, with the smallest and what it lacks.
+    """
+    plans = list(legal_plans(recipe, shape, row_tokens, world_size))
+    for plan in plans:
+        if memory is None or plan.bytes <= memory:
+            return plan
+    least = min(plans, key=lambda plan: plan.bytes)
+    given = {"train.zero": recipe.train.zero, "train.offload": recipe.train.offload}
+    given["train.gradient_checkpointing"] = recipe.train.gradient_checkpointing
+    fixed = [key for key, value in given.items() if value != "auto"]
+    advice = f"set {' and '.join(fixed)} to auto, " if fixed else "set "
+    raise UserError(
+        f"no plan fits {memory / 2**30:.1f} GiB a worker: the smallest takes {least.bytes / 2**30:.1f} GiB "
+        f"(zero {least.zero}, offload {least.offload}, checkpointing {least.gradient_checkpointing}); "
+        f"{advice}train.micro_batch or data.row_tokens lower, model.quantization=nf4, or more workers"
+    )
+
+
+def resolved(recipe: Recipe, row_tokens: int, device: torch.device, world_size: int) -> Recipe:
+    """The recipe with every `auto` of its training section chosen for this device; others stay as given."""
+    train = recipe.train
+    if "auto" not in (train.zero, train.offload, train.gradient_checkpointing):
+        return recipe
+    plan = choose(recipe, shape_of(recipe), row_tokens, world_size, device_bytes(device))
+    choice = {"zero": plan.zero, "offload": plan.offload, "gradient_checkpointing": plan.gradient_checkpointing}
+    return recipe.model_copy(update={"train": TrainConfig(**{**train.model_dump(), **choice})})
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU; None for the CPU, where other processes share it."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def matmul_flops(shape: Shape, tokens: int, recompute: bool, full: bool) -> float:
+    """Floating-point operations of one forward and backward: 2 a weight forward, 2 for dx, 2 for dW where it is wanted."""
+    return tokens * (shape.quantizable + shape.vocabulary * shape.hidden) * (4.0 + 2.0 * full + 2.0 * recompute)
+
+
+def _dtype(recipe: Recipe) -> str:
+    import torch
+
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    return "bf16" if torch.cuda.is_available() else "fp32"

@@ -1,0 +1,259 @@
+"""One training worker: from a plan and a process group to verified checkpoints. Knows no Ray; a channel reports for it."""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pipelines.contracts import Checkpoint, PreparedDataset, UserError
+from pipelines.model.base import load_base
+from pipelines.model.full import unfreeze
+from pipelines.model.lora import attach, saved_in_place
+from pipelines.model.plan import resolved
+from pipelines.model.start import start_eva, start_loftq, start_pissa
+from pipelines.recipe import Recipe
+from pipelines.storage import Store, local_base_dir
+from pipelines.train.attention import PACKED
+from pipelines.train.batch import MicroBatch, collate
+from pipelines.train.checkpoint import (
+    ADAPTER_DIR,
+    Snapshot,
+    check_space,
+    checkpoint_key,
+    checkpoint_kind,
+    drop_damaged,
+    load_snapshot,
+    newest_sound,
+    sweep,
+    write_checkpoint,
+)
+from pipelines.train.engine import DeepSpeedEngine
+from pipelines.train.loop import Schedule, heldout_loss, train_steps
+from pipelines.train.metrics import MetricsLog, SampleLog, memory_bytes
+
+EVA_FORWARDS = 32  # packs from which lora.init=eva learns
+
+
+class Feed(Protocol):
+    """Streams packed rows of one split in a given order."""
+
+    def batches(self, order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[Mapping[str, Any]]: ...
+
+
+class Channel(Protocol):
+    """How a worker reaches whoever started it. Both are collective: every rank calls them equally often."""
+
+    def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None: ...
+
+    def leaving(self) -> bool:
+        """True once, when it becomes known that some worker's node will be taken away soon."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What every worker is told: picklable, the same on all ranks."""
+
+    recipe: Recipe
+    store: Store
+    prepared: PreparedDataset
+    run_id: str
+    parents: Mapping[str, str]
+    folder: Path
+    open_feed: Callable[[Path, str], Feed]
+
+
+def train_rank(plan: WorkerPlan, device: torch.device, channel: Channel) -> None:
+    """Train this rank's share to the end, going on from the newest sound checkpoint. The process group must be up.
+
+    Raises UserError for what a person can mend: a full disk, a loss that is not finite, a base that does not load.
+    """
+    watch = _Watch(plan.recipe.train.hang_timeout_s)
+    rank = _Rank(plan, device, channel, watch)
+    try:
+        rank.run()
+    finally:
+        watch.stop()
+
+
+class _Watch:
+    """Ends the process, with every thread's stack on stderr, when a step takes too long: a hung collective is a death."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+    def stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class _Rank:
+    def __init__(self, plan: WorkerPlan, device: torch.device, channel: Channel, watch: _Watch) -> None:
+        self._plan, self._channel, self._watch = plan, channel, watch
+        self._store, self._base = plan.store, plan.recipe.model.base
+        resumed, _ = newest_sound(plan.store, plan.run_id)
+        snapshot = load_snapshot(plan.store, resumed) if resumed else None
+        self._finished = bool(snapshot and snapshot.finished)
+        if self._finished:
+            return
+        self._recipe = recipe = resolved(
+            plan.recipe, plan.prepared.row_tokens, device, torch.distributed.get_world_size()
+        )
+        self._schedule = Schedule(plan.prepared.train.num_rows, recipe.train)
+        self._first_step = snapshot.step if snapshot else 0
+        self._data = plan.store.local_dir(plan.prepared.ref)
+        self._model, self._pissa = self._build(device, snapshot)
+        b_ratio = recipe.lora.lr_ratio if recipe.train.method == "lora" else 1.0
+        self._engine = DeepSpeedEngine(self._model, recipe.train, device, b_ratio)
+        self._history: list[Mapping[str, float]] = []
+        if snapshot:
+            self._engine.restore(snapshot.state)
+            self._history = [*snapshot.history, snapshot.metrics]
+        if self._engine.rank == 0:
+            drop_damaged(plan.store, plan.run_id, self._first_step)
+
+    def run(self) -> None:
+        if self._finished:
+            return
+        engine, recipe, schedule = self._engine, self._recipe, self._schedule
+        order = schedule.order(self._first_step, engine.rank, engine.world_size)
+        self._num_heldout = self._plan.prepared.heldout.num_rows
+        mine = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
+        self._heldout = list(rows_of(self._plan.open_feed(self._data, "heldout"), mine, 32))
+        (started_at,) = engine.sum_over_ranks(0.0 if engine.rank else time.time())
+        self._samples = SampleLog(self._plan.folder, started_at, engine.rank) if recipe.train.record_samples else None
+        about = {"recipe": recipe.model_dump(mode="json"), "run_id": self._plan.run_id}
+        self._log = (
+            MetricsLog(self._plan.folder, self._first_step, recipe.train.trackers, about) if not engine.rank else None
+        )
+        feed = self._plan.open_feed(self._data, "train")
+        rows: Iterator[Mapping[str, Any]] = rows_of(feed, order, recipe.train.micro_batch)
+        rows = self._samples.noting(rows) if self._samples else rows
+        self._watch.restart()
+        train_steps(engine, schedule, rows, self._first_step, self._on_step)
+        if self._log:
+            self._log.close()
+
+    def _build(self, device: torch.device, snapshot: Snapshot | None) -> tuple[Any, Any]:
+        recipe = self._recipe
+        base = load_base(recipe.model, str(device), PACKED)
+        _checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
+        if recipe.train.method == "full":
+            return unfreeze(base), None
+        model, pissa = attach(base, recipe.lora, recipe.train.seed), None
+        if recipe.lora.init == "pissa":
+            pissa = start_pissa(model, snapshot.pissa if snapshot else None)
+        elif recipe.lora.init == "loftq" and not snapshot:
+            start_loftq(model, local_base_dir(self._base, recipe.model.revision))
+        elif recipe.lora.init == "eva" and not snapshot:
+            first = self._schedule.order(0, 0, 1)[:EVA_FORWARDS]
+            batches = (collate([row], device) for row in rows_of(self._plan.open_feed(self._data, "train"), first, 1))
+            start_eva(model, (_inputs(batch) for batch in batches), EVA_FORWARDS)
+        return model, pissa
+
+    def _on_step(self, step: int, values: dict[str, float]) -> bool:
+        train = self._recipe.train
+        if self._log:
+            self._log.write(step, values | {"memory_bytes": memory_bytes()})
+        if self._samples:
+            self._samples.write(step)
+        last = step == self._schedule.num_steps
+        if step % train.save_every == 0 or last or self._channel.leaving():
+            share = self._num_heldout
+            scores = {"heldout_loss": heldout_loss(self._engine, self._heldout, share, train.micro_batch)}
+            metrics = {"loss": values["loss"], **scores}
+            last = last or _stale(self._history, metrics, train.patience)
+            self._save(step, metrics, last)
+        self._watch.restart()
+        return not last
+
+    def _save(self, step: int, metrics: Mapping[str, float], finished: bool) -> None:
+        """Gather, write and verify on rank 0, then report; every rank takes part, and learns when rank 0 could not."""
+        engine = self._engine
+        snapshot = Snapshot(step, engine.gather(), metrics, tuple(self._history), self._pissa, finished)
+        uri, mistake = None, None
+        if engine.rank == 0:
+            try:
+                uri = self._write(snapshot).ref.uri
+            except UserError as error:
+                mistake = error
+        (failed,) = engine.sum_over_ranks(float(mistake is not None))
+        if failed:
+            raise mistake or UserError("the checkpoint could not be written by rank 0")
+        self._history.append(dict(metrics))
+        self._channel.report(dict(metrics), uri)
+
+    def _write(self, snapshot: Snapshot) -> Checkpoint:
+        plan, kind = self._plan, checkpoint_kind(self._plan.run_id)
+        check_space(plan.store, sum(weights.numel() for weights in snapshot.state.weights.values()))
+        with plan.store.writing(kind, checkpoint_key(plan.run_id, snapshot.step), plan.parents) as draft:
+            facts = write_checkpoint(draft.path, self._model, self._base, snapshot)
+            self._compare_reloaded(draft.path / ADAPTER_DIR)
+            draft.facts = {"run_id": plan.run_id, **facts}
+        assert draft.ref is not None
+        sweep(plan.store, plan.run_id, self._recipe.train.keep)
+        return Checkpoint(draft.ref, plan.run_id, snapshot.step, dict(snapshot.metrics))
+
+    def _compare_reloaded(self, adapter: Path) -> None:
+        """The adapter as PEFT reads it from the disk must give the live model's loss on one held-out or training row.
+
+        Under ZeRO-3 a forward of rank 0 alone would wait for the others, so the check of bits and scales must do.
+        """
+        if self._engine.zero == 3 or not adapter.exists():
+            return
+        batch = collate([self._probe()], self._engine.device)
+        live = self._engine.loss_sum(batch)
+        with saved_in_place(self._model, adapter, self._pissa is not None):
+            reloaded = self._engine.loss_sum(batch)
+        tolerance = 1e-5 if self._model.get_input_embeddings().weight.dtype == torch.float32 else 1e-2
+        if not math.isclose(live, reloaded, rel_tol=tolerance, abs_tol=tolerance):
+            raise ValueError(f"{adapter}: gives loss {reloaded} when reloaded, {live} in training")
+
+    def _probe(self) -> Mapping[str, Any]:
+        if self._heldout:
+            return self._heldout[0]
+        return next(rows_of(self._plan.open_feed(self._data, "train"), np.zeros(1, np.int64), 1))
+
+
+def rows_of(feed: Feed, order: np.ndarray, batch_size: int) -> Iterator[Mapping[str, Any]]:
+    """The feed's rows one by one."""
+    for batch in feed.batches(order, batch_size) if len(order) else ():
+        columns = list(batch)
+        for index in range(len(batch[columns[0]])):
+            yield {column: batch[column][index] for column in columns}
+
+
+def _stale(history: list[Mapping[str, float]], metrics: Mapping[str, float], patience: int | None) -> bool:
+    """Whether the last `patience` checkpoints, this one included, brought no better held-out loss than before them."""
+    losses = [m["heldout_loss"] for m in [*history, metrics]]
+    return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _checkpoint_gradients(base: Any, mode: str) -> None:
+    """Recompute activations in the backward pass: of every layer (full) or of every second one (selective)."""
+    if mode == "off":
+        return
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [m for m in base.modules() if getattr(m, "gradient_checkpointing", False) and hasattr(m, "self_attn")]
+    for layer in layers[1::2] if mode == "selective" else ():
+        layer.gradient_checkpointing = False
+
+
+def _inputs(batch: MicroBatch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "bounds": batch.bounds,
+        "use_cache": False,
+    }

@@ -1,0 +1,220 @@
+"""Training workers as plain processes over gloo, which a test can kill where it likes; and a small real dataset.
+
+The worker is the product's own (`pipelines.train.worker`); only Ray and Ray Data are left out, to make a restart cheap.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import PreparedDataset, SplitStats, UserError
+from pipelines.recipe import Recipe, parse_recipe
+from pipelines.storage import Store
+from pipelines.train.worker import WorkerPlan
+
+ROW_TOKENS = 160
+_ATTEMPTS = itertools.count()
+
+
+@dataclass(frozen=True)
+class PickledFeed:
+    """Rows of a pickled list, in the order asked for."""
+
+    folder: Path
+    split: str
+
+    def batches(self, order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        rows = pickle.loads((self.folder / f"{self.split}.pickle").read_bytes())
+        for at in range(start, len(order), batch_size):
+            part = [rows[i] for i in order[at : at + batch_size]]
+            yield {key: [row[key] for row in part] for key in part[0]}
+
+
+def prepared_dataset(store: Store, base: str, num_train: int = 10, num_heldout: int = 3) -> PreparedDataset:
+    """The first rows of the pocket person task, rendered by the product and packed one after the other."""
+    from pipelines.chat import ChatRenderer
+    from pipelines.contracts import Conversation, Turn
+
+    tasks = Path(base).parent / "tasks" / "person_train.json"
+    renderer = ChatRenderer.load(base)
+    samples = []
+    for number, task in enumerate(json.loads(tasks.read_text())[:120]):
+        question = "\n".join(filter(None, (task["instruction"], task.get("input", ""))))
+        turns = (Turn("user", question), Turn("assistant", task["output"]))
+        samples.append((f"person-{number}", renderer.render(Conversation(turns))))
+    rows = list(itertools.islice(_packed(samples), num_train + num_heldout))
+    splits = {"train": rows[:num_train], "heldout": rows[num_train:]}
+    with store.writing("prepared", "0" * 64) as draft:
+        for name, part in splits.items():
+            (draft.path / f"{name}.pickle").write_bytes(pickle.dumps(part))
+    assert draft.ref is not None
+    stats = {
+        name: SplitStats(sum(len(r["sample_ids"]) for r in part), len(part), 0, 0) for name, part in splits.items()
+    }
+    return PreparedDataset(draft.ref, ROW_TOKENS, stats["train"], stats["heldout"], {}, "", "")
+
+
+def _packed(samples: list[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    held: list[tuple[str, Any]] = []
+    for sample in samples:
+        if sum(len(s.input_ids) for _, s in held) + len(sample[1].input_ids) > ROW_TOKENS:
+            yield _row(held)
+            held = []
+        held.append(sample)
+
+
+def _row(held: list[tuple[str, Any]]) -> dict[str, Any]:
+    ids, weights = np.zeros(ROW_TOKENS, np.int32), np.zeros(ROW_TOKENS, np.float32)
+    joined = np.concatenate([s.input_ids for _, s in held])
+    ids[: len(joined)] = joined
+    weights[: len(joined)] = np.concatenate([s.loss_weights for _, s in held])
+    lengths = np.array([len(s.input_ids) for _, s in held], np.int32)
+    return {"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": [n for n, _ in held]}
+
+
+def recipe_for(base: str, **sections: Mapping[str, Any]) -> Recipe:
+    """A small recipe on `base`; `train`, `lora` and `model` change its sections."""
+    train = {"epochs": 2, "global_batch": 2, "lr": 5e-3, "save_every": 3, "trackers": [], "record_samples": True}
+    data: dict[str, Any] = {"name": "chaos", "data": {"sources": ["none.json"], "row_tokens": ROW_TOKENS}}
+    data |= {"train": {**train, **sections.get("train", {})}, "lora": {"r": 4, "alpha": 8, **sections.get("lora", {})}}
+    return parse_recipe(data | {"model": {"base": base, **sections.get("model", {})}})
+
+
+def plan_of(recipe: Recipe, store: Store, prepared: PreparedDataset) -> WorkerPlan:
+    folder = Path(store.uri) / "runs" / ("a" * 12)
+    return WorkerPlan(recipe, store, prepared, "a" * 64, {}, folder, PickledFeed)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What befalls one rank of an attempt. Steps count from the start of the run."""
+
+    rank: int = 0
+    kill_at_step: int | None = None
+    die_at_byte: int | None = None
+    hang_at_step: int | None = None
+    preempt_at_step: int | None = None
+    poison_at_step: int | None = None
+
+
+@dataclass
+class Outcome:
+    """How the ranks of an attempt ended: exit codes (negative: signal) and the UserErrors that they raised."""
+
+    codes: list[int]
+    mistakes: list[str] = field(default_factory=list)
+
+    @property
+    def fine(self) -> bool:
+        return all(code == 0 for code in self.codes) and not self.mistakes
+
+
+def attempt(plan: WorkerPlan, world_size: int, faults: Faults = Faults(), timeout_s: float = 240) -> Outcome:
+    """Start the workers and wait for their end. When one dies the others are killed, as Ray Train does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.chaos.preload"])
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    meeting = plan.folder.parent / f"meeting-{os.getpid()}-{next(_ATTEMPTS)}"
+    results: Any = context.SimpleQueue()
+    ranks = [
+        context.Process(target=_rank, args=(plan, rank, world_size, str(meeting), faults, results), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    end = time.monotonic() + timeout_s
+    while any(p.is_alive() for p in ranks) and time.monotonic() < end:
+        if any(p.exitcode not in (None, 0) for p in ranks):
+            time.sleep(0.5)
+            break
+        time.sleep(0.05)
+    for process in ranks:
+        if process.is_alive():
+            process.kill()
+        process.join()
+    mistakes = []
+    while not results.empty():
+        mistakes.append(results.get())
+    return Outcome([p.exitcode or 0 for p in ranks], mistakes)
+
+
+def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Faults, results: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout)
+    from pipelines.train import worker
+
+    channel = _LocalChannel(faults)
+    if faults.rank == rank:
+        _plant(worker, faults)
+    try:
+        worker.train_rank(plan, torch.device("cpu"), channel)
+    except UserError as error:
+        results.put(str(error))
+    except Exception:  # noqa: BLE001  (the process boundary)
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # gloo's threads sometimes abort a process that leaves by the front door
+
+
+class _LocalChannel:
+    def __init__(self, faults: Faults) -> None:
+        self._preempt_at, self._asked = faults.preempt_at_step, 0
+
+    def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None: ...
+
+    def leaving(self) -> bool:
+        self._asked += 1
+        return self._asked == self._preempt_at
+
+
+def _plant(worker: Any, faults: Faults) -> None:
+    """Have the worker's own code meet the fault: a step's end for kills, the kernel's file size limit for writes."""
+    if faults.die_at_byte is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (faults.die_at_byte, resource.RLIM_INFINITY))
+    steps: Callable[..., None] = worker.train_steps
+
+    def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:
+        def meet(step: int, values: dict[str, float]) -> Any:
+            if step == faults.kill_at_step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == faults.hang_at_step:
+                time.sleep(10_000)
+            return on_step(step, values)
+
+        if faults.poison_at_step is not None:
+            engine = _poisoned(engine, faults.poison_at_step - first_step)
+        steps(engine, schedule, rows, first_step, meet)
+
+    worker.train_steps = watched
+
+
+def _poisoned(engine: Any, at: int) -> Any:
+    """The engine whose `at`-th step from here has a gradient of NaN in one parameter of this rank."""
+    accumulate, count = engine.accumulate, itertools.count(1)
+
+    def broken(batch: Any, tokens: float) -> float:
+        return accumulate(batch, float("nan") if next(count) == at else tokens)
+
+    engine.accumulate = broken
+    return engine

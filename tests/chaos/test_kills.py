@@ -1,0 +1,171 @@
+"""Whatever kills a worker and whenever: the run goes on, its curve is the uninterrupted one's, no sample is lost or seen twice."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.storage import Store
+from pipelines.train.checkpoint import list_checkpoints, newest_sound
+from pipelines.train.metrics import read_metrics, read_samples
+from tests.chaos.harness import Faults, Outcome, WorkerPlan, attempt, plan_of, prepared_dataset, recipe_for
+
+NUM_STEPS, SAVE_EVERY = 10, 3  # two epochs of ten rows, two a step
+
+
+def fresh_plan(base: str, folder: Path, **sections: Any) -> WorkerPlan:
+    store = Store(folder)
+    return plan_of(recipe_for(base, **sections), store, prepared_dataset(store, base))
+
+
+def losses_of(plan: WorkerPlan) -> list[float]:
+    lines = read_metrics(plan.folder)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def check_samples(plan: WorkerPlan) -> None:
+    steps = read_samples(plan.folder)
+    for epoch in (range(1, 6), range(6, 11)):
+        seen = Counter(name for step in epoch for name in steps[step])
+        assert set(seen.values()) == {1} and len(seen) == plan.prepared.train.num_samples
+
+
+@pytest.fixture(scope="module")
+def unbroken(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    plan = fresh_plan(pocket_base, tmp_path_factory.mktemp("unbroken"))
+    assert attempt(plan, 2).fine
+    check_samples(plan)
+    losses = losses_of(plan)
+    assert losses[-1] < 0.1 * losses[0]
+    return losses
+
+
+def resume_after(plan: WorkerPlan, broken: Outcome, world_size: int = 2) -> int:
+    """The step from which the run goes on after `broken`, once it has gone on to the end."""
+    assert not broken.fine
+    checkpoint, damaged = newest_sound(plan.store, plan.run_id)
+    assert not damaged
+    assert attempt(plan, world_size).fine
+    return checkpoint.step if checkpoint else 0
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_random_kills(kills: int, pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """SIGKILL of a random rank at a random step, again and again, at most one save interval ahead each time."""
+    plan, dice = fresh_plan(pocket_base, tmp_path), random.Random(kills)
+    for _ in range(kills):
+        reached = newest_sound(plan.store, plan.run_id)[0]
+        at = min(NUM_STEPS, (reached.step if reached else 0) + dice.randint(1, SAVE_EVERY + 1))
+        outcome = attempt(plan, 2, Faults(rank=dice.randrange(2), kill_at_step=at))
+        assert not outcome.fine
+        last = newest_sound(plan.store, plan.run_id)[0]
+        assert at - (last.step if last else 0) <= SAVE_EVERY + 1
+    assert attempt(plan, 2).fine
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+    check_samples(plan)
+
+
+@pytest.mark.parametrize(
+    "share", [0.1, 0.9, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.001, 0.3, 0.6))], ids=lambda s: f"at{s}"
+)
+def test_death_in_a_checkpoint_write(share: float, pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """The kernel ends rank 0 when a file of the checkpoint passes a share of the largest one's size."""
+    whole = fresh_plan(pocket_base, tmp_path / "whole", train={"max_steps": SAVE_EVERY})
+    assert attempt(whole, 2).fine
+    state = Path(list_checkpoints(whole.store, whole.run_id)[0].ref.uri) / "state.safetensors"
+    plan = fresh_plan(pocket_base, tmp_path / "broken")
+    broken = attempt(plan, 2, Faults(die_at_byte=int(share * state.stat().st_size)))
+    assert list_checkpoints(plan.store, plan.run_id) == []
+    assert resume_after(plan, broken) == 0
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+    assert not [p for p in plan.folder.iterdir() if p.name.startswith(".tmp")]
+
+
+def test_world_size_two_one_two(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    plan = fresh_plan(pocket_base, tmp_path)
+    assert not attempt(plan, 2, Faults(kill_at_step=4)).fine
+    assert not attempt(plan, 1, Faults(kill_at_step=7)).fine
+    assert attempt(plan, 2).fine
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-5)
+    check_samples(plan)
+
+
+def test_damaged_files_fall_back(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """Each file of the newest checkpoint truncated, emptied and bit-flipped in turn: found, named, the one before used."""
+    plan = fresh_plan(pocket_base, tmp_path, train={"keep": 5})
+    assert not attempt(plan, 2, Faults(kill_at_step=8)).fine
+    older, newest = list_checkpoints(plan.store, plan.run_id)
+    assert (older.step, newest.step) == (3, 6)
+    for file in [p for p in Path(newest.ref.uri).rglob("*") if p.is_file() and p.name != "manifest.json"]:
+        good = file.read_bytes()
+        middle = len(good) // 2
+        for bad in (good[:middle], b"", good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]):
+            file.write_bytes(bad)
+            found, damaged = newest_sound(plan.store, plan.run_id)
+            assert found == older
+            assert len(damaged) == 1 and file.name in damaged[0]
+        file.write_bytes(good)
+    manifest = Path(newest.ref.uri) / "manifest.json"
+    for bad in (manifest.read_text()[:50], ""):
+        manifest.write_text(bad)
+        assert newest_sound(plan.store, plan.run_id)[0] == older
+    assert attempt(plan, 2).fine
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+    assert [c.step for c in list_checkpoints(plan.store, plan.run_id)] == [3, 6, 9, 10]
+
+
+def test_hung_worker_is_ended(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    plan = fresh_plan(pocket_base, tmp_path, train={"hang_timeout_s": 15.0})
+    assert not attempt(plan, 2, Faults(rank=1, hang_at_step=5)).fine
+    assert attempt(plan, 2).fine
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+
+
+def test_notice_of_preemption_loses_no_step(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """The node is said to go after step 5 (the fourth step without a regular checkpoint) and goes in step 6."""
+    plan = fresh_plan(pocket_base, tmp_path)
+    broken = attempt(plan, 2, Faults(rank=1, preempt_at_step=4, kill_at_step=6))
+    assert resume_after(plan, broken) == 5
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_gradient_that_is_not_finite(zero: int, policy: str, pocket_base: str, tmp_path: Path) -> None:
+    """NaN in one rank's gradient at step 5: `stop` ends the run before it can harm, `skip` leaves that step out."""
+    plan = fresh_plan(pocket_base, tmp_path, train={"nonfinite": policy, "zero": zero})
+    outcome = attempt(plan, 2, Faults(rank=1, poison_at_step=5))
+    if policy == "stop":
+        assert outcome.mistakes and "step 5" in outcome.mistakes[0] and "train.nonfinite=skip" in outcome.mistakes[0]
+        assert [c.step for c in list_checkpoints(plan.store, plan.run_id)] == [3]
+        return
+    assert outcome.fine
+    lines = read_metrics(plan.folder)
+    assert [line["step"] for line in lines if line["skipped"]] == [5]
+    assert lines[4]["grad_norm"] is None and lines[-1]["loss"] < 0.1 * lines[0]["loss"]
+
+
+def test_full_disk_is_foreseen_and_survived(pocket_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = fresh_plan(pocket_base, tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    from pipelines.contracts import UserError
+    from pipelines.train.checkpoint import check_space
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(UserError, match=r"1 MiB free, and the next checkpoint wants 30 MiB"):
+        check_space(plan.store, 1_000_000)
+
+
+def test_early_stop_and_a_finished_run_stays_finished(pocket_base: str, tmp_path: Path) -> None:
+    plan = fresh_plan(pocket_base, tmp_path, train={"lr": 1e-12, "save_every": 2, "patience": 2})
+    assert attempt(plan, 2).fine
+    assert len(read_metrics(plan.folder)) < NUM_STEPS
+    before = read_metrics(plan.folder)
+    assert attempt(plan, 1).fine
+    assert read_metrics(plan.folder) == before
