@@ -60,8 +60,8 @@ class Encoder:
                 return self.control_pattern.search(text) is not None
         return False
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Encode whole texts; control tokens are recognized."""
+    def encode(self, texts: Sequence[str], sizes: Sequence[int] | None = None) -> Encoded:
+        """Encode whole texts, of `sizes` bytes if these are known; control tokens are recognized."""
         encodings: list[tokenizers.Encoding] | None = None
         if self._fast is not None:
             flat, bounds = self._fast.encode_batch_flat(list(texts))
@@ -71,7 +71,7 @@ class Encoder:
             encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
             offsets = np.concatenate(([0], np.cumsum([len(e.ids) for e in encodings], dtype=np.int64)))
             ids = np.concatenate([np.asarray(e.ids, np.int32) for e in encodings] or [np.empty(0, np.int32)])
-        sizes = [len(t) if t.isascii() else len(t.encode()) for t in texts]
+        sizes = sizes or [len(t) if t.isascii() else len(t.encode()) for t in texts]
         bases = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         return self._placed(texts, encodings, ids, offsets, bases)
 

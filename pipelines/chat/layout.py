@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from pipelines.chat.template import (
 )
 from pipelines.chat.trace import AS_IS, LSTRIP, RSTRIP, STRIP, Absence, Trace, Tracer
 
-_TRIM = {AS_IS: lambda text: text, STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
+_TRIM = {STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
 _PLACEHOLDER = "the answer"
 
 
@@ -67,13 +68,16 @@ class Plan:
     def fits(self, contents: Sequence[str]) -> bool:
         return all(absence.holds(contents[absence.turn]) for absence in self.absent)
 
+    @functools.cached_property
+    def _slots(self) -> list[tuple[int, int, str]]:
+        return [(i, *piece) for i, piece in enumerate(self.pieces) if not isinstance(piece, str)]
+
     def texts(self, contents: Sequence[str]) -> list[str]:
         """The pieces with the contents in them; their concatenation is the render."""
-        return [p if isinstance(p, str) else _TRIM[p[1]](contents[p[0]]) for p in self.pieces]
-
-    def spans(self, at: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(turn, start, end) of each answer where piece i begins at byte `at[i]`."""
-        return [(x.turn, at[x.first] - x.lead, at[x.last] + x.tail_bytes) for x in self.answers]
+        texts: list[Any] = [*self.pieces]
+        for i, turn, mode in self._slots:
+            texts[i] = contents[turn] if mode == AS_IS else _TRIM[mode](contents[turn])
+        return texts
 
     def layout(self, contents: Sequence[str]) -> Layout:
         texts = self.texts(contents)

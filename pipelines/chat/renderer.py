@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,11 +47,11 @@ class RenderedBatch:
         return Rendered(self.ids[part], self.weights[part])
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A text ready to encode with its weighted spans in bytes; `layout` only when it must be cut around data."""
+class _Placed(NamedTuple):
+    """A text of `num_bytes` with its weighted spans in bytes; `layout` only when it must be cut around data."""
 
     text: str
+    num_bytes: int
     spans: Sequence[tuple[int, int, float]]
     layout: Layout | None = None
 
@@ -117,7 +117,9 @@ class ChatRenderer:
                 placed.append(None)
                 errors[i] = str(error)
         if not errors and all(one.layout is None for one in placed if one):
-            encoded = self._encoder.encode([one.text for one in placed if one])
+            encoded = self._encoder.encode(
+                [one.text for one in placed if one], [one.num_bytes for one in placed if one]
+            )
             weights = _weights(encoded, [one.spans for one in placed if one])
             return RenderedBatch(encoded.ids, weights, encoded.offsets, errors)
         return self._render_mixed(placed, errors)
@@ -161,7 +163,7 @@ class ChatRenderer:
         layout = self._layouter.lay_out(messages, tools)
         at = byte_offsets(layout.text)
         spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
-        return _Placed(layout.text, spans, layout if self._holds_control_text(messages, tools) else None)
+        return _Placed(layout.text, int(at[-1]), spans, layout if self._holds_control_text(messages, tools) else None)
 
     def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
         """The way of nearly all rows, so it is kept short: plain text turns of a shape that has a plan."""
@@ -180,9 +182,13 @@ class ChatRenderer:
         texts = plan.texts(contents)
         text = "".join(texts)
         sizes = map(len, texts) if text.isascii() else [len(t.encode()) for t in texts]
-        at = [0, *itertools.accumulate(sizes)]
-        weights = [turn.weight if turn.train else 0.0 for turn in turns]
-        return _Placed(text, [(a, b, weights[turn]) for turn, a, b in plan.spans(at) if weights[turn]])
+        at = [*itertools.accumulate(sizes, initial=0)]
+        spans = []
+        for answer in plan.answers:
+            turn = turns[answer.turn]
+            if turn.train and turn.weight:
+                spans.append((at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes, turn.weight))
+        return _Placed(text, at[-1], spans)
 
     def _holds_control_text(self, messages: Messages, tools: Sequence[Any]) -> bool:
         holds = self._encoder.holds_control_text

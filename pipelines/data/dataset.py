@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,10 @@ def _identify(recipe: Recipe) -> tuple[_Inputs, ChatRenderer]:
     }
     if benchmarks:
         parents["benchmarks"] = digest_of([content_digest(f.path) for f in benchmarks])
-    return _Inputs(tuple(files), digests, parents, _shaping(recipe.data)), renderer
+    shaping = _shaping(recipe.data)
+    if "strftime_now" in (renderer.spec.template or ""):
+        shaping["date"] = date.today().isoformat()  # the template writes it into every row
+    return _Inputs(tuple(files), digests, parents, shaping), renderer
 
 
 def load_prepared(artifact: Artifact) -> PreparedDataset:

@@ -6,6 +6,7 @@ import difflib
 import glob
 import hashlib
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _remote_files(uri: str, key: str) -> list[tuple[str, int]]:
         else:
             names = [inner] if fs.exists(inner) else []
         found = [(fs.unstrip_protocol(name), int(fs.size(name) or 0)) for name in names]
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, *_client_errors()) as error:
         raise UserError(
             f"{key}={uri}: cannot be reached ({_one_line(error)}); check path, network and credentials"
         ) from error
@@ -121,6 +122,17 @@ def _remote_files(uri: str, key: str) -> list[tuple[str, int]]:
             f"{key}={uri}: nothing there of a known type ({', '.join(SUFFIXES)}); check the {scheme}:// path"
         )
     return found
+
+
+def _client_errors() -> list[type[Exception]]:
+    """Base errors of the network clients that fsspec's file systems have loaded; they share no base of their own."""
+    known = {
+        "httpx": "HTTPError",
+        "httpx2": "HTTPError",
+        "aiohttp": "ClientError",
+        "botocore.exceptions": "BotoCoreError",
+    }
+    return [getattr(sys.modules[name], error) for name, error in known.items() if name in sys.modules]
 
 
 def _filesystem(uri: str, key: str = "data.sources") -> tuple[Any, str]:
