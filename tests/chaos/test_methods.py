@@ -1,0 +1,119 @@
+"""Every method trains thirty steps on the pocket base and leaves weights that plain libraries load to the same loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.storage import Store
+from pipelines.train.checkpoint import list_checkpoints
+from pipelines.train.metrics import read_metrics
+from tests.chaos.harness import PickledFeed, plan_of, prepared_dataset, recipe_for
+
+NF4 = {"quantization": "nf4"}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"lora": {"rslora": True}},
+    "dora": {"lora": {"dora": True}},
+    "pissa": {"lora": {"init": "pissa"}},
+    "eva": {"lora": {"init": "eva"}},
+    "lora_plus": {"lora": {"lr_ratio": 4.0}, "train": {"lr": 2e-3}},
+    "patterns": {"lora": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 6.0}}},
+    "modules_to_save": {"lora": {"modules_to_save": ["lm_head"]}},
+    "full": {"train": {"method": "full", "lr": 3e-4, "zero": 1}},
+    "nf4": {"model": NF4},
+    "nf4_plain": {"model": {**NF4, "double_quantization": False, "compute_dtype": "bf16", "storage_dtype": "uint8"}},
+    "nf4_loftq": {"model": NF4, "lora": {"init": "loftq"}},
+    "nf4_dora": {"model": NF4, "lora": {"dora": True}},
+    "int8": {"model": {"quantization": "int8"}},
+    "bf16": {"model": {"dtype": "bf16"}},
+    "bf16_zero3": {"model": {"dtype": "bf16"}, "train": {"zero": 3}},
+    "checkpointing_full": {"train": {"gradient_checkpointing": "full"}},
+    "checkpointing_selective": {"train": {"gradient_checkpointing": "selective"}},
+    "offload_optimizer": {"train": {"offload": "optimizer"}},
+    "offload_parameters": {"train": {"zero": 3, "offload": "parameters"}},
+    "auto": {"train": {"zero": "auto", "offload": "auto", "gradient_checkpointing": "auto"}},
+}
+
+
+class _Alone:
+    def report(self, metrics: Any, checkpoint_uri: str | None) -> None: ...
+
+    def leaving(self) -> bool:
+        return False
+
+
+def _train_all(base: str, root: str) -> None:
+    """In a process of its own: every method in turn on one rank, with PEFT's own loading at the end."""
+    import torch
+    import torch.distributed as dist
+
+    from pipelines.train.worker import train_rank
+
+    os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{root}/meeting", rank=0, world_size=1)
+    for name, sections in METHODS.items():
+        store = Store(f"{root}/{name}")
+        prepared = prepared_dataset(store, base, num_train=6, num_heldout=1)
+        train = {"epochs": 5, "save_every": 30, "global_batch": 1, "lr": 3e-3, **sections.get("train", {})}
+        plan = plan_of(recipe_for(base, **{**sections, "train": train}), store, prepared)
+        train_rank(plan, torch.device("cpu"), _Alone())
+        folder = Path(list_checkpoints(store, plan.run_id)[0].ref.uri)
+        losses = [line["loss"] for line in read_metrics(plan.folder)]
+        heldout = list_checkpoints(store, plan.run_id)[0].metrics["heldout_loss"]
+        reloaded = _plain_loss(base, plan.recipe.model, folder, store.local_dir(prepared.ref))
+        Path(root, f"{name}.json").write_text(json.dumps([losses, heldout, reloaded]))
+    os._exit(0)
+
+
+def _plain_loss(base: str, config: Any, checkpoint: Path, data: Path) -> float:
+    """Mean loss of the held-out samples with transformers and PEFT alone, each sample by itself."""
+    import peft
+    import torch
+    import transformers
+
+    from pipelines.model.base import load_base
+
+    if (checkpoint / "model").exists():
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(checkpoint / "model")
+    else:
+        model = peft.PeftModel.from_pretrained(load_base(config, "cpu"), str(checkpoint / "adapter"))
+    total = count = 0.0
+    for batch in PickledFeed(data, "heldout").batches(np.arange(1), 1):
+        ends = batch["sample_lengths"][0].cumsum()
+        for start, end in zip(ends - batch["sample_lengths"][0], ends, strict=True):
+            ids = torch.tensor(batch["input_ids"][0][start:end], dtype=torch.int64)
+            weights = torch.tensor(batch["loss_weights"][0][start:end])[1:]
+            with torch.no_grad():
+                logp = model.eval()(input_ids=ids[None]).logits[0, :-1].float().log_softmax(-1)
+            total -= float((logp.gather(1, ids[1:, None])[:, 0] * weights).sum())
+            count += float(weights.sum())
+    return total / count
+
+
+@pytest.fixture(scope="module")
+def outcomes(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.chaos.preload"])
+    root = tmp_path_factory.mktemp("methods")
+    process = context.Process(target=_train_all, args=(pocket_base, str(root)))
+    process.start()
+    process.join()
+    return root
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_and_reloads(name: str, outcomes: Path) -> None:
+    losses, heldout, reloaded = json.loads((outcomes / f"{name}.json").read_text())
+    assert len(losses) == 30
+    assert sum(losses[-6:]) < 0.2 * sum(losses[:6])  # the same six packs, four epochs later
+    coarse = name == "int8" or name == "nf4_plain" or name.startswith("bf16")
+    assert math.isclose(reloaded, heldout, rel_tol=1e-4, abs_tol=1e-3 * losses[0] if coarse else 0), (reloaded, heldout)
