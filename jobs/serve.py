@@ -7,7 +7,7 @@ import threading
 from pipelines.contracts import Endpoint, Progress
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
-from serve_app.app import run_endpoint
+from serve_app.app import run_endpoint, stop_endpoint
 
 
 def serve(recipe: Recipe, store: Store, progress: Progress, block: bool) -> Endpoint:
@@ -17,5 +17,8 @@ def serve(recipe: Recipe, store: Store, progress: Progress, block: bool) -> Endp
         body = f'{{"model": "{endpoint.models[-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'
         progress.note(f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
         progress.note("  Ctrl-C stops it")
-        threading.Event().wait()
+        try:
+            threading.Event().wait()
+        finally:
+            stop_endpoint()  # on a cluster that goes on it would answer for ever
     return endpoint

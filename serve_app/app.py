@@ -5,29 +5,30 @@ No postponed annotations here: Serve and FastAPI read the routes' annotations as
 
 import asyncio
 import logging
-import socket
+import urllib.error
+import urllib.request
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from pipelines.contracts import Endpoint, Progress, UserError
-from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
 from pipelines.sections import ModelConfig, ServeConfig
 from pipelines.storage import Store
-from serve_app.engine import Delta, GenerationRequest, RequestError
+from serve_app.config import choose_port, served_models
+from serve_app.engine import Delta, EngineFailure, GenerationRequest, RequestError
 from serve_app.protocol import (
     MAX_BODY_BYTES,
     ApiError,
@@ -38,8 +39,9 @@ from serve_app.protocol import (
     parse_chat,
     usage_chunk,
 )
-from serve_app.routing import Route, Router, ServedModels
+from serve_app.routing import Router, ServedModels
 
+T = TypeVar("T")
 APP_NAME = "loraforge"
 _RETRY_AFTER_S = "1"
 api = FastAPI(title="Loraforge", version="1", docs_url=None, redoc_url=None)
@@ -86,8 +88,8 @@ class EngineReplica:
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """An error in OpenAI's shape; a 429 says when to come back."""
-    headers = {"Retry-After": _RETRY_AFTER_S} if error.status == 429 else None
+    """An error in OpenAI's shape; one that may pass says when to come back."""
+    headers = {"Retry-After": _RETRY_AFTER_S} if error.status in (429, 503) else None
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
@@ -108,6 +110,11 @@ async def _on_invalid(_: Request, error: RequestValidationError) -> JSONResponse
     return error_response(ApiError(400, str(error.errors()[0]["msg"]), "invalid_value"))
 
 
+@api.exception_handler(Exception)
+async def _on_bug(_: Request, error: Exception) -> JSONResponse:
+    return error_response(ApiError(500, f"internal error: {type(error).__name__}", "internal_error"))
+
+
 async def read_body(request: Request) -> bytes:
     """The body, read no further than one byte over the limit. Raises ApiError 413."""
     body = b""
@@ -118,17 +125,12 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-def generation_request(asked: ChatRequest, route: Route) -> GenerationRequest:
-    """What the engine is asked; OpenAI's defaults are temperature 1 and top_p 1."""
-    return GenerationRequest(
-        messages=[message.plain() for message in asked.messages],
-        adapter=route.adapter,
-        max_tokens=asked.token_limit,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        seed=asked.seed,
-        stop=asked.stops,
-    )
+async def from_replica(answer: Awaitable[T]) -> T:
+    """A replica's answer. Raises ApiError; Serve overrides any exception handler of the API for its own errors."""
+    try:
+        return await answer
+    except (RayError, RayServeException) as error:
+        raise as_api_error(error) from error
 
 
 async def stream_events(
@@ -143,9 +145,9 @@ async def stream_events(
                 yield event(chunk(request_id, model, {"content": delta.text}))
             if delta.finish_reason:
                 break
-            delta = await anext(rest)
-    except RayTaskError as error:
-        yield event(as_api_error(error).body())
+            delta = await from_replica(anext(rest))
+    except ApiError as error:
+        yield event(error.body())
         return
     yield event(chunk(request_id, model, {}, delta.finish_reason))
     if include_usage:
@@ -153,14 +155,20 @@ async def stream_events(
     yield event("[DONE]")
 
 
-def as_api_error(error: RayTaskError | BackPressureError) -> ApiError:
-    """A failure of a replica in HTTP's words: 400 for a request that cannot be answered, 429 when full, else 500."""
+def as_api_error(error: Exception) -> ApiError:
+    """A failure of a replica in HTTP's words.
+
+    400 for a request that this model cannot answer, 429 when too many wait, 500 when the model failed at this one, 503
+    when its replica is gone or not there yet.
+    """
     cause = getattr(error, "cause", error)
     if isinstance(cause, RequestError):
         return ApiError(400, cause.message, "invalid_value", cause.param)
     if isinstance(cause, BackPressureError):
         return ApiError(429, "too many requests are waiting; try again", "overloaded")
-    return ApiError(500, f"the model failed to answer: {type(cause).__name__}", "internal_error")
+    if isinstance(cause, EngineFailure | UserError):
+        return ApiError(500, f"the model failed to answer: {cause}", "internal_error")
+    return ApiError(503, f"the model cannot be reached: {type(cause).__name__}; try again", "unavailable")
 
 
 # Last of the parts: Serve copies the API, and every function that its routes name, when it decorates the class.
@@ -174,7 +182,7 @@ class Ingress:
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:
-        return {"status": "ok", "engine": await self._base.stats.remote()}
+        return {"status": "ok", "engine": await from_replica(self._base.stats.remote())}
 
     @api.get("/v1/models")
     async def models(self) -> dict[str, Any]:
@@ -203,37 +211,15 @@ class Ingress:
         asked = parse_chat(await read_body(request))
         route = await asyncio.to_thread(self._router.resolve, asked.model)
         handle = self._merged[route.merged] if route.merged else self._base
-        wanted = generation_request(asked, route)
+        wanted = asked.generation(route.adapter)
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         if not asked.stream:
-            try:
-                answer = await handle.answer.remote(wanted)
-            except (RayTaskError, BackPressureError) as error:
-                raise as_api_error(error) from error
+            answer = await from_replica(handle.answer.remote(wanted))
             return JSONResponse(completion(request_id, route.answers_as, answer))
         deltas: Any = handle.options(stream=True).stream.remote(wanted)
-        try:
-            first = await anext(deltas)  # so that a refused request is an HTTP error, not a broken stream
-        except (RayTaskError, BackPressureError) as error:
-            raise as_api_error(error) from error
+        first = await from_replica(anext(deltas))  # so that a refused request is an HTTP error, not a broken stream
         events = stream_events(request_id, route.answers_as, first, deltas, asked.include_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-def served_models(recipe: Recipe, store: Store) -> ServedModels:
-    """What the recipe's endpoint offers. Raises UserError for a name that is not in the registry or on another base."""
-    registry = Registry(store)
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
-    merged = {}
-    for name in dict.fromkeys([*recipe.serve.models, *recipe.serve.merged]):
-        version = registry.get(f"{name}:{recipe.registry.alias}")
-        if version.base_fingerprint != fingerprint:
-            raise UserError(f"serve: {version.id} was trained on another base than model.base={recipe.model.base}")
-        if name in recipe.serve.merged:
-            merged[name] = version.id
-    names = tuple(recipe.serve.models)
-    base_name = recipe.serve.base_name or recipe.model.base.rstrip("/").rsplit("/", 1)[-1]
-    return ServedModels(base_name, fingerprint, names, recipe.registry.alias, merged)
 
 
 def run_endpoint(recipe: Recipe, store: Store, progress: Progress) -> Endpoint:
@@ -245,9 +231,7 @@ def run_endpoint(recipe: Recipe, store: Store, progress: Progress) -> Endpoint:
     served = served_models(recipe, store)
     # Importing ray.serve sets its logger to INFO: it shall say what "ray" may say, no more.
     logging.getLogger("ray.serve").setLevel(logging.getLogger("ray").getEffectiveLevel())
-    port = config.port or free_port(config.host)
-    if config.port and not is_free(config.host, config.port):
-        raise UserError(f"serve.port={config.port}: in use on {config.host}; set another, or 0 for any free one")
+    port = choose_port(config)
     model = recipe.model
     engine = serve.deployment(EngineReplica).options(
         num_replicas=config.replicas,
@@ -272,30 +256,24 @@ def run_endpoint(recipe: Recipe, store: Store, progress: Progress) -> Endpoint:
         )
     except RuntimeError as error:
         raise UserError(f"serve: the endpoint did not start: {error}; -v shows the replica's log") from error
-    models = tuple(Router(Registry(store), served).known())
-    endpoint = Endpoint(f"http://{config.host}:{port}", models)
-    progress.note(f"serve: {endpoint.url}/v1 answers as {', '.join(models)}")
+    endpoint = Endpoint(f"http://{config.host}:{port}", tuple(Router(Registry(store), served).known()))
+    check_answers(endpoint)
+    progress.note(f"serve: {endpoint.url}/v1 answers as {', '.join(endpoint.models)}")
     return endpoint
+
+
+def check_answers(endpoint: Endpoint) -> None:
+    """Raise UserError when nothing answers: a Serve that was running before keeps its own host and port."""
+    try:
+        with urllib.request.urlopen(f"{endpoint.url}/healthz", timeout=30) as reply:
+            reply.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(
+            f"{endpoint.url} does not answer ({error}); if Ray Serve was already running on this cluster, it listens "
+            "elsewhere: stop it with `serve shutdown`, or set serve.host and serve.port to its own"
+        ) from error
 
 
 def stop_endpoint() -> None:
     """Take the endpoint down; running answers get their time to end."""
     serve.shutdown()
-
-
-def free_port(host: str) -> int:
-    """A TCP port that nothing on `host` listens to now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen on that port now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from serve_app.engine import Delta
+from serve_app.engine import AdapterRef, Delta, GenerationRequest
 
 MAX_BODY_BYTES = 4 << 20
 MAX_MESSAGES = 4096
@@ -106,16 +106,20 @@ class ChatRequest(BaseModel):
         return self
 
     @property
-    def stops(self) -> tuple[str, ...]:
-        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    @property
-    def token_limit(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def generation(self, adapter: AdapterRef | None) -> GenerationRequest:
+        """What the engine is asked; OpenAI's defaults are temperature 1 and top_p 1."""
+        return GenerationRequest(
+            messages=[message.plain() for message in self.messages],
+            adapter=adapter,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            stop=() if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+        )
 
 
 def parse_chat(body: bytes) -> ChatRequest:

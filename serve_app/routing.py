@@ -47,6 +47,7 @@ class Router:
     def __init__(self, registry: Registry, served: ServedModels, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._served, self._clock = registry, served, clock
         self._read: dict[str, tuple[float, ModelVersion]] = {}
+        self._known: tuple[float, dict[str, str]] = (float("-inf"), {})
 
     def resolve(self, model: str) -> Route:
         """The route of a model name. Raises ApiError 404 naming the known models, before anything is loaded."""
@@ -67,6 +68,11 @@ class Router:
 
     def known(self) -> dict[str, str]:
         """Every name that may be asked for, and the immutable id or base behind it now."""
+        if self._clock() - self._known[0] > FRESH_S:
+            self._known = (self._clock(), self._read_known())
+        return dict(self._known[1])
+
+    def _read_known(self) -> dict[str, str]:
         found = {self._served.base_name: self._served.base_name}
         for name in self._served.names or self._registry.models():
             held = self._registry.alias(name, self._served.alias)

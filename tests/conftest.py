@@ -32,6 +32,33 @@ def pocket_base() -> str:
     return str(ROOT / "assets" / "pocket" / "model")
 
 
+@pytest.fixture(scope="session")
+def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three adapters of the pocket base, ada, bob and cyn, whose weights are random: each answers differently."""
+    import torch
+
+    from pipelines.model.base import load_base
+    from pipelines.model.lora import attach, save_adapter, trainable
+    from pipelines.sections import LoraConfig, ModelConfig
+
+    folders = {}
+    for seed, name in enumerate(("ada", "bob", "cyn")):
+        model = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, alpha=8), seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in trainable(model).values():
+            parameter.data += 0.15 * torch.randn(parameter.shape, generator=generator)
+        folders[name] = tmp_path_factory.mktemp(name)
+        save_adapter(model, folders[name], pocket_base)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def fingerprint(pocket_base: str) -> str:
+    from pipelines.model.base import base_fingerprint
+
+    return base_fingerprint(pocket_base)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs more CUDA devices than there are; torch is imported only when a test asks for one."""
     wanted = [(item, 1) for item in items if item.get_closest_marker("gpu")]

@@ -1,4 +1,4 @@
-"""Three adapters of the pocket base whose B is random, so that each answers differently; a registry that holds them."""
+"""Adapters that must not be served, and a registry that holds the three that may."""
 
 from __future__ import annotations
 
@@ -10,26 +10,8 @@ import pytest
 import torch
 
 from pipelines.chat import ChatRenderer
-from pipelines.model.base import base_fingerprint
 from pipelines.registry import Registry
 from pipelines.storage import Store
-
-
-@pytest.fixture(scope="session")
-def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from pipelines.model.base import load_base
-    from pipelines.model.lora import attach, save_adapter, trainable
-    from pipelines.sections import LoraConfig, ModelConfig
-
-    folders = {}
-    for seed, name in enumerate(("ada", "bob", "cyn")):
-        model = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, alpha=8), seed)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in trainable(model).values():
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-        folders[name] = tmp_path_factory.mktemp(name)
-        save_adapter(model, folders[name], pocket_base)
-    return folders
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +40,6 @@ def _rewritten(source: Path, target: Path, change: Callable[[torch.Tensor], torc
 @pytest.fixture(scope="session")
 def renderer(pocket_base: str) -> ChatRenderer:
     return ChatRenderer.load(pocket_base)
-
-
-@pytest.fixture(scope="session")
-def fingerprint(pocket_base: str) -> str:
-    return base_fingerprint(pocket_base)
 
 
 @pytest.fixture

@@ -1,0 +1,44 @@
+"""What an endpoint offers and where it listens, settled before anything starts."""
+
+from __future__ import annotations
+
+import socket
+
+from pipelines.contracts import UserError
+from pipelines.model.base import base_fingerprint
+from pipelines.recipe import Recipe
+from pipelines.registry import Registry
+from pipelines.sections import ServeConfig
+from pipelines.storage import Store
+from serve_app.routing import ServedModels
+
+
+def served_models(recipe: Recipe, store: Store) -> ServedModels:
+    """What the recipe's endpoint offers. Raises UserError for a name that is not in the registry or on another base."""
+    registry = Registry(store)
+    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
+    merged = {}
+    for name in dict.fromkeys([*recipe.serve.models, *recipe.serve.merged]):
+        version = registry.get(f"{name}:{recipe.registry.alias}")
+        if version.base_fingerprint != fingerprint:
+            raise UserError(f"serve: {version.id} was trained on another base than model.base={recipe.model.base}")
+        if name in recipe.serve.merged:
+            merged[name] = version.id
+    base_name = recipe.serve.base_name or recipe.model.base.rstrip("/").rsplit("/", 1)[-1]
+    return ServedModels(base_name, fingerprint, tuple(recipe.serve.models), recipe.registry.alias, merged)
+
+
+def choose_port(config: ServeConfig) -> int:
+    """`serve.port`, or a free one for 0. Raises UserError when it is in use or the host is not this machine's."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+            probe.listen()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"serve.host={config.host}, serve.port={config.port}: cannot listen there ({reason}); "
+                "set serve.port=0 for any free port"
+            ) from error
+        return probe.getsockname()[1]
