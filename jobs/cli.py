@@ -97,9 +97,18 @@ def train(
     store: StoreUri = DEFAULT_STORE,
     verbose: Verbose = False,
     prepared: Prepared = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show rows, parameters, memory and time; write nothing")
+    ] = False,
 ) -> None:
     """Train the adapter on the prepared dataset, or go on with a broken run."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
+    if dry_run:
+        from jobs.plan import dry_run as parts
+
+        for part in parts(loaded, opened):
+            progress.console.print(part, markup=False, soft_wrap=isinstance(part, str))
+        return
     from jobs.run import prepared_of
 
     dataset = prepared_of(loaded, opened, prepared)

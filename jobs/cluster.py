@@ -53,7 +53,7 @@ def quiet(verbose: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune", "deepspeed"):
+    for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune", "deepspeed", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

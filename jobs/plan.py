@@ -1,0 +1,109 @@
+"""`loraforge train --dry-run`: what a run would do and take, from eight real rows and a model without weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+from rich.table import Table
+
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import UserError
+from pipelines.data.dataset import find_prepared
+from pipelines.data.sources import cut_chunks, find_files
+from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.model.plan import Plan, Shape, choose, device_bytes, matmul_flops, shape_of
+from pipelines.recipe import Recipe
+from pipelines.storage import Store
+from pipelines.train.loop import Schedule
+
+NUM_ROWS = 8
+_ADAPTER_BYTES = 4  # a saved weight is fp32
+_MATMUL = 768
+
+
+def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:
+    """What to show a person, part by part. Writes nothing and needs no Ray.
+
+    Raises UserError for whatever the run itself would refuse before its first step: sources, tokenizer, base, targets,
+    and a plan that fits no worker.
+    """
+    import torch
+
+    yield _rows_table(recipe)
+    shape = shape_of(recipe)
+    yield _parameters_table(shape)
+    device = torch.device("cuda" if torch.cuda.is_available() and recipe.resources.gpus_per_worker else "cpu")
+    plan = choose(recipe, shape, recipe.data.row_tokens, recipe.resources.max_workers, device_bytes(device))
+    yield _memory_table(plan)
+    yield _time_line(recipe, store, shape, plan, device)
+    for key in recipe.lora.unservable if recipe.train.method == "lora" else ():
+        yield f"lora.{key} is set: the registry refuses such an adapter, since no engine serves it as trained; unset it to serve"
+    if recipe.train.method == "full":
+        yield "train.method=full makes no adapter: its checkpoint's model/ folder is a base, for -s model.base=FOLDER"
+
+
+def _rows_table(recipe: Recipe) -> Table:
+    renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
+    chunks = cut_chunks(find_files(recipe.data.sources))
+    if not chunks:
+        raise UserError(f"data.sources: {', '.join(source.path for source in recipe.data.sources)}: no row in it")
+    rows: pa.Table = next(iter(ChunkTokenizer(renderer, recipe.data).tables(0, chunks[0]))).slice(0, NUM_ROWS)
+    table = Table("row", "tokens", "trained", "stop trained", "ends with", title="first rows", title_justify="left")
+    for number, row in enumerate(rows.to_pylist(), 1):
+        ids, weights = row["input_ids"] or [], row["loss_weights"] or []
+        if row["reason"] or not ids:
+            table.add_row(str(number), "-", "-", "-", f"left out: {row['reason']}")
+            continue
+        trained = [token for token, weight in zip(ids, weights, strict=True) if weight]
+        stop, end = "yes" if row["stop_trained"] else "no", repr(renderer.decode(trained[-12:]))
+        table.add_row(str(number), f"{len(ids):,}", f"{len(trained):,}", stop, end)
+    return table
+
+
+def _parameters_table(shape: Shape) -> Table:
+    table = Table("module", "trainable", "share", title="parameters", title_justify="left")
+    for name, count in shape.trainable.items():
+        table.add_row(name, f"{count:,}", f"{count / shape.total:.4%}")
+    total = shape.num_trainable
+    table.add_row("all", f"{total:,} of {shape.total:,}", f"{total / shape.total:.4%}")
+    table.add_row("saved", f"{total * _ADAPTER_BYTES / 1e6:,.1f} MB", "")
+    return table
+
+
+def _memory_table(plan: Plan) -> Table:
+    head = f"memory a worker: zero {plan.zero}, offload {plan.offload}, checkpointing {plan.gradient_checkpointing}"
+    table = Table("part", "GiB", title=head, title_justify="left")
+    for name, size in plan.parts.items():
+        table.add_row(name, f"{size / 2**30:,.2f}")
+    table.add_row("all, with a reserve", f"{plan.bytes / 2**30:,.2f}")
+    return table
+
+
+def _time_line(recipe: Recipe, store: Store, shape: Shape, plan: Plan, device: object) -> str:
+    prepared = find_prepared(recipe, store)
+    rate = _matmul_rate(device)
+    recompute, full = plan.gradient_checkpointing != "off", recipe.train.method == "full"
+    step = matmul_flops(shape, recipe.train.global_batch * recipe.data.row_tokens, recompute, full)
+    seconds = step / (rate * recipe.resources.max_workers)
+    said = f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s or more"
+    if prepared is None:
+        return f"{said}; the number of steps is known after `loraforge prepare`"
+    steps = Schedule(prepared.train.num_rows, recipe.train).num_steps
+    return f"{said}, and {steps:,} steps {steps * seconds:,.0f} s"
+
+
+def _matmul_rate(device: object) -> float:
+    """Floating-point operations a second of a square matrix product on this machine."""
+    import torch
+
+    on_gpu = str(device) != "cpu"
+    size = _MATMUL * (8 if on_gpu else 1)
+    a = torch.randn(size, size, device=str(device), dtype=torch.bfloat16 if on_gpu else torch.float32)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
