@@ -1,6 +1,7 @@
 # Each target sets itself up in .venv: nothing but Python 3.11 or newer, pip and make is needed.
 #     make demo      the whole system, from a dataset to a served adapter, on this machine
 #     make test      the tests (make test TESTS=tests/unit/train takes a part)
+#     make chaos     every kill, every damage: the long part of tests/chaos too
 #     make lint      ruff, pyright and the import layers
 #     make bench     every measured claim (make bench BENCH=data takes one)
 #     make lock      write constraints.txt anew from the newest versions that pyproject.toml allows
@@ -23,13 +24,16 @@ IMPORTED_2 = ray.data, ray.serve, ray.train, openai, typer, rich.progress
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test chaos lint bench lock clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/loraforge demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TESTS)
+
+chaos: $(VENV)/.dev
+	LORAFORGE_CHAOS=1 $(BIN)/python -m pytest tests/chaos
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

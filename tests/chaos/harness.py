@@ -176,6 +176,15 @@ def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Fa
     os._exit(0)  # gloo's threads sometimes abort a process that leaves by the front door
 
 
+class Alone:
+    """The channel of a worker to whom nothing happens."""
+
+    def report(self, metrics: Any, checkpoint_uri: str | None) -> None: ...
+
+    def leaving(self) -> bool:
+        return False
+
+
 class _LocalChannel:
     def __init__(self, faults: Faults) -> None:
         self._preempt_at, self._asked = faults.preempt_at_step, 0

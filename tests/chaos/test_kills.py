@@ -55,7 +55,7 @@ def resume_after(plan: WorkerPlan, broken: Outcome, world_size: int = 2) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_random_kills(kills: int, pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
     """SIGKILL of a random rank at a random step, again and again, at most one save interval ahead each time."""
     plan, dice = fresh_plan(pocket_base, tmp_path), random.Random(kills)
@@ -72,7 +72,7 @@ def test_random_kills(kills: int, pocket_base: str, tmp_path: Path, unbroken: li
 
 
 @pytest.mark.parametrize(
-    "share", [0.1, 0.9, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.001, 0.3, 0.6))], ids=lambda s: f"at{s}"
+    "share", [0.9, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.001, 0.1, 0.3, 0.6))], ids=lambda s: f"at{s}"
 )
 def test_death_in_a_checkpoint_write(share: float, pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
     """The kernel ends rank 0 when a file of the checkpoint passes a share of the largest one's size."""
@@ -135,8 +135,14 @@ def test_notice_of_preemption_loses_no_step(pocket_base: str, tmp_path: Path, un
     assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("zero", "policy"),
+    [
+        (0, "skip"),
+        (2, "stop"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, "stop"), (2, "skip"), (3, "skip"), (3, "stop"))),
+    ],
+)
 def test_gradient_that_is_not_finite(zero: int, policy: str, pocket_base: str, tmp_path: Path) -> None:
     """NaN in one rank's gradient at step 5: `stop` ends the run before it can harm, `skip` leaves that step out."""
     plan = fresh_plan(pocket_base, tmp_path, train={"nonfinite": policy, "zero": zero})

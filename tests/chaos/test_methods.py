@@ -15,7 +15,7 @@ import pytest
 from pipelines.storage import Store
 from pipelines.train.checkpoint import list_checkpoints
 from pipelines.train.metrics import read_metrics
-from tests.chaos.harness import PickledFeed, plan_of, prepared_dataset, recipe_for
+from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
 
 NF4 = {"quantization": "nf4"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -43,13 +43,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Alone:
-    def report(self, metrics: Any, checkpoint_uri: str | None) -> None: ...
-
-    def leaving(self) -> bool:
-        return False
-
-
 def _train_all(base: str, root: str) -> None:
     """In a process of its own: every method in turn on one rank, with PEFT's own loading at the end."""
     import torch
@@ -65,7 +58,7 @@ def _train_all(base: str, root: str) -> None:
         prepared = prepared_dataset(store, base, num_train=6, num_heldout=1)
         train = {"epochs": 5, "save_every": 30, "global_batch": 1, "lr": 3e-3, **sections.get("train", {})}
         plan = plan_of(recipe_for(base, **{**sections, "train": train}), store, prepared)
-        train_rank(plan, torch.device("cpu"), _Alone())
+        train_rank(plan, torch.device("cpu"), Alone())
         folder = Path(list_checkpoints(store, plan.run_id)[0].ref.uri)
         losses = [line["loss"] for line in read_metrics(plan.folder)]
         heldout = list_checkpoints(store, plan.run_id)[0].metrics["heldout_loss"]
