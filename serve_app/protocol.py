@@ -47,6 +47,8 @@ class ApiError(Exception):
 
 
 class TextPart(BaseModel):
+    """One part of a message's content."""
+
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: str
@@ -72,6 +74,8 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
+    """`include_usage`: a last chunk with the counts of tokens."""
+
     model_config = ConfigDict(extra="ignore")
     include_usage: bool = False
 
@@ -158,6 +162,7 @@ def usage_chunk(request_id: str, model: str, answer: Delta) -> dict[str, Any]:
 
 
 def usage(answer: Delta) -> dict[str, int]:
+    """The counts of tokens in OpenAI's names."""
     prompt, answered = answer.prompt_tokens, answer.completion_tokens
     return {"prompt_tokens": prompt, "completion_tokens": answered, "total_tokens": prompt + answered}
 

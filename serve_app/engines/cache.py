@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from pipelines.contracts import UserError
+
 
 class SlotCache(Cache):
     """Per layer two tensors [S, K, max_tokens, D]; `begin` says which rows and positions the next forward writes."""
 
     def __init__(self, config: Any, slots: int, max_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        check_architecture(config, max_tokens)
         super().__init__(layers=[])
         heads = config.num_key_value_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -60,3 +63,15 @@ class SlotCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._span
+
+
+def check_architecture(config: Any, max_tokens: int) -> None:
+    """Raise UserError for a model whose layers do not all see the whole of their row."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    whole = {"full_attention", "sliding_attention"} if window and max_tokens <= window else {"full_attention"}
+    if odd := kinds - whole:
+        advice = f"; set serve.max_model_tokens to at most its window of {window}" if window else ""
+        raise UserError(
+            f"this engine cannot serve a model with {', '.join(sorted(odd))} at {max_tokens} tokens{advice}"
+        )

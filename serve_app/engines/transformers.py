@@ -28,10 +28,10 @@ from pipelines.sections import ServeConfig
 from serve_app.adapters import AdapterCache
 from serve_app.engine import AdapterRef, Delta, EngineFailure, FinishReason, GenerationRequest, RequestError
 from serve_app.engines.cache import SlotCache
+from serve_app.engines.sampling import make_generator, sample
 from serve_app.engines.text import TextStream
 
 Answer = Delta | Exception
-_GREEDY_BELOW = 1e-5  # dividing by less than this overflows
 
 
 @dataclass(eq=False)
@@ -141,10 +141,7 @@ class TransformersEngine:
                 "shorten the messages or lower max_tokens",
                 "messages",
             )
-        generator = None
-        if request.temperature >= _GREEDY_BELOW:
-            generator = torch.Generator(device=self._model.device)
-            generator.manual_seed(request.seed) if request.seed is not None else generator.seed()
+        generator = make_generator(request, self._model.device)
         text = TextStream(self._renderer.decode, request.stop, at_once=not stream)
         return Row(request, prompt, request.max_tokens or room, stream, answer, text, generator)
 
@@ -287,16 +284,3 @@ class TransformersEngine:
 def joined(delta: Delta, following: Answer) -> Answer:
     """Two answers as one; an error takes the place of what came before it."""
     return replace(following, text=delta.text + following.text) if isinstance(following, Delta) else following
-
-
-def sample(logits: torch.Tensor, request: GenerationRequest, generator: torch.Generator) -> int:
-    """One token from softmax(logits / temperature) cut to the smallest set whose probability reaches `top_p`.
-
-    `logits` [V] fp32. Nucleus sampling: Holtzman et al. 2019, arXiv:1904.09751.
-    """
-    probabilities = torch.softmax(logits / request.temperature, -1)
-    if request.top_p < 1:
-        ordered, index = probabilities.sort(descending=True)
-        kept = ordered * (ordered.cumsum(0) - ordered < request.top_p)
-        return int(index[torch.multinomial(kept, 1, generator=generator)])
-    return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,0 +1,79 @@
+"""The adapter cache: least recently used first, never one in use, and a failed load costs nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.adapters import AdapterCache
+from serve_app.engine import AdapterRef
+
+
+def ref(key: str) -> AdapterRef:
+    return AdapterRef(key, f"{key}@0")
+
+
+class Loads:
+    """Remembers what is in memory and refuses to load `bad`."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+        self.log: list[str] = []
+
+    def load(self, adapter: AdapterRef) -> None:
+        if adapter.key == "bad":
+            raise ValueError("bad")
+        self.held.append(adapter.key)
+        self.log.append(f"+{adapter.key}")
+
+    def unload(self, key: str) -> None:
+        self.held.remove(key)
+        self.log.append(f"-{key}")
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    loads = Loads()
+    cache = AdapterCache(2, loads.load, loads.unload)
+    for key in ("a", "b", "a", "c"):
+        cache.acquire(ref(key))
+        cache.release(key)
+    assert loads.log == ["+a", "+b", "+c", "-b"] and len(cache) == 2
+
+
+def test_one_in_use_stays_however_full_it_is() -> None:
+    loads = Loads()
+    cache = AdapterCache(1, loads.load, loads.unload)
+    for key in ("a", "b", "c"):
+        cache.acquire(ref(key))
+    assert loads.held == ["a", "b", "c"]
+    cache.release("b")
+    cache.release("a")
+    assert loads.held == ["c"]
+
+
+def test_a_load_that_fails_evicts_nothing() -> None:
+    loads = Loads()
+    cache = AdapterCache(1, loads.load, loads.unload)
+    cache.acquire(ref("a"))
+    cache.release("a")
+    with pytest.raises(ValueError, match="bad"):
+        cache.acquire(ref("bad"))
+    assert loads.log == ["+a"] and len(cache) == 1
+
+
+@given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from("abcde"), st.booleans()), max_size=60))
+def test_what_is_pinned_is_held_and_the_rest_fits(capacity: int, steps: list[tuple[str, bool]]) -> None:
+    loads = Loads()
+    cache = AdapterCache(capacity, loads.load, loads.unload)
+    pins: dict[str, int] = {}
+    for key, acquire in steps:
+        if acquire:
+            cache.acquire(ref(key))
+            pins[key] = pins.get(key, 0) + 1
+        elif pins.get(key):
+            cache.release(key)
+            pins[key] -= 1
+        pinned = {k for k, count in pins.items() if count}
+        assert pinned <= set(loads.held)
+        assert len(loads.held) <= max(capacity, len(pinned))
