@@ -16,29 +16,30 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # a core is a core, in every arm
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_worker_niceness"] = "0"  # else other work on the machine slows Ray's workers, and not the plain loop
 
 import numpy as np
 
+from bench._memory import peak_memory
 from bench._text import long_vocabulary_tokenizer, write_rows
 from pipelines.chat import ChatRenderer, TokenizerSpec
 from pipelines.contracts import SILENT, Conversation
+from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.collect import Collector
 from pipelines.data.formats import to_conversation
 from pipelines.data.pack import best_fit, group_rows
 from pipelines.data.shards import GROUP_TOKENS
-from pipelines.data.sources import cut_chunks, find_files
+from pipelines.data.sources import Chunk, cut_chunks, find_files
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.recipe import DataConfig, Recipe, parse_recipe
 
 POCKET = Path(__file__).resolve().parent.parent / "assets" / "pocket" / "model"
 ROW_TOKENS = 4096
@@ -172,6 +173,13 @@ def plain_loop(recipe: Recipe, renderer: ChatRenderer, folder: Path) -> int:
     return facts["train"]["num_tokens"] + facts["heldout"]["num_tokens"]
 
 
+def in_this_process(chunks: Sequence[Chunk], renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks) -> Any:
+    """What the stage asks of Ray Data, as a loop."""
+    tokenizer = ChunkTokenizer(renderer, config, benchmarks)
+    for number, chunk in enumerate(chunks):
+        yield from tokenizer.tables(number, chunk)
+
+
 def measure_ray(folder: Path, num_rows: int) -> Iterator[Measure]:
     """Wall time of the stage on Ray Data with one worker and with two, against the plain loop; Ray is up before."""
     from jobs.cluster import ray_cluster
@@ -179,11 +187,10 @@ def measure_ray(folder: Path, num_rows: int) -> Iterator[Measure]:
     from pipelines.storage import Store
 
     path = write_rows(folder / "ray.jsonl", num_rows)
-    renderer = ChatRenderer.load(str(POCKET)).sped_up()[0]
     start = time.perf_counter()
-    tokens = plain_loop(recipe_for(path), renderer, folder)
+    prepared = prepare(recipe_for(path), Store(folder / "plain"), SILENT, in_this_process)
     plain = time.perf_counter() - start
-    yield Measure(f"plain loop, {num_rows:,} rows", tokens / plain / 1e6, "M tokens/s")
+    yield Measure(f"plain loop, {num_rows:,} rows", prepared.train.num_tokens / plain / 1e6, "M tokens/s")
     with ray_cluster():
         warm = write_rows(folder / "warm.jsonl", 100)
         prepare(recipe_for(warm, heldout_share=0.2), Store(folder / "warm"), SILENT)
@@ -236,48 +243,6 @@ def measure_memory(folder: Path, num_rows: int) -> Iterator[Measure]:
     half = len(peaks["driver"]) // 2
     growth = (max(peaks["driver"][half:]) - max(peaks["driver"][: half or 1])) / 2**30
     yield Measure("driver: growth of its peak in the second half", growth, "GiB")
-
-
-@contextmanager
-def peak_memory() -> Iterator[dict[str, list[int]]]:
-    """Samples the memory of this process ("driver") and of it with all its descendants ("all") twice a second."""
-    peaks: dict[str, list[int]] = {"driver": [0], "all": [0]}
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            sizes = {pid: _pss_bytes(pid) for pid in _descendants(os.getpid())}
-            peaks["all"].append(sum(sizes.values()))
-            peaks["driver"].append(sizes.get(os.getpid(), 0))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        done.set()
-        thread.join()
-
-
-def _descendants(root: int) -> set[int]:
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):  # it ended while we looked
-            continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def _pss_bytes(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def main() -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -34,10 +35,12 @@ SCHEMA_VERSION = 2  # raise it when the same inputs would give other shards
 FEED_ROWS = 32  # rows that one feeding task reads
 
 
-def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset:
+def prepare(
+    recipe: Recipe, store: Store, progress: Progress, tokenize: Callable[..., Iterator[pa.Table]] | None = None
+) -> PreparedDataset:
     """Tokenize, mask, split and pack the recipe's sources, or find the finished artifact of the same inputs.
 
-    Ray must be initialised unless the artifact is found. Raises UserError for a missing source, a base without a
+    Ray must be initialised unless the artifact is found, or `tokenize` does the work of `tokenized` without it. Raises UserError for a missing source, a base without a
     tokenizer, too many unreadable rows, held-out text in the training rows, or a split that stays empty.
     """
     inputs, renderer = _identify(recipe)
@@ -51,7 +54,9 @@ def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset
         if reason:
             progress.note(f"prepare: slower, because {reason}")
     with store.writing(KIND, inputs.key, inputs.parents) as draft:
-        draft.facts = _write(recipe, store, inputs, renderer, draft.path, progress)
+        make = functools.partial(tokenize or tokenized, renderer=renderer, config=recipe.data)
+        draft.facts = _write(recipe, store, inputs, make, draft.path, progress)
+        draft.facts |= {"tokenizer_digest": renderer.tokenizer_digest, "template_digest": renderer.template_digest}
     found = store.find(KIND, inputs.key)
     assert found is not None
     prepared = load_prepared(found)
@@ -134,11 +139,11 @@ def _summary(prepared: PreparedDataset) -> str:
 
 
 def _write(
-    recipe: Recipe, store: Store, inputs: _Inputs, renderer: ChatRenderer, folder: Path, progress: Progress
+    recipe: Recipe, store: Store, inputs: _Inputs, tokenize: Callable[..., Any], folder: Path, progress: Progress
 ) -> dict[str, Any]:
     config, chunks = recipe.data, cut_chunks(inputs.files)
     benchmarks = read_benchmarks(benchmark_files(config.benchmarks))
-    make = functools.partial(tokenized, renderer=renderer, config=config, benchmarks=benchmarks)
+    make = functools.partial(tokenize, benchmarks=benchmarks)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraforge-")))
         collector = stack.enter_context(Collector(config, chunks, scratch))
@@ -150,7 +155,6 @@ def _write(
             for table in tables:
                 advance(collector.add(table))
         facts = collector.finish(folder)
-    facts |= {"tokenizer_digest": renderer.tokenizer_digest, "template_digest": renderer.template_digest}
     return facts | {"base": {"base": recipe.model.base, "revision": recipe.model.revision}}
 
 
@@ -194,6 +198,7 @@ class _Shared:
 def _tokenizer_of(shared: _Shared) -> ChunkTokenizer:
     # One task, one core: Ray counts on it.
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
+    gc.freeze()  # what Ray and its libraries hold stays anyway: do not walk it again for every thousand rows
     return ChunkTokenizer(ChatRenderer(shared.spec, shared.fast), shared.config, shared.benchmarks)
 
 

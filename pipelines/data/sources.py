@@ -16,7 +16,8 @@ from typing import IO, Any
 from pipelines.contracts import UserError
 from pipelines.recipe import SourceConfig
 
-CHUNK_BYTES = 4 << 20
+# Small inputs still make work for several tasks; large ones make tasks that outlast their scheduling.
+_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES, _USUAL_CHUNKS = 1 << 20, 16 << 20, 16
 SUFFIXES = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -163,8 +164,10 @@ def content_digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
+def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int | None = None) -> list[Chunk]:
     """The files as chunks, in order; where they are cut changes nothing about the rows."""
+    total = sum(file.num_bytes for file in files)
+    chunk_bytes = chunk_bytes or min(max(total // _USUAL_CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
     chunks = []
     for file in files:
         if file.kind == "jsonl":
