@@ -80,7 +80,7 @@ def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_id
     for histogram in found.histograms:
         console.print(_line(histogram))
     for example in found.examples:
-        console.print(_coloured(example, renderer, show_ids))
+        console.print(_coloured(example, renderer, show_ids, console.color_system is not None))
     if found.lost:
         lost = Table(
             "rows", "fate", "reason", "first", title="rows that are not in it as they were", title_justify="left"
@@ -101,12 +101,14 @@ def _line(histogram: Histogram) -> Text:
     return Text.assemble((f"{histogram.name:26}", "bold"), (bars, "blue"), f"  {ends}")
 
 
-def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool) -> Text:
-    """The sample's text, trained tokens on green; with ids behind every token on demand."""
+def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool, colours: bool) -> Text:
+    """The sample's text, trained tokens on green, or between brackets where there are no colours; ids on demand."""
     ids = example.input_ids.tolist()
     out = Text.assemble((f"\n{example.sample_id}, {len(ids)} tokens\n", "dim"))
     for first, last, trained in spans(example.loss_weights):
         style = "black on green" if trained else ""
+        opening, closing = ("⟦", "⟧") if trained and not colours else ("", "")
+        out.append(opening)
         if renderer is None or show_ids:
             texts = renderer.decode_each(ids[first:last]) if renderer else [""] * (last - first)
             for text, token in zip(texts, ids[first:last], strict=True):
@@ -114,4 +116,5 @@ def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool) -
                 out.append(f"[{token}]", style="dim cyan")
         else:
             out.append(renderer.decode(ids[first:last], skip_control=False), style=style)
+        out.append(closing)
     return out

@@ -67,6 +67,13 @@ def test_the_terminal_shows_trained_tokens_in_colour(dataset):
     assert "<|end|>" in ids and "[1]" in ids
 
 
+def test_without_colours_brackets_show_what_is_trained(dataset):
+    _, store, prepared = dataset
+    screen = io.StringIO()
+    inspect(store, prepared.ref.digest, Console(file=screen, width=160), num_examples=1)
+    assert "<|assistant|>⟦It is " in screen.getvalue() and "<|end|>⟧" in screen.getvalue()
+
+
 def test_the_page_is_whole_and_needs_nothing_else(dataset):
     folder, store, prepared = dataset
     _, found = shown(store, prepared.ref.digest, page=folder / "audit.html")
