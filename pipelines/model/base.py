@@ -114,11 +114,3 @@ def meta_model(config: ModelConfig) -> PreTrainedModel:
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, dtype=resolve_dtype(config, default_device()))
-
-
-def quantized_adamw(name: str) -> Any:
-    """The bitsandbytes optimizer class of a recipe's `train.optimizer`."""
-    import bitsandbytes.optim
-
-    classes = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW8bit"}
-    return getattr(bitsandbytes.optim, classes[name])

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 
 from pipelines.contracts import UserError
+from pipelines.model.adam8 import read_moments, write_moments
 from pipelines.model.lora import trainable
 from pipelines.recipe import TrainConfig
 from pipelines.train.batch import MicroBatch
@@ -81,7 +84,7 @@ class DeepSpeedEngine:
         if settings["fp16"]["enabled"] and device.type == "cpu":
             raise UserError("model.dtype=fp16 trains on a GPU only: set model.dtype=bf16 or fp32")
         self._engine, *_ = deepspeed.initialize(model=PackedLoss(model), optimizer=optimizer, config=settings)
-        self._plain_norm = 0.0
+        self._plain_norm, self._quantized = 0.0, config.optimizer != "adamw"
         if self.zero == 0:
             self._engine.clip_fp32_gradients = self._clip_plain
         # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
@@ -133,30 +136,55 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         weights, moments = {}, {key: {} for key in _MOMENTS}
-        for parameter, name in self._names.items():
-            full = safe_get_full_fp32_param(parameter)
-            weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
-            for key in _MOMENTS:
-                moments[key][name] = self._moment(parameter, key, safe_get_full_optimizer_state)
+        with self._readable_moments(write=False):
+            for parameter, name in self._names.items():
+                full = safe_get_full_fp32_param(parameter)
+                weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
+                for key in _MOMENTS:
+                    moments[key][name] = self._moment(parameter, key, safe_get_full_optimizer_state)
         return OptimizerState(weights, *moments.values(), self._adam_steps(), self._scaler())
 
     def restore(self, state: OptimizerState) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self._create_adam_state(state.step)
-        for parameter, name in self._names.items():
-            if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
-                parameter.data.copy_(state.weights[name])
-                held = self._adam_state()[parameter]
+        with self._readable_moments(write=True):
+            for parameter, name in self._names.items():
+                if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
+                    parameter.data.copy_(state.weights[name])
+                    held = self._adam_state()[parameter]
+                    for key in _MOMENTS:
+                        held[key].copy_(getattr(state, key)[name])
+                    continue
+                safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
                 for key in _MOMENTS:
-                    held[key].copy_(getattr(state, key)[name])
-                continue
-            safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
-            for key in _MOMENTS:
-                safe_set_full_optimizer_state(parameter, getattr(state, key)[name].to(self.device), key)
-            self._set_compute_weight(parameter, state.weights[name])
+                    safe_set_full_optimizer_state(parameter, getattr(state, key)[name].to(self.device), key)
+                self._set_compute_weight(parameter, state.weights[name])
         for key, value in state.scaler.items():
             setattr(self._engine.optimizer.loss_scaler, key, value)
+
+    @contextmanager
+    def _readable_moments(self, write: bool) -> Iterator[None]:
+        """Inside, bitsandbytes' moments lie beside its own state in fp32, as torch names them, where DeepSpeed finds them."""
+        if not self._quantized:
+            yield
+            return
+        states = list(self._adam_state().values())
+        for held in states:
+            held |= read_moments(held)
+        self._link_moments()
+        yield
+        for held in states:
+            moments = {key: held.pop(key) for key in _MOMENTS}
+            if write:
+                write_moments(held, moments)
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        wrapped = self._engine.optimizer
+        if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
+            wrapped._hp_optimizer_states_linked = False
+            wrapped._lazy_init_hp_params_optimizer_state()
 
     def _set_compute_weight(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         if not hasattr(parameter, "ds_id"):
@@ -191,18 +219,20 @@ class DeepSpeedEngine:
 
     def _create_adam_state(self, step: int) -> None:
         """Adam makes its state in its first step; make it empty here instead, or empty what is there; counted to `step`."""
-        wrapped = self._engine.optimizer
+        wrapped, adam = self._engine.optimizer, self._adam()
         flats = getattr(wrapped, "fp32_partitioned_groups_flat", None)  # ZeRO-3 keeps them out of the parameter groups
-        for flat in flats or [flat for group in self._adam().param_groups for flat in group["params"]]:
-            held = self._adam().state[flat]
-            held["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else None)
-            for key in _MOMENTS:
-                if key in held:
-                    held[key].zero_()  # DeepSpeed holds views of it
-                else:
+        for g, group in enumerate(adam.param_groups):
+            for p, flat in enumerate(group["params"] if flats is None else flats if g == 0 else ()):
+                held = adam.state[flat]
+                if self._quantized:
+                    held.clear()
+                    cast(Any, adam).init_state(group, flat, g, p)
+                    held["step"] = step
+                    continue
+                held["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else None)
+                for key in _MOMENTS:
                     held[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
-        if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
-            wrapped._lazy_init_hp_params_optimizer_state()  # else DeepSpeed links the moments in its first step only
+        self._link_moments()  # else DeepSpeed links the moments in its first step only, and to the old ones after a resume
 
 
 def _compute_dtype(model: Any) -> torch.dtype:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipelines.model.adam8 import quantized_adamw
 from pipelines.recipe import TrainConfig
 
 
@@ -36,7 +37,5 @@ def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: TrainC
     groups = [{"params": group, "ratio": ratio} for group, ratio in ((first, 1.0), (second, b_ratio)) if group]
     options: dict[str, Any] = {"lr": config.lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": config.weight_decay}
     if config.optimizer != "adamw":
-        from pipelines.model.base import quantized_adamw
-
         return quantized_adamw(config.optimizer)(groups, **options)
     return torch.optim.AdamW(groups, fused=first[0].is_cuda, **options)
