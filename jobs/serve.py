@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from pipelines.contracts import Endpoint, Progress
@@ -20,5 +21,6 @@ def serve(recipe: Recipe, store: Store, progress: Progress, block: bool) -> Endp
         try:
             threading.Event().wait()
         finally:
-            stop_endpoint()  # on a cluster that goes on it would answer for ever
+            if os.environ.get("RAY_ADDRESS"):  # a cluster that was there before: the endpoint would answer for ever
+                stop_endpoint()
     return endpoint

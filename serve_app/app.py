@@ -275,5 +275,7 @@ def check_answers(endpoint: Endpoint) -> None:
 
 
 def stop_endpoint() -> None:
-    """Take the endpoint down; running answers get their time to end."""
-    serve.shutdown()
+    """Take the endpoint down; running answers get their time to end. Other applications on the cluster stay."""
+    serve.delete(APP_NAME)
+    if not serve.status().applications:
+        serve.shutdown()

@@ -266,6 +266,7 @@ def stamping(endpoint: Endpoint, versions: Any, fingerprint: str) -> Iterator[op
     serve.run(app, name="stamping", route_prefix="/stamping")
     with openai.OpenAI(base_url=f"{endpoint.url}/stamping/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
+    serve.delete("stamping")
 
 
 def test_the_engine_is_asked_for_the_version_behind_the_name(stamping: openai.OpenAI, versions: Any) -> None:
