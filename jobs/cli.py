@@ -9,20 +9,16 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jobs.options import DEFAULT_STORE, Overrides, Prepared, RecipePath, Report, StoreUri, Trained, Verbose
+from jobs.session import cluster as _cluster
+from jobs.session import open_recipe as _open
+from jobs.session import open_store as _store
 from pipelines.contracts import UserError
-
-if TYPE_CHECKING:
-    from jobs.console import ConsoleProgress
-    from pipelines.recipe import Recipe
-    from pipelines.storage import Store
 
 app = typer.Typer(
     help="From an instruction dataset to a served, measured, reversible LoRA adapter on one Ray cluster.",
@@ -30,51 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-
-def _store(uri: str) -> tuple[Store, ConsoleProgress]:
-    from jobs.console import ConsoleProgress
-    from pipelines.storage import Store
-
-    return Store(uri), ConsoleProgress()
-
-
-def _open(
-    recipe: Path, overrides: list[str] | None, store: str, verbose: bool, sources: bool = True
-) -> tuple[Recipe, Store, ConsoleProgress]:
-    """The recipe, the store that it writes to and a console.
-
-    What is wrong with them, with the base or (unless `sources` is False) with the data's files is said here, before
-    anything slow is imported or Ray starts.
-    """
-    from jobs.cluster import quiet
-    from pipelines.data.sources import find_files
-    from pipelines.model.base import weight_files
-    from pipelines.recipe import load_recipe
-
-    quiet(verbose)
-    loaded, (opened, progress) = load_recipe(recipe, overrides or ()), _store(store)
-    opened.check_writable()
-    if sources:
-        find_files(loaded.data.sources)
-    weight_files(loaded.model.base, loaded.model.revision)
-    return loaded, opened, progress
-
-
-@contextmanager
-def _cluster(verbose: bool, needed: bool = True) -> Iterator[None]:
-    """Ray inside, unless everything that was asked for is finished already. Ctrl-C is said in a line and is code 130."""
-    from jobs.cluster import ray_cluster
-
-    if not needed:
-        yield
-        return
-    try:
-        with ray_cluster(verbose):
-            yield
-    except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own handler of Ctrl-C exits
-        typer.echo("loraforge: stopped; what is finished is kept, and the same command goes on from there", err=True)
-        raise typer.Exit(130) from stop
 
 
 @app.command()
@@ -104,11 +55,9 @@ def train(
     """Train the adapter on the prepared dataset, or go on with a broken run."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
     if dry_run:
-        from jobs.plan import dry_run as parts
+        from jobs.plan import show_plan
 
-        for part in parts(loaded, opened):
-            progress.console.print(part, markup=False, soft_wrap=isinstance(part, str))
-        return
+        return show_plan(loaded, opened, progress.console)
     from jobs.run import prepared_of
 
     dataset = prepared_of(loaded, opened, prepared)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pyarrow as pa
+from rich.console import Console
 from rich.table import Table
 
 from pipelines.chat import ChatRenderer
@@ -21,6 +22,12 @@ from pipelines.train.loop import Schedule
 NUM_ROWS = 8
 _ADAPTER_BYTES = 4  # a saved weight is fp32
 _MATMUL = 768
+
+
+def show_plan(recipe: Recipe, store: Store, console: Console) -> None:
+    """Print the parts of `dry_run` as they come."""
+    for part in dry_run(recipe, store):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:

@@ -79,7 +79,7 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes repacks a 4-bit weight in its first eval forward on CPU, and PEFT's merge and DoRA, which
             # dequantize it, then read wrong numbers.
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
     model.requires_grad_(False)
     return model.eval()
 

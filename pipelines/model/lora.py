@@ -245,5 +245,5 @@ def adapters_by_row(model: PreTrainedModel | PeftModel, names: Sequence[str | No
             raise ValueError(f"the base has no adapters, asked for {sorted(filter(None, set(names)))}")
         yield
         return
-    with model.base_model._enable_peft_forward_hooks(adapter_names=[name or "__base__" for name in names]):
+    with cast(Any, model.base_model)._enable_peft_forward_hooks(adapter_names=[name or "__base__" for name in names]):
         yield

@@ -148,6 +148,7 @@ def choose(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, memor
     for plan in plans:
         if memory is None or plan.bytes <= memory:
             return plan
+    assert memory is not None
     least = min(plans, key=lambda plan: plan.bytes)
     given = {"train.zero": recipe.train.zero, "train.offload": recipe.train.offload}
     given["train.gradient_checkpointing"] = recipe.train.gradient_checkpointing

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def start_eva(model: PeftModel, batches: Iterable[Mapping[str, Any]], num_batche
     hooks = [layer.register_forward_pre_hook(collect(name)) for name, layer in _layers(model)]
     with torch.no_grad():
         for _, batch in zip(range(num_batches), batches, strict=False):
-            model.get_base_model().model(**batch)
+            cast(Any, model).get_base_model().model(**batch)
     for hook in hooks:
         hook.remove()
     for name, layer in _layers(model):

@@ -9,7 +9,7 @@ samples are laid out as a padded [N, H, longest, D] batch for causal SDPA, so it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
@@ -68,8 +68,8 @@ def packed_attention(
 def _padded(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SampleBounds, scaling: float | None
 ) -> torch.Tensor:
-    laid = (tensor[bounds.gather].transpose(1, 2) for tensor in (query, key, value))
-    out = functional.scaled_dot_product_attention(*laid, is_causal=True, scale=scaling, enable_gqa=True)
+    q, k, v = (tensor[bounds.gather].transpose(1, 2) for tensor in (query, key, value))
+    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).flatten(0, 1)[bounds.scatter]
 
 
@@ -82,7 +82,8 @@ def _varlen(
     if groups > 1:  # torch 2.11 knows no grouped queries here
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     starts, longest = bounds.starts, bounds.longest
-    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0))
+    out = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0))
+    return cast(torch.Tensor, out)
 
 
 AttentionInterface.register(PACKED, packed_attention)

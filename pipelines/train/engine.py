@@ -142,7 +142,7 @@ class DeepSpeedEngine:
                 weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
                 for key in _MOMENTS:
                     moments[key][name] = self._moment(parameter, key, safe_get_full_optimizer_state)
-        return OptimizerState(weights, *moments.values(), self._adam_steps(), self._scaler())
+        return OptimizerState(weights, moments["exp_avg"], moments["exp_avg_sq"], self._adam_steps(), self._scaler())
 
     def restore(self, state: OptimizerState) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
