@@ -116,9 +116,9 @@ def measure_function(folder: Path, num_rows: int) -> Iterator[Measure]:
 
 def measure_peers(folder: Path, num_rows: int) -> Iterator[Measure]:
     """`datasets.map` with one example a call, ids and mask alone, against our function and our whole way to Parquet."""
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]  (the extra bench)
     from transformers import PreTrainedTokenizerFast
-    from trl.data_utils import pack_dataset
+    from trl.data_utils import pack_dataset  # pyright: ignore[reportMissingImports]
 
     datasets.disable_progress_bars()
     datasets.disable_caching()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -33,7 +34,7 @@ class Question:
     """One held-out prompt of a task and the answer that counts as right."""
 
     task: str
-    messages: list[dict[str, str]]
+    messages: list[Any]
     reference: str
 
 
@@ -101,7 +102,7 @@ async def ask_all(endpoint: Endpoint, models: Sequence[str], questions: Sequence
                     model=model,
                     messages=question.messages,
                     temperature=0,
-                    max_tokens=96,  # type: ignore[arg-type]
+                    max_tokens=96,
                 )
                 return (reply.choices[0].message.content or "").strip()
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from pipelines.recipe import LoraConfig, ModelConfig, TrainConfig
 
@@ -38,9 +38,8 @@ def packed_rows(count: int = NUM_ROWS, row_tokens: int = 96) -> list[dict[str, A
 
 
 def train_config(zero: int, micro_batch: int) -> TrainConfig:
-    return TrainConfig(
-        epochs=50, max_steps=NUM_STEPS, global_batch=8, micro_batch=micro_batch, lr=5e-3, zero=zero, seed=3
-    )  # type: ignore[arg-type]
+    settings = {"epochs": 50, "max_steps": NUM_STEPS, "global_batch": 8, "micro_batch": micro_batch, "lr": 5e-3}
+    return TrainConfig.model_validate(settings | {"zero": zero, "seed": 3})
 
 
 def adapted(base: str, attention: str) -> Any:
@@ -150,7 +149,7 @@ def results(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for world_size, port in ((1, 29611), (2, 29612)):
         cases = [case for case in CASES if case[0] == world_size]
-        torch.multiprocessing.spawn(run_case, (tiny_base, str(folder), cases, port), nprocs=world_size)
+        spawn(run_case, (tiny_base, str(folder), cases, port), nprocs=world_size)
     return folder
 
 
