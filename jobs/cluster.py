@@ -32,6 +32,7 @@ def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[
         ray.init(log_to_driver=True, logging_level=level)
     else:
         ray.init(
+            address="local",  # else a cluster started by hand on this machine would be joined, and these options refused
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=verbose,

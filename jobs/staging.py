@@ -80,7 +80,7 @@ def _package_files(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _stays(path: str, shared: Sequence[Path]) -> bool:
-    return "://" in path or any(Path(path).is_relative_to(folder.absolute()) for folder in shared)
+    return "://" in path or any(Path(path).is_relative_to(folder.expanduser().resolve()) for folder in shared)
 
 
 def _check_size(staged: Staged) -> None:

@@ -87,6 +87,12 @@ class ChunkTokenizer:
             except RowError as error:
                 lines.append(_lost(raw.number, REJECTED, str(error), raw.text or _as_text(raw.value)))
                 continue
+            except (TypeError, ValueError, OverflowError, KeyError, AttributeError, RecursionError) as error:
+                reason = (
+                    f"a field is not of the kind that its format asks for ({error})"  # costs this row, not the file
+                )
+                lines.append(_lost(raw.number, REJECTED, reason, raw.text or _as_text(raw.value)))
+                continue
             lost = self._unwanted(sample)
             if lost:
                 lines.append(lost)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def merge_adapter(config: ModelConfig, adapter_dir: Path, device: str | None = None) -> PreTrainedModel:
     """A plain model in the base's dtype with the adapter folded in.
 
-    A quantized base is dequantized first, because that is the model the adapter was trained on: on CPU, 100 % of the
-    arg-maxes stay the same, against 99.2 % with the 16-bit original (docs/measurements.md). It is always loaded afresh:
+    A quantized base is dequantized first, because that is the model the adapter was trained on. It is always loaded afresh:
     bitsandbytes repacks a 4-bit weight for the CPU on its first forward, after which dequantizing reads it wrongly.
     """
     model: Any = load_base(config, device)

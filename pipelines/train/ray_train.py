@@ -63,6 +63,11 @@ def train(
         run = run_from(finished)
         progress.note(f"train: run {short(run_id)} found, {_summary(run)}")
         return run
+    if not store.is_local:
+        raise UserError(
+            f"--store {store.uri}: training writes its progress to a folder that all nodes see, not to an object store yet; "
+            "give a shared folder (NFS, EFS, Filestore)"
+        )
     for key in recipe.lora.unservable if recipe.train.method == "lora" else ():
         progress.note(
             f"train: lora.{key} is set: the registry refuses such an adapter, since no engine serves it as trained"
@@ -225,7 +230,8 @@ class _following:
                 lines = read_metrics(self._folder)
                 if len(lines) > shown:
                     last = lines[-1]
-                    text = f"loss {last['loss']:.4f}  {last['tokens_per_s']:,.0f} tokens/s  {last['memory_bytes'] >> 20:,} MiB"
+                    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
+                    text = f"loss {loss}  {last['tokens_per_s']:,.0f} tokens/s  {last['memory_bytes'] >> 20:,} MiB"
                     advance(len(lines) - shown, text)
                     shown = len(lines)
                 if finished:

@@ -22,6 +22,11 @@ def turns(*pairs: tuple[str, object]) -> bytes:
 
 
 BAD = [
+    (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}',
+        "not of the kind",
+    ),
+    (b'{"instruction": "a", "output": "b", "history": 1}', "not of the kind"),
     (b'{"instruction": "a", "output": ', "not JSON"),
     (b'{"instruction": "a" "output": "b"}', "not JSON: Expecting ',' delimiter"),
     (b"{'instruction': 'a', 'output': 'b'}", "not JSON"),
@@ -102,7 +107,9 @@ def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_b
 
 def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base, store, dirty):
     path, _ = dirty
-    with pytest.raises(UserError, match=r"40 of 10040 rows cannot be used .*data.max_rejects_share=0.001") as error:
+    with pytest.raises(
+        UserError, match=rf"{len(BAD)} of {10_000 + len(BAD)} rows cannot be used .*data.max_rejects_share=0.001"
+    ) as error:
         prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
     assert "first at rows.jsonl:201" in str(error.value)
     assert "\n" not in str(error.value)
