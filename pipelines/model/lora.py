@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipelines.adapter_files import WEIGHTS_FILE
 from pipelines.contracts import UserError
 from pipelines.model.start import as_plain_lora
 from pipelines.recipe import LoraConfig
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 _ADAPTER = "default"
 _RELOADED = "reloaded"
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 PRESETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 

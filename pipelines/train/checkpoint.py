@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines.adapter_files import WEIGHTS_FILE
 from pipelines.contracts import Checkpoint, UserError, digest_of, short
 from pipelines.model.full import audit_full, save_full
-from pipelines.model.lora import WEIGHTS_FILE, audit_adapter, save_adapter, saved_name
+from pipelines.model.lora import audit_adapter, save_adapter, saved_name
 from pipelines.model.start import as_plain_lora
 from pipelines.storage import Store, verify
 from pipelines.train.engine import OptimizerState

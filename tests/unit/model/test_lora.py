@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pipelines.contracts import UserError
 from pipelines.model.base import base_fingerprint, load_base
 from pipelines.model.lora import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     adapters_by_row,
     add_adapter,
     attach,

@@ -13,9 +13,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from pipelines.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pipelines.contracts import UserError
 from pipelines.model.base import load_base
-from pipelines.model.lora import CONFIG_FILE, WEIGHTS_FILE, attach, save_adapter, trainable
+from pipelines.model.lora import attach, save_adapter, trainable
 from pipelines.model.rows import RowAdapters
 from pipelines.sections import LoraConfig, ModelConfig
 

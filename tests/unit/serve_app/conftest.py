@@ -29,7 +29,7 @@ def overflowing_folder(adapter_folders: dict[str, Path], tmp_path_factory: pytes
 def _rewritten(source: Path, target: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
     from safetensors.torch import load_file, save_file
 
-    from pipelines.model.lora import CONFIG_FILE, WEIGHTS_FILE
+    from pipelines.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 
     tensors = {name: change(tensor).contiguous() for name, tensor in load_file(source / WEIGHTS_FILE).items()}
     save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
