@@ -16,6 +16,7 @@ from pipelines.storage import Store
 from pipelines.train.checkpoint import list_checkpoints
 from pipelines.train.metrics import read_metrics
 from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
+from tests.plain import plain_loss
 
 NF4 = {"quantization": "nf4"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -73,7 +74,6 @@ def _train_all(base: str, root: str) -> None:
 def _plain_loss(base: str, config: Any, checkpoint: Path, data: Path) -> float:
     """Mean loss of the held-out samples with transformers and PEFT alone, each sample by itself."""
     import peft
-    import torch
     import transformers
 
     from pipelines.model.base import load_base
@@ -82,17 +82,10 @@ def _plain_loss(base: str, config: Any, checkpoint: Path, data: Path) -> float:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(checkpoint / "model")
     else:
         model = peft.PeftModel.from_pretrained(load_base(config, "cpu"), str(checkpoint / "adapter"))
-    total = count = 0.0
-    for batch in PickledFeed(data, "heldout").batches(np.arange(1), 1):
-        ends = batch["sample_lengths"][0].cumsum()
-        for start, end in zip(ends - batch["sample_lengths"][0], ends, strict=True):
-            ids = torch.tensor(batch["input_ids"][0][start:end], dtype=torch.int64)
-            weights = torch.tensor(batch["loss_weights"][0][start:end])[1:]
-            with torch.no_grad():
-                logp = model.eval()(input_ids=ids[None]).logits[0, :-1].float().log_softmax(-1)
-            total -= float((logp.gather(1, ids[1:, None])[:, 0] * weights).sum())
-            count += float(weights.sum())
-    return total / count
+    rows = (
+        {key: column[0] for key, column in b.items()} for b in PickledFeed(data, "heldout").batches(np.arange(1), 1)
+    )
+    return plain_loss(model, rows)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from jobs.run import RunResult, run
@@ -15,6 +14,7 @@ from pipelines.contracts import SILENT
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.registry import Registry
 from pipelines.storage import Store
+from tests.plain import plain_loss
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pocket_lora_person_cpu.yaml"
 
@@ -67,20 +67,11 @@ def test_checkpoint_loads_with_plain_peft_to_the_same_loss(done: tuple[Recipe, S
     best = result.run.best
     plain = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(plain, str(Path(best.ref.uri, "adapter"))).eval()
-    total, count = 0.0, 0.0
-    for file in sorted(Path(result.prepared.ref.uri).glob("heldout-*.parquet")):
-        for row in pq.read_table(file).to_pylist():
-            ends = np.cumsum(row["sample_lengths"])
-            for start, end in zip(ends - row["sample_lengths"], ends, strict=True):
-                ids = torch.tensor(row["input_ids"][start:end])
-                weights = torch.tensor(row["loss_weights"][start:end])[1:]
-                with torch.no_grad():
-                    logp = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
-                total -= float((logp.gather(1, ids[1:, None])[:, 0] * weights).sum())
-                count += float(weights.sum())
-    assert total / count == pytest.approx(best.metrics["heldout_loss"], rel=1e-4)
+    files = sorted(Path(result.prepared.ref.uri).glob("heldout-*.parquet"))
+    loss = plain_loss(model, (row for file in files for row in pq.read_table(file).to_pylist()))
+    assert loss == pytest.approx(best.metrics["heldout_loss"], rel=1e-4)
     report = {score.candidate: score.heldout_loss for score in result.report.scores}
-    assert total / count == pytest.approx(report[best.ref.digest], rel=1e-4)
+    assert loss == pytest.approx(report[best.ref.digest], rel=1e-4)
 
 
 def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None:
