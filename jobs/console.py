@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 _LOG_COLUMNS = 120
+_LOG_EVERY_S = 60.0
 
 
 class ConsoleProgress:
-    """Draws `contracts.Progress` on a terminal; where there is none (logs, CI) a bar is one line when it ends."""
+    """Draws `contracts.Progress` on a terminal; elsewhere (logs, CI) a bar is a line a minute and one when it ends."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_COLUMNS)
@@ -25,15 +27,12 @@ class ConsoleProgress:
     @contextmanager
     def bar(self, name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         started, done, said = time.monotonic(), 0, ""
-        columns = (
+        logged = started
+        drawn = _Drawn(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}" + (f" of {total:,}" if total else "")),
             TimeElapsedColumn(),
-        )
-        drawn = Progress(
-            *columns,
-            TextColumn("{task.fields[text]}"),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -42,10 +41,24 @@ class ConsoleProgress:
             task = drawn.add_task(name, total=total, text="")
 
             def advance(count: int = 1, text: str = "") -> None:
-                nonlocal done, said
+                nonlocal done, said, logged
                 done, said = done + count, text or said
                 drawn.update(task, advance=count, text=said)
+                if not self.console.is_terminal and time.monotonic() - logged >= _LOG_EVERY_S:
+                    logged = time.monotonic()
+                    self.note(f"  {name}: {done:,}{f' of {total:,}' if total else ''} {said}".rstrip())
 
             yield advance
         rate = done / max(time.monotonic() - started, 1e-9)
         self.note(f"  {name}: {done:,} ({rate:,.1f}/s) {said}".rstrip())
+
+
+class _Drawn(Progress):
+    """A bar with its text on the lines below, where a narrow terminal breaks it instead of cutting it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, then what they say."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["text"]:
+                yield Text("  " + task.fields["text"])

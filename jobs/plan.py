@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Console
@@ -14,14 +14,18 @@ from pipelines.contracts import UserError
 from pipelines.data.dataset import find_prepared
 from pipelines.data.sources import cut_chunks, find_files
 from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.model.base import resolve_dtype
 from pipelines.model.plan import Plan, Shape, choose, device_bytes, matmul_flops, shape_of
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
 from pipelines.train.loop import Schedule
+from pipelines.train.meter import matmul_rate
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_ROWS = 8
 _ADAPTER_BYTES = 4  # a saved weight is fp32
-_MATMUL = 768
 
 
 def show_plan(recipe: Recipe, store: Store, console: Console) -> None:
@@ -88,9 +92,9 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def _time_line(recipe: Recipe, store: Store, shape: Shape, plan: Plan, device: object) -> str:
+def _time_line(recipe: Recipe, store: Store, shape: Shape, plan: Plan, device: torch.device) -> str:
     prepared = find_prepared(recipe, store)
-    rate = _matmul_rate(device)
+    rate = matmul_rate(device, resolve_dtype(recipe.model, device.type))
     recompute, full = plan.gradient_checkpointing != "off", recipe.train.method == "full"
     step = matmul_flops(shape, recipe.train.global_batch * recipe.data.row_tokens, recompute, full)
     seconds = step / (rate * recipe.resources.max_workers)
@@ -99,18 +103,3 @@ def _time_line(recipe: Recipe, store: Store, shape: Shape, plan: Plan, device: o
         return f"{said}; the number of steps is known after `loraforge prepare`"
     steps = Schedule(prepared.train.num_rows, recipe.train).num_steps
     return f"{said}, and {steps:,} steps {steps * seconds:,.0f} s"
-
-
-def _matmul_rate(device: object) -> float:
-    """Floating-point operations a second of a square matrix product on this machine."""
-    import torch
-
-    on_gpu = str(device) != "cpu"
-    size = _MATMUL * (8 if on_gpu else 1)
-    a = torch.randn(size, size, device=str(device), dtype=torch.bfloat16 if on_gpu else torch.float32)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)

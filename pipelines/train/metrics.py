@@ -11,6 +11,8 @@ from typing import Any
 
 from pipelines.train.trackers import open_trackers
 
+_TAIL_BYTES = 4096  # several lines
+
 
 class MetricsLog:
     """Appends a line a step to `folder/metrics.jsonl`. Lines after `first_step` of an interrupted run go away."""
@@ -78,6 +80,17 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return _whole_lines(folder / "metrics.jsonl")
 
 
+def last_metrics(folder: Path) -> dict[str, Any] | None:
+    """The last whole line of a run's metrics.jsonl so far, read from the file's end."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as stream:
+            stream.seek(-min(_TAIL_BYTES, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = stream.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-1]) if lines else None
+
+
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text()
@@ -86,19 +99,8 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def memory_bytes() -> int:
-    """Peak memory of this process: allocated on the GPU where there is one, else resident."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def plot_loss(lines: Sequence[Mapping[str, Any]], heldout: Mapping[int, float], path: Path) -> None:
-    """Draw a run's loss a step and its held-out losses by step into `path` (.svg or .png)."""
+def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a run's loss a step and its held-out losses into `path` (.svg or .png)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -106,8 +108,9 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], heldout: Mapping[int, float], 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1, label="training")
+    heldout = [(line["step"], line["heldout_loss"]) for line in lines if line.get("heldout_loss") is not None]
     if heldout:
-        axes.plot(list(heldout), list(heldout.values()), marker="o", linewidth=1, label="held-out")
+        axes.plot(*zip(*heldout, strict=True), marker="o", linewidth=1, label="held-out")
     axes.set(xlabel="step", ylabel="loss a token", yscale="log")
     axes.legend()
     figure.savefig(path)

@@ -6,9 +6,7 @@ Our own manifests decide where a run resumes; Ray's snapshot of its bookkeeping 
 
 from __future__ import annotations
 
-import math
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,14 @@ from pipelines.contracts import (
 from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.storage import Artifact, Store
-from pipelines.train.checkpoint import checkpoint_kind, heldout_of, list_checkpoints, newest_sound, sweep
+from pipelines.train.checkpoint import checkpoint_kind, list_checkpoints, newest_sound, sweep
+from pipelines.train.follow import Following
 from pipelines.train.loop import Schedule
 from pipelines.train.metrics import plot_loss, read_metrics
 from pipelines.train.worker import Feed, WorkerPlan, train_rank
 
 KIND = "trained"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
-_POLL_S = 0.5
 _UNSHAPING = {"max_failures", "max_preemptions", "hang_timeout_s", "trackers", "record_samples", "keep"}
 
 
@@ -81,7 +79,7 @@ def train(
         progress.note(f"train: checkpoint damaged, {line}")
     if started_at:
         progress.note(f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}")
-    with _following(folder, schedule.num_steps, progress):
+    with Following(folder, schedule.num_steps, progress):
         _fit(plan)
     run = _finish(plan)
     progress.note(f"train: run {short(run_id)}, {_summary(run)}")
@@ -94,9 +92,8 @@ def _finish(plan: WorkerPlan) -> TrainingRun:
     kept = sweep(store, run_id, plan.recipe.train.keep)
     last = list_checkpoints(store, run_id)[-1]
     lines = read_metrics(plan.folder)
-    history = {c.step: heldout_of(c) for c in list_checkpoints(store, run_id) if math.isfinite(heldout_of(c))}
     for suffix in ("svg", "png"):
-        plot_loss(lines, history, plan.folder / f"loss.{suffix}")
+        plot_loss(lines, plan.folder / f"loss.{suffix}")
     with store.writing(KIND, run_id, plan.parents) as draft:
         (draft.path / "recipe.yaml").write_text(plan.recipe.to_yaml())
         shutil.copy(plan.folder / "metrics.jsonl", draft.path)
@@ -205,34 +202,3 @@ class _RayChannel:
             return False
         self._told = ray.train.get_preemption_info() is not None
         return self._told
-
-
-class _following:
-    """Draws the progress of a run by reading its metrics.jsonl while the workers write it."""
-
-    def __init__(self, folder: Path, num_steps: int, progress: Progress) -> None:
-        self._folder, self._num_steps, self._progress = folder, num_steps, progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._draw, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _draw(self) -> None:
-        shown = 0
-        with self._progress.bar("train steps", self._num_steps) as advance:
-            while True:
-                finished = self._done.wait(_POLL_S)
-                lines = read_metrics(self._folder)
-                if len(lines) > shown:
-                    last = lines[-1]
-                    loss = "not finite" if last["loss"] is None else f"{last['loss']:.4f}"
-                    text = f"loss {loss}  {last['tokens_per_s']:,.0f} tokens/s  {last['memory_bytes'] >> 20:,} MiB"
-                    advance(len(lines) - shown, text)
-                    shown = len(lines)
-                if finished:
-                    return

@@ -37,7 +37,8 @@ from pipelines.train.checkpoint import (
 )
 from pipelines.train.engine import DeepSpeedEngine
 from pipelines.train.loop import Schedule, heldout_loss, train_steps
-from pipelines.train.metrics import MetricsLog, SampleLog, memory_bytes
+from pipelines.train.meter import Meter, ModelSize, matmul_rate
+from pipelines.train.metrics import MetricsLog, SampleLog
 
 EVA_FORWARDS = 32  # packs from which lora.init=eva learns
 
@@ -137,9 +138,12 @@ class _Rank:
         self._log = (
             MetricsLog(self._plan.folder, self._first_step, recipe.train.trackers, about) if not engine.rank else None
         )
+        rate = matmul_rate(engine.device, self._size.dtype) if engine.device.type == "cuda" else None
+        self._meter = Meter(self._size, recipe.train.method == "full", schedule.num_steps, rate)
         feed = self._plan.open_feed(self._data, "train")
         rows: Iterator[Mapping[str, Any]] = rows_of(feed, order, recipe.train.micro_batch)
         rows = self._samples.noting(rows) if self._samples else rows
+        rows = self._meter.noting(rows)
         self._watch.restart()
         train_steps(engine, schedule, rows, self._first_step, self._on_step)
         if self._log:
@@ -148,6 +152,7 @@ class _Rank:
     def _build(self, device: torch.device, snapshot: Snapshot | None) -> tuple[Any, Any]:
         recipe = self._recipe
         base = load_base(recipe.model, str(device), PACKED)
+        self._size = ModelSize.of(base)
         _checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
         if recipe.train.method == "full":
             return unfreeze(base), None
@@ -164,14 +169,15 @@ class _Rank:
 
     def _on_step(self, step: int, values: dict[str, float]) -> bool:
         train = self._recipe.train
-        if self._log:
-            self._log.write(step, values | {"memory_bytes": memory_bytes()})
         if self._samples:
             self._samples.write(step)
         last = step == self._schedule.num_steps
+        scores: dict[str, float] = {}
         if step % train.save_every == 0 or last or self._channel.leaving():
-            share = self._num_heldout
-            scores = {"heldout_loss": heldout_loss(self._engine, self._heldout, share, train.micro_batch)}
+            scores["heldout_loss"] = heldout_loss(self._engine, self._heldout, self._num_heldout, train.micro_batch)
+        if self._log:
+            self._log.write(step, values | scores | self._meter.read(step, values["step_s"]))
+        if scores:
             metrics = {"loss": values["loss"], **scores}
             last = last or _stale(self._history, metrics, train.patience)
             self._save(step, metrics, last)

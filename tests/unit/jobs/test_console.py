@@ -34,6 +34,30 @@ def test_in_a_log_a_bar_is_one_line_when_it_ends_with_count_rate_and_the_last_te
     assert "\x1b" not in out.getvalue()
 
 
+def test_in_a_log_a_long_bar_says_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 59.0, 60.0, 60.0, 119.0, 121.0, 121.0, 130.0])
+    monkeypatch.setattr("jobs.console.time.monotonic", lambda: next(now))
+    progress, out = console(terminal=False)
+    with progress.bar("train steps", 1500) as advance:
+        for step in range(4):
+            advance(100, f"loss {step}")
+    assert out.getvalue().splitlines() == [
+        "  train steps: 200 of 1,500 loss 1",
+        "  train steps: 400 of 1,500 loss 3",
+        "  train steps: 400 (3.1/s) loss 3",
+    ]
+
+
+def test_on_a_narrow_terminal_the_text_is_broken_not_cut() -> None:
+    progress, out = console(terminal=True, width=60)
+    said = "loss 0.5123  1:02:05 left  12,100 tokens/s  lr 2.00e-04  grad 1.25  MFU 61% of 790 TFLOP/s measured"
+    with progress.bar("train steps", 9000) as advance:
+        advance(1200, said)
+    frame = out.getvalue().split("\x1b[?25h")[0]
+    assert "train steps" in frame and "1,200 of 9,000" in frame and "\n  loss 0.5123" in frame.replace("\r", "")
+    assert "measured" in frame and "…" not in frame
+
+
 def test_on_a_terminal_a_bar_shows_how_far_of_how_much_and_goes_away() -> None:
     progress, out = console(terminal=True, width=100)
     with progress.bar("train steps", 60) as advance:
