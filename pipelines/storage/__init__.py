@@ -5,6 +5,7 @@ artifact is built under a hidden temporary name, synced and renamed; on an objec
 manifest last. A folder without a manifest is not an artifact, whatever lies in it.
 """
 
+from pipelines.storage.faults import explaining
 from pipelines.storage.folders import MANIFEST, nearest_path, sha256_file, sync_tree, verify
 from pipelines.storage.hub import local_base_dir
 from pipelines.storage.store import Artifact, Draft, Store
@@ -14,6 +15,7 @@ __all__ = [
     "Artifact",
     "Draft",
     "Store",
+    "explaining",
     "local_base_dir",
     "nearest_path",
     "sha256_file",

@@ -36,10 +36,11 @@ _REMOTE_ERRORS = {
 
 
 @contextlib.contextmanager
-def explaining(root: str, path: str, first: bool = False) -> Iterator[None]:
+def explaining(root: str, path: str, first: bool = False, wants_bytes: int = 0) -> Iterator[None]:
     """Turn what the local store at `root` refuses into a UserError; errors of other files pass through.
 
-    `first` marks the check before any work, where every error is the store's.
+    `first` marks the check before any work, where every error is the store's. `wants_bytes` is what the work at `path`
+    needs there, where that is known.
     """
     try:
         yield
@@ -53,7 +54,9 @@ def explaining(root: str, path: str, first: bool = False) -> Iterator[None]:
         reason = reasons.get(code, str(error) if first and isinstance(error, OSError) else "")
         if not reason or not (first or _belongs(named, root)):
             raise
-        advice = f" ({_free_mib(path)} MiB free); free space or {_ELSEWHERE}" if code in _FULL else f"; {_ELSEWHERE}"
+        wanted = f", {max(1, wants_bytes >> 20)} MiB wanted" if wants_bytes else ""
+        full = f" ({_free_mib(path)} MiB free{wanted}); free space and give the same command again, or {_ELSEWHERE}"
+        advice = full if code in _FULL else f"; {_ELSEWHERE}"
         raise UserError(f"{named or path}: {reason}{advice}") from error
 
 

@@ -78,11 +78,16 @@ def checkpoint_key(run_id: str, step: int) -> str:
     return digest_of({"run": run_id, "step": step})
 
 
+def checkpoint_bytes(num_trained: int) -> int:
+    """About what a checkpoint of so many trained parameters takes: fp32 weights, both moments, and the adapter."""
+    return 16 * num_trained
+
+
 def check_space(store: Store, num_trained: int) -> None:
     """Raise UserError unless a local store has twice the room that a checkpoint of so many trained parameters takes."""
     if not store.is_local:
         return
-    need, free = 2 * 16 * num_trained, shutil.disk_usage(store.uri).free
+    need, free = 2 * checkpoint_bytes(num_trained), shutil.disk_usage(store.uri).free
     if free < need:
         raise UserError(
             f"{store.uri}: {free >> 20} MiB free, and the next checkpoint wants {need >> 20} MiB (twice its size); "

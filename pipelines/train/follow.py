@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: its metrics.jsonl, read as the workers write it."""
+"""What a person sees while a run goes on: its metrics.jsonl and failures.jsonl, read as they are written."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.contracts import Progress
+from pipelines.train.failures import read_failures
 from pipelines.train.metrics import last_metrics
 
 _POLL_S = 0.5
 
 
 class Following:
-    """Inside, draws the progress of the run in `folder`. After a restart the bar goes back to where the run stands."""
+    """Inside, draws the progress of the run in `folder` and notes its new failures.
+
+    After a restart the bar goes back to where the run stands.
+    """
 
     def __init__(self, folder: Path, num_steps: int, progress: Progress) -> None:
         self._folder, self._num_steps, self._progress = folder, num_steps, progress
+        self._known = len(read_failures(folder))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._draw, daemon=True)
 
@@ -38,8 +43,15 @@ class Following:
                 if last and last["step"] != shown:
                     advance(last["step"] - shown, describe(last))
                     shown = last["step"]
+                self._note_failures()
                 if finished:
                     return
+
+    def _note_failures(self) -> None:
+        failures = read_failures(self._folder)
+        for failure in failures[self._known :]:
+            self._progress.note(f"train: {failure}")
+        self._known = len(failures)
 
 
 def describe(line: Mapping[str, Any]) -> str:

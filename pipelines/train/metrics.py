@@ -69,7 +69,7 @@ def read_samples(folder: Path) -> dict[int, list[str]]:
     steps: dict[int, tuple[str, list[str]]] = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         start = path.name.rpartition("-")[0]
-        for line in _whole_lines(path):
+        for line in read_lines(path):
             held = steps.get(line["step"])
             steps[line["step"]] = (start, [*(held[1] if held and held[0] == start else ()), *line["samples"]])
     return {step: samples for step, (_, samples) in sorted(steps.items())}
@@ -77,7 +77,7 @@ def read_samples(folder: Path) -> dict[int, list[str]]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics.jsonl so far; a last line still being written is left out."""
-    return _whole_lines(folder / "metrics.jsonl")
+    return read_lines(folder / "metrics.jsonl")
 
 
 def last_metrics(folder: Path) -> dict[str, Any] | None:
@@ -91,7 +91,8 @@ def last_metrics(folder: Path) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines else None
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; none where there is no file, and not one still being written."""
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -6,7 +6,10 @@ Our own manifests decide where a run resumes; Ray's snapshot of its bookkeeping 
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,9 @@ from pipelines.contracts import (
 )
 from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
-from pipelines.storage import Artifact, Store
+from pipelines.storage import Artifact, Store, explaining
 from pipelines.train.checkpoint import checkpoint_kind, list_checkpoints, newest_sound, sweep
+from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
 from pipelines.train.loop import Schedule
 from pipelines.train.metrics import plot_loss, read_metrics
@@ -33,6 +37,7 @@ from pipelines.train.worker import Feed, WorkerPlan, train_rank
 
 KIND = "trained"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_CAUSE, _REASON_CHARS = "The actor is dead because", 240
 _UNSHAPING = {"max_failures", "max_preemptions", "hang_timeout_s", "trackers", "record_samples", "keep"}
 
 
@@ -52,7 +57,7 @@ def train(
 ) -> TrainingRun:
     """Train, or find the finished run, or go on with a broken one; Ray must be initialised.
 
-    Raises UserError for what the recipe got wrong, RuntimeError when workers kept dying.
+    Raises UserError for what the recipe got wrong, for a full disk, and when workers died more often than it allows.
     """
     fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
     run_id = run_id_of(recipe, prepared, fingerprint)
@@ -79,9 +84,10 @@ def train(
         progress.note(f"train: checkpoint damaged, {line}")
     if started_at:
         progress.note(f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}")
-    with Following(folder, schedule.num_steps, progress):
-        _fit(plan)
-    run = _finish(plan)
+    with explaining(store.uri, str(folder)):
+        with Following(folder, schedule.num_steps, progress):
+            _fit(plan)
+        run = _finish(plan)
     progress.note(f"train: run {short(run_id)}, {_summary(run)}")
     return run
 
@@ -140,8 +146,9 @@ def _fit(plan: WorkerPlan) -> None:
 
     want, train = plan.recipe.resources, plan.recipe.train
     plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / _SNAPSHOT).unlink(missing_ok=True)
+    drop_bookkeeping(plan.folder)
     elastic = want.min_workers != want.max_workers
+    _set_timeouts(elastic, train.hang_timeout_s)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"plan": plan},
@@ -159,16 +166,70 @@ def _fit(plan: WorkerPlan) -> None:
             failure_config=ray.train.FailureConfig(
                 max_failures=train.max_failures, max_preemption_failures=train.max_preemptions
             ),
+            callbacks=[_failure_notes(FailureLog(plan.folder))],
         ),
     )
-    mistake = trainer.fit().return_value
+    try:
+        mistake = trainer.fit().return_value
+    except ray.train.WorkerGroupError as error:
+        why = "; ".join(f"worker {rank}: {_reason(failure)}" for rank, failure in error.worker_failures.items())
+        raise UserError(
+            f"{plan.folder}: workers failed more often than train.max_failures={train.max_failures} allows, at last ({why}). "
+            "What is saved is kept; the same command goes on from there, and -v shows what the workers wrote"
+        ) from error
     if mistake:
         raise UserError(mistake)
+
+
+def drop_bookkeeping(folder: Path) -> None:
+    """Remove Ray's list of a run's checkpoints, which it writes in place and refuses to start with when damaged."""
+    (folder / _SNAPSHOT).unlink(missing_ok=True)
+
+
+def _set_timeouts(elastic: bool, hang_timeout_s: float) -> None:
+    """Ray Train reads these from the driver's environment; what is set there already stays.
+
+    A worker that does not answer for `hang_timeout_s` is dead, also when every worker is hung and none of them can say
+    so. An elastic run counts the workers of a node that has just died for some seconds more: it asks again soon.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600.0, hang_timeout_s)))
+    if elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+
+
+def _failure_notes(log: FailureLog) -> Any:
+    """Ray Train's callback in its controller that writes failures into the run's folder."""
+    import ray.train
+
+    class Notes(ray.train.UserCallback):
+        """Writes down what ended workers."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            announced = any(_preempted(error) for error in worker_exceptions.values())
+            log.write({rank: _reason(error) for rank, error in worker_exceptions.items()}, announced)
+
+    return Notes()
+
+
+def _plain(error: Exception) -> Exception:
+    return getattr(error, "health_check_failure", error)
+
+
+def _preempted(error: Exception) -> bool:
+    return bool(getattr(_plain(error), "preempted", False))
+
+
+def _reason(error: Exception) -> str:
+    plain = _plain(error)
+    text = " ".join(str(plain).split())
+    text = text[max(0, text.find(_CAUSE)) :]
+    return f"{type(plain).__name__}: {text[:_REASON_CHARS]}{'...' if len(text) > _REASON_CHARS else ''}"
 
 
 def _worker(config: dict[str, Any]) -> str | None:
     """One rank. A mistake of the user's comes back as its text, because Ray would retry an exception."""
     import torch
+    from ray.exceptions import RayActorError
     from ray.train.torch import get_device
 
     plan: WorkerPlan = config["plan"]
@@ -176,17 +237,18 @@ def _worker(config: dict[str, Any]) -> str | None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(plan.recipe.resources.cpus_per_worker)))
     try:
-        train_rank(plan, device, _RayChannel())
+        ended = train_rank(plan, device, _RayChannel())
     except UserError as error:
         return str(error)
+    if not ended:
+        # The one way to tell Ray Train to start anew at once and to count it as a preemption: a worker that returns has
+        # finished the run, and every other error is a failure.
+        raise RayActorError(error_msg="saved and stopped, because a node will be taken away", preempted=True)
     return None
 
 
 class _RayChannel:
     """Reports to Ray Train. Checkpoints lie in our store already, so Ray copies and deletes nothing."""
-
-    def __init__(self) -> None:
-        self._told = False
 
     def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None:
         import ray.train
@@ -195,10 +257,10 @@ class _RayChannel:
         no_upload = ray.train.CheckpointUploadMode.NO_UPLOAD
         ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_upload_mode=no_upload)
 
-    def leaving(self) -> bool:
+    def seconds_left(self) -> float | None:
         import ray.train
 
-        if self._told:
-            return False
-        self._told = ray.train.get_preemption_info() is not None
-        return self._told
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return None
+        return math.inf if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()

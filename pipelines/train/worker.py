@@ -6,6 +6,7 @@ import faulthandler
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +14,22 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipelines.contracts import Checkpoint, PreparedDataset, UserError
+from pipelines.contracts import Checkpoint, PreparedDataset
 from pipelines.model.base import load_base
 from pipelines.model.full import unfreeze
-from pipelines.model.lora import attach, saved_in_place
+from pipelines.model.lora import attach, saved_in_place, trainable
 from pipelines.model.plan import resolved
 from pipelines.model.start import start_eva, start_loftq, start_pissa
 from pipelines.recipe import Recipe
-from pipelines.storage import Store, local_base_dir
+from pipelines.storage import Store, explaining, local_base_dir
+from pipelines.train.agree import together
 from pipelines.train.attention import PACKED
 from pipelines.train.batch import MicroBatch, collate
 from pipelines.train.checkpoint import (
     ADAPTER_DIR,
     Snapshot,
     check_space,
+    checkpoint_bytes,
     checkpoint_key,
     checkpoint_kind,
     drop_damaged,
@@ -39,6 +42,7 @@ from pipelines.train.engine import DeepSpeedEngine
 from pipelines.train.loop import Schedule, heldout_loss, train_steps
 from pipelines.train.meter import Meter, ModelSize, matmul_rate
 from pipelines.train.metrics import MetricsLog, SampleLog
+from pipelines.train.notice import Answer, Notice
 
 EVA_FORWARDS = 32  # packs from which lora.init=eva learns
 
@@ -54,8 +58,8 @@ class Channel(Protocol):
 
     def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None: ...
 
-    def leaving(self) -> bool:
-        """True once, when it becomes known that some worker's node will be taken away soon."""
+    def seconds_left(self) -> float | None:
+        """How long it takes until some worker's node is taken away; infinite when nobody says, None when none will be."""
         ...
 
 
@@ -72,15 +76,16 @@ class WorkerPlan:
     open_feed: Callable[[Path, str], Feed]
 
 
-def train_rank(plan: WorkerPlan, device: torch.device, channel: Channel) -> None:
-    """Train this rank's share to the end, going on from the newest sound checkpoint. The process group must be up.
+def train_rank(plan: WorkerPlan, device: torch.device, channel: Channel) -> bool:
+    """Train this rank's share, going on from the newest sound checkpoint. The process group must be up.
 
-    Raises UserError for what a person can mend: a full disk, a loss that is not finite, a base that does not load.
+    Returns whether training has ended; False when it stopped, all saved, because a node will be taken away.
+    Raises UserError, alike on all ranks, for what a person can mend: a full disk, a loss that is not finite, a base
+    that does not load.
     """
     watch = _Watch(plan.recipe.train.hang_timeout_s)
-    rank = _Rank(plan, device, channel, watch)
     try:
-        rank.run()
+        return _Rank(plan, device, channel, watch).run()
     finally:
         watch.stop()
 
@@ -114,7 +119,9 @@ class _Rank:
         self._schedule = Schedule(plan.prepared.train.num_rows, recipe.train)
         self._first_step = snapshot.step if snapshot else 0
         self._data = plan.store.local_dir(plan.prepared.ref)
-        self._model, self._pissa = self._build(device, snapshot)
+        with together(device):
+            self._model, self._pissa = self._build(device, snapshot)
+        self._num_trained = sum(parameter.numel() for parameter in trainable(self._model).values())
         b_ratio = recipe.lora.lr_ratio if recipe.train.method == "lora" else 1.0
         self._engine = DeepSpeedEngine(self._model, recipe.train, device, b_ratio)
         self._history: list[Mapping[str, float]] = []
@@ -124,20 +131,20 @@ class _Rank:
         if self._engine.rank == 0:
             drop_damaged(plan.store, plan.run_id, self._first_step)
 
-    def run(self) -> None:
+    def run(self) -> bool:
         if self._finished:
-            return
+            return True
         engine, recipe, schedule = self._engine, self._recipe, self._schedule
         order = schedule.order(self._first_step, engine.rank, engine.world_size)
         self._num_heldout = self._plan.prepared.heldout.num_rows
         mine = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
         self._heldout = list(rows_of(self._plan.open_feed(self._data, "heldout"), mine, 32))
         (started_at,) = engine.sum_over_ranks(0.0 if engine.rank else time.time())
-        self._samples = SampleLog(self._plan.folder, started_at, engine.rank) if recipe.train.record_samples else None
-        about = {"recipe": recipe.model_dump(mode="json"), "run_id": self._plan.run_id}
-        self._log = (
-            MetricsLog(self._plan.folder, self._first_step, recipe.train.trackers, about) if not engine.rank else None
-        )
+        self._notice, self._ended = Notice(engine, self._channel.seconds_left), True
+        about, folder = {"recipe": recipe.model_dump(mode="json"), "run_id": self._plan.run_id}, self._plan.folder
+        with self._writing():
+            self._samples = SampleLog(folder, started_at, engine.rank) if recipe.train.record_samples else None
+            self._log = None if engine.rank else MetricsLog(folder, self._first_step, recipe.train.trackers, about)
         rate = matmul_rate(engine.device, self._size.dtype) if engine.device.type == "cuda" else None
         self._meter = Meter(self._size, recipe.train.method == "full", schedule.num_steps, rate)
         feed = self._plan.open_feed(self._data, "train")
@@ -146,8 +153,17 @@ class _Rank:
         rows = self._meter.noting(rows)
         self._watch.restart()
         train_steps(engine, schedule, rows, self._first_step, self._on_step)
-        if self._log:
-            self._log.close()
+        with self._writing():
+            if self._log:
+                self._log.close()
+        return self._ended
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, what a rank's disk refuses ends all ranks with the same UserError. Collective."""
+        wants = 2 * checkpoint_bytes(self._num_trained)
+        with together(self._engine.device), explaining(self._store.uri, str(self._plan.folder), wants_bytes=wants):
+            yield
 
     def _build(self, device: torch.device, snapshot: Snapshot | None) -> tuple[Any, Any]:
         recipe = self._recipe
@@ -169,40 +185,40 @@ class _Rank:
 
     def _on_step(self, step: int, values: dict[str, float]) -> bool:
         train = self._recipe.train
-        if self._samples:
-            self._samples.write(step)
+        began = time.perf_counter()
         last = step == self._schedule.num_steps
+        answer = Answer.GO_ON if last else self._notice.after_step(values["step_s"])
         scores: dict[str, float] = {}
-        if step % train.save_every == 0 or last or self._channel.leaving():
+        if step % train.save_every == 0 or last or answer is not Answer.GO_ON:
             scores["heldout_loss"] = heldout_loss(self._engine, self._heldout, self._num_heldout, train.micro_batch)
-        if self._log:
-            self._log.write(step, values | scores | self._meter.read(step, values["step_s"]))
+        with self._writing():
+            if self._samples:
+                self._samples.write(step)
+            if self._log:
+                self._log.write(step, values | scores | self._meter.read(step, values["step_s"]))
         if scores:
             metrics = {"loss": values["loss"], **scores}
             last = last or _stale(self._history, metrics, train.patience)
             self._save(step, metrics, last)
+            self._notice.saved_in(time.perf_counter() - began)
         self._watch.restart()
-        return not last
+        self._ended = last or answer is not Answer.SAVE_AND_STOP
+        return not last and self._ended
 
     def _save(self, step: int, metrics: Mapping[str, float], finished: bool) -> None:
         """Gather, write and verify on rank 0, then report; every rank takes part, and learns when rank 0 could not."""
         engine = self._engine
         snapshot = Snapshot(step, engine.gather(), metrics, tuple(self._history), self._pissa, finished)
-        uri, mistake = None, None
-        if engine.rank == 0:
-            try:
+        uri = None
+        with together(engine.device):
+            if engine.rank == 0:
                 uri = self._write(snapshot).ref.uri
-            except UserError as error:
-                mistake = error
-        (failed,) = engine.sum_over_ranks(float(mistake is not None))
-        if failed:
-            raise mistake or UserError("the checkpoint could not be written by rank 0")
         self._history.append(dict(metrics))
         self._channel.report(dict(metrics), uri)
 
     def _write(self, snapshot: Snapshot) -> Checkpoint:
         plan, kind = self._plan, checkpoint_kind(self._plan.run_id)
-        check_space(plan.store, sum(weights.numel() for weights in snapshot.state.weights.values()))
+        check_space(plan.store, self._num_trained)
         with plan.store.writing(kind, checkpoint_key(plan.run_id, snapshot.step), plan.parents) as draft:
             facts = write_checkpoint(draft.path, self._model, self._base, snapshot)
             self._compare_reloaded(draft.path / ADAPTER_DIR)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -29,6 +30,7 @@ from pipelines.train.worker import WorkerPlan
 
 ROW_TOKENS = 160
 _ATTEMPTS = itertools.count()
+_STOPPED = 3
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ class Faults:
     rank: int = 0
     kill_at_step: int | None = None
     die_at_byte: int | None = None
+    refuse_at_byte: int | None = None
     hang_at_step: int | None = None
     preempt_at_step: int | None = None
+    preempt_in_s: float = math.inf
     poison_at_step: int | None = None
 
 
@@ -122,6 +126,11 @@ class Outcome:
     @property
     def fine(self) -> bool:
         return all(code == 0 for code in self.codes) and not self.mistakes
+
+    @property
+    def stopped(self) -> bool:
+        """Every rank stopped by itself before the end, because a node will be taken away."""
+        return all(code == _STOPPED for code in self.codes)
 
 
 def attempt(plan: WorkerPlan, world_size: int, faults: Faults = Faults(), timeout_s: float = 240) -> Outcome:
@@ -139,7 +148,7 @@ def attempt(plan: WorkerPlan, world_size: int, faults: Faults = Faults(), timeou
         process.start()
     end = time.monotonic() + timeout_s
     while any(p.is_alive() for p in ranks) and time.monotonic() < end:
-        if any(p.exitcode not in (None, 0) for p in ranks):
+        if any(p.exitcode not in (None, 0, _STOPPED) for p in ranks):
             time.sleep(0.5)
             break
         time.sleep(0.05)
@@ -163,17 +172,17 @@ def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Fa
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout)
     from pipelines.train import worker
 
-    channel = _LocalChannel(faults)
+    channel, ended = _LocalChannel(faults), True
     if faults.rank == rank:
         _plant(worker, faults)
     try:
-        worker.train_rank(plan, torch.device("cpu"), channel)
+        ended = worker.train_rank(plan, torch.device("cpu"), channel)
     except UserError as error:
         results.put(str(error))
     except Exception:  # noqa: BLE001  (the process boundary)
         traceback.print_exc()
         os._exit(1)
-    os._exit(0)  # gloo's threads sometimes abort a process that leaves by the front door
+    os._exit(0 if ended else _STOPPED)  # gloo's threads sometimes abort a process that leaves by the front door
 
 
 class Alone:
@@ -181,26 +190,31 @@ class Alone:
 
     def report(self, metrics: Any, checkpoint_uri: str | None) -> None: ...
 
-    def leaving(self) -> bool:
-        return False
+    def seconds_left(self) -> float | None:
+        return None
 
 
 class _LocalChannel:
+    """Tells of the node's end from the step `preempt_at_step` of this attempt on."""
+
     def __init__(self, faults: Faults) -> None:
-        self._preempt_at, self._asked = faults.preempt_at_step, 0
+        self._faults, self._asked, self._deadline = faults, 0, 0.0
 
     def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None: ...
 
-    def leaving(self) -> bool:
+    def seconds_left(self) -> float | None:
         self._asked += 1
-        return self._asked == self._preempt_at
+        if self._asked == self._faults.preempt_at_step:
+            self._deadline = time.monotonic() + self._faults.preempt_in_s
+        return self._deadline - time.monotonic() if self._deadline else None
 
 
 def _plant(worker: Any, faults: Faults) -> None:
     """Have the worker's own code meet the fault: a step's end for kills, the kernel's file size limit for writes."""
-    if faults.die_at_byte is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (faults.die_at_byte, resource.RLIM_INFINITY))
+    if faults.die_at_byte is not None or faults.refuse_at_byte is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if faults.refuse_at_byte is None else signal.SIG_IGN)
+        limit = faults.die_at_byte if faults.refuse_at_byte is None else faults.refuse_at_byte
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, resource.RLIM_INFINITY))
     steps: Callable[..., None] = worker.train_steps
 
     def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:

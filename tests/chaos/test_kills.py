@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.contracts import UserError
 from pipelines.storage import Store
-from pipelines.train.checkpoint import list_checkpoints, newest_sound
+from pipelines.train.checkpoint import check_space, list_checkpoints, newest_sound
 from pipelines.train.metrics import read_metrics, read_samples
 from tests.chaos.harness import Faults, Outcome, WorkerPlan, attempt, plan_of, prepared_dataset, recipe_for
 
@@ -127,11 +128,21 @@ def test_hung_worker_is_ended(pocket_base: str, tmp_path: Path, unbroken: list[f
     assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
 
 
-def test_notice_of_preemption_loses_no_step(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
-    """The node is said to go after step 5 (the fourth step without a regular checkpoint) and goes in step 6."""
+def test_notice_of_preemption_saves_at_once(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """The node is said to go after step 5, nobody says when, and it goes in step 6."""
     plan = fresh_plan(pocket_base, tmp_path)
-    broken = attempt(plan, 2, Faults(rank=1, preempt_at_step=4, kill_at_step=6))
+    broken = attempt(plan, 2, Faults(rank=1, preempt_at_step=5, kill_at_step=6))
     assert resume_after(plan, broken) == 5
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+
+
+def test_notice_with_a_deadline_loses_no_step(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """The node is said to go soon after step 4: all ranks save and stop by themselves, and nothing is done again."""
+    plan = fresh_plan(pocket_base, tmp_path)
+    broken = attempt(plan, 2, Faults(preempt_at_step=4, preempt_in_s=3))
+    assert broken.stopped
+    assert [line["step"] for line in read_metrics(plan.folder)] == [1, 2, 3, 4]
+    assert resume_after(plan, broken) == 4
     assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
 
 
@@ -157,15 +168,46 @@ def test_gradient_that_is_not_finite(zero: int, policy: str, pocket_base: str, t
     assert lines[4]["grad_norm"] is None and lines[-1]["loss"] < 0.1 * lines[0]["loss"]
 
 
-def test_full_disk_is_foreseen_and_survived(pocket_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_foreseen(pocket_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = fresh_plan(pocket_base, tmp_path)
     usage = shutil.disk_usage(tmp_path)
-    from pipelines.contracts import UserError
-    from pipelines.train.checkpoint import check_space
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(UserError, match=r"1 MiB free, and the next checkpoint wants 30 MiB"):
         check_space(plan.store, 1_000_000)
+
+
+@pytest.mark.parametrize(("rank", "num_bytes"), [(0, 1000), (1, 200)], ids=["metrics", "samples"])
+def test_what_one_ranks_disk_refuses_ends_all_alike(
+    rank: int, num_bytes: int, pocket_base: str, tmp_path: Path, unbroken: list[float]
+) -> None:
+    """A log of one rank may not grow any more between two checkpoints: one line for all ranks, and the way back."""
+    plan = fresh_plan(pocket_base, tmp_path, train={"save_every": 10})
+    outcome = attempt(plan, 2, Faults(rank=rank, refuse_at_byte=num_bytes))
+    assert outcome.codes == [0, 0] and len(outcome.mistakes) == 2
+    assert outcome.mistakes[0] == outcome.mistakes[1]
+    assert str(plan.folder) in outcome.mistakes[0] and "larger than a file may be here" in outcome.mistakes[0]
+    assert 0 < len(read_metrics(plan.folder)) < NUM_STEPS
+    assert attempt(plan, 2).fine
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+    check_samples(plan)
+
+
+def test_shares_that_are_not_equal(pocket_base: str, tmp_path: Path) -> None:
+    """11 rows in steps of 3 and a last one of 2: of 2 ranks one has less to do than the other, of 4 one or two have none.
+
+    All do the same steps, no row is left out or seen twice, and the curves are the ones of one rank.
+    """
+    curves = []
+    for world_size in (1, 2, 4):
+        store = Store(tmp_path / str(world_size))
+        recipe = recipe_for(pocket_base, train={"global_batch": 3})
+        plan = plan_of(recipe, store, prepared_dataset(store, pocket_base, num_train=11))
+        assert attempt(plan, world_size, timeout_s=120).fine
+        seen = Counter(name for names in read_samples(plan.folder).values() for name in names)
+        assert set(seen.values()) == {2} and len(seen) == plan.prepared.train.num_samples
+        curves.append(losses_of(plan))
+    assert len(curves[0]) == 8
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5) and curves[2] == pytest.approx(curves[0], rel=1e-5)
 
 
 def test_early_stop_and_a_finished_run_stays_finished(pocket_base: str, tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_under_a_stage(ray_cluster: None, tiny_disk: Path) -> None:
     store = Store(tiny_disk / "store")
     store.check_writable()
-    with pytest.raises(UserError, match=rf"{store.uri}/.*: the disk is full \(0 MiB free\); free space or"):
+    with pytest.raises(
+        UserError,
+        match=rf"{store.uri}/.*: the disk is full \(0 MiB free\); free space and give the same command again, or",
+    ):
         prepare(load_recipe(RECIPE), store, SILENT)
     assert store.names("prepared") == [] and not list(Path(store.uri).rglob(".tmp-*"))

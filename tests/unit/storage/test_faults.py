@@ -79,7 +79,8 @@ def test_a_full_disk_is_said_and_leaves_nothing_and_the_same_write_passes_when_t
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * (160 << 10))
     with pytest.raises(
-        UserError, match=rf"{small_disk}/store/.*: the disk is full \(\d+ MiB free\); free space or .*--st"
+        UserError,
+        match=rf"{small_disk}/store/.*: the disk is full \(\d+ MiB free\); free space and give the same command again, or .*--st",
     ):
         fill(store, 200 << 10)
     assert store.find("things", KEY) is None and list(Path(store.uri, "things").iterdir()) == []

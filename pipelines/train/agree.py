@@ -1,0 +1,30 @@
+"""A mistake of one rank becomes every rank's: all end alike, and none waits in a collective for one that has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from pipelines.contracts import UserError
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Do what may fail on some ranks only. Collective: every rank enters it, and its body holds no collective.
+
+    Raises UserError on all ranks, with the text of the first rank that met one, when any did.
+    """
+    mistake = None
+    try:
+        yield
+    except UserError as error:
+        mistake = error
+    failed = torch.tensor(float(mistake is not None), device=device)
+    dist.all_reduce(failed)
+    if failed.item():
+        said: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, str(mistake) if mistake else None)
+        raise UserError(next(text for text in said if text)) from mistake
