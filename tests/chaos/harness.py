@@ -109,7 +109,7 @@ class Faults:
     rank: int = 0
     kill_at_step: int | None = None
     die_at_byte: int | None = None
-    refuse_at_byte: int | None = None
+    refuse_writes_at_step: int | None = None
     hang_at_step: int | None = None
     preempt_at_step: int | None = None
     preempt_in_s: float = math.inf
@@ -211,10 +211,9 @@ class _LocalChannel:
 
 def _plant(worker: Any, faults: Faults) -> None:
     """Have the worker's own code meet the fault: a step's end for kills, the kernel's file size limit for writes."""
-    if faults.die_at_byte is not None or faults.refuse_at_byte is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if faults.refuse_at_byte is None else signal.SIG_IGN)
-        limit = faults.die_at_byte if faults.refuse_at_byte is None else faults.refuse_at_byte
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, resource.RLIM_INFINITY))
+    if faults.die_at_byte is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (faults.die_at_byte, resource.RLIM_INFINITY))
     steps: Callable[..., None] = worker.train_steps
 
     def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:
@@ -223,6 +222,8 @@ def _plant(worker: Any, faults: Faults) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == faults.hang_at_step:
                 time.sleep(10_000)
+            if step == faults.refuse_writes_at_step:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             return on_step(step, values)
 
         if faults.poison_at_step is not None:

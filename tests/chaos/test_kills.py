@@ -176,17 +176,17 @@ def test_full_disk_is_foreseen(pocket_base: str, tmp_path: Path, monkeypatch: py
         check_space(plan.store, 1_000_000)
 
 
-@pytest.mark.parametrize(("rank", "num_bytes"), [(0, 1000), (1, 200)], ids=["metrics", "samples"])
+@pytest.mark.parametrize("rank", [0, 1], ids=["metrics", "samples"])
 def test_what_one_ranks_disk_refuses_ends_all_alike(
-    rank: int, num_bytes: int, pocket_base: str, tmp_path: Path, unbroken: list[float]
+    rank: int, pocket_base: str, tmp_path: Path, unbroken: list[float]
 ) -> None:
-    """A log of one rank may not grow any more between two checkpoints: one line for all ranks, and the way back."""
+    """No file of one rank may grow any more after step 4: one line for all ranks, and the same command goes on."""
     plan = fresh_plan(pocket_base, tmp_path, train={"save_every": 10})
-    outcome = attempt(plan, 2, Faults(rank=rank, refuse_at_byte=num_bytes))
+    outcome = attempt(plan, 2, Faults(rank=rank, refuse_writes_at_step=4))
     assert outcome.codes == [0, 0] and len(outcome.mistakes) == 2
     assert outcome.mistakes[0] == outcome.mistakes[1]
     assert str(plan.folder) in outcome.mistakes[0] and "larger than a file may be here" in outcome.mistakes[0]
-    assert 0 < len(read_metrics(plan.folder)) < NUM_STEPS
+    assert len(read_metrics(plan.folder)) in (3, 4)
     assert attempt(plan, 2).fine
     assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
     check_samples(plan)
