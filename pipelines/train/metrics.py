@@ -25,19 +25,26 @@ class MetricsLog:
         replacement.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         os.replace(replacement, self._path)
         self._stream = open(self._path, "a", buffering=1)  # noqa: SIM115  (lives as long as the run)
-        self._trackers = open_trackers(trackers, folder, first_step, about)
+        self._trackers = open_trackers(trackers, folder, about)
+        for line in earlier:
+            self._tell(line["step"], {name: value for name, value in line.items() if name != "step"})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """`values` of steps 1, 2, ...; a number that is not finite is written as null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._stream.write(json.dumps({"step": step, **finite}) + "\n")
-        for tracker in self._trackers:
-            tracker.write(step, {name: value for name, value in finite.items() if value is not None})
+        self._tell(step, finite)
 
-    def close(self) -> None:
+    def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
+        for tracker in self._trackers:
+            if step > tracker.held:
+                tracker.write(step, {name: value for name, value in values.items() if value is not None})
+
+    def close(self, finished: bool = True) -> None:
+        """The run has ended, or broke off when not `finished`."""
         self._stream.close()
         for tracker in self._trackers:
-            tracker.close()
+            tracker.close(finished)
 
 
 class SampleLog:

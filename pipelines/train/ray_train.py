@@ -33,6 +33,7 @@ from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
 from pipelines.train.loop import Schedule
 from pipelines.train.metrics import plot_loss, read_metrics
+from pipelines.train.trackers import check_trackers
 from pipelines.train.worker import Feed, WorkerPlan, train_rank
 
 KIND = "trained"
@@ -75,6 +76,7 @@ def train(
         progress.note(
             f"train: lora.{key} is set: the registry refuses such an adapter, since no engine serves it as trained"
         )
+    check_trackers(recipe.train.trackers)
     parents = {"prepared": prepared.ref.digest, "base": fingerprint, "recipe": recipe.digest}
     folder = _run_folder(store, run_id)
     plan = WorkerPlan(recipe, store, prepared, run_id, parents, folder, open_feed)

@@ -6,7 +6,7 @@ import faulthandler
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -152,7 +152,13 @@ class _Rank:
         rows = self._samples.noting(rows) if self._samples else rows
         rows = self._meter.noting(rows)
         self._watch.restart()
-        train_steps(engine, schedule, rows, self._first_step, self._on_step)
+        try:
+            train_steps(engine, schedule, rows, self._first_step, self._on_step)
+        except BaseException:
+            if self._log:
+                with suppress(OSError):  # a full disk is what may have ended the run
+                    self._log.close(finished=False)
+            raise
         with self._writing():
             if self._log:
                 self._log.close()
