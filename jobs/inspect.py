@@ -85,8 +85,8 @@ def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_id
         lost = Table(
             "rows", "fate", "reason", "first", title="rows that are not in it as they were", title_justify="left"
         )
-        for fate, reason, count, origin in found.lost[:12]:
-            lost.add_row(f"{count:,}", fate, Text(reason), Text(origin))
+        for kind in found.lost[:12]:
+            lost.add_row(f"{kind.count:,}", kind.fate, Text(kind.reason), Text(kind.first))
         console.print(lost)
     for problem in found.problems:
         console.print(Text(f"wrong: {problem}", style="bold red"))

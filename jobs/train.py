@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.cluster import check_fits
-from pipelines.contracts import PreparedDataset, Progress, TrainingRun
+from pipelines.contracts import PreparedDataset, Progress, TrainingRun, UserError
+from pipelines.data.audit import refuse
 from pipelines.data.dataset import RowFeed
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
@@ -17,7 +18,14 @@ from pipelines.train.ray_train import train as train_run
 
 
 def train(recipe: Recipe, store: Store, progress: Progress, prepared: PreparedDataset) -> TrainingRun:
-    """The training run of this recipe on this dataset: found, continued or made; the Ray cluster must be up."""
+    """The training run of this recipe on this dataset: found, continued or made; the Ray cluster must be up.
+
+    Raises UserError when the dataset's audit finds something wrong beyond the recipe's `data.audit`.
+    """
+    artifact = store.read(prepared.ref.uri)
+    if artifact is None:
+        raise UserError(f"{prepared.ref.uri}: the dataset is gone from the store; run `loraforge prepare` again")
+    refuse(artifact, prepared, recipe.data.audit)
     if find_run(recipe, store, prepared) is None:
         check_fits(recipe)
     with _own_interrupt():

@@ -78,18 +78,20 @@ class SourceConfig(Section):
 
 
 class AuditConfig(Section):
-    """What `inspect` finds wrong beyond these makes it exit with 1. Changing them prepares nothing anew."""
+    """What is wrong beyond these makes `inspect` exit with 1 and keeps `train` from starting. Changing them prepares nothing
+    anew.
+    """
 
     min_fill: float = Field(default=0.8, ge=0, le=1, description="share of the packs' positions that hold a token")
     min_trained_share: float = Field(default=0.005, ge=0, le=1, description="trained tokens of all tokens")
     max_lost_share: float = Field(
-        default=0.2, ge=0, le=1, description="rows too long, truncated or without a trained token"
+        default=0.2, ge=0, le=1, description="rows too long for a pack, left out or shortened"
     )
     max_prefix_differs_share: float = Field(
         default=0.01, ge=0, le=1, description="rows whose training ids do not begin with their generation prompt"
     )
     max_stop_missing_share: float = Field(
-        default=0.0, ge=0, le=1, description="rows whose last trained token is no stop token"
+        default=0.0, ge=0, le=1, description="trained turns that do not end in a stop token"
     )
 
 

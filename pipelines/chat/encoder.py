@@ -61,7 +61,8 @@ class Encoder:
         return False
 
     def encode(self, texts: Sequence[str], sizes: Sequence[int] | None = None) -> Encoded:
-        """Encode whole texts, of `sizes` bytes if these are known; control tokens are recognized."""
+        """Encode whole texts, of `sizes` bytes if these are known; control tokens are recognized. Raises UnicodeEncodeError."""
+        sizes = sizes or [len(t) if t.isascii() else len(t.encode()) for t in texts]
         encodings: list[tokenizers.Encoding] | None = None
         if self._fast is not None:
             flat, bounds = self._fast.encode_batch_flat(list(texts))
@@ -71,7 +72,6 @@ class Encoder:
             encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
             offsets = np.concatenate(([0], np.cumsum([len(e.ids) for e in encodings], dtype=np.int64)))
             ids = np.concatenate([np.asarray(e.ids, np.int32) for e in encodings] or [np.empty(0, np.int32)])
-        sizes = sizes or [len(t) if t.isascii() else len(t.encode()) for t in texts]
         bases = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         return self._placed(texts, encodings, ids, offsets, bases)
 
@@ -145,10 +145,10 @@ class Encoder:
 
 
 def byte_offsets(text: str) -> np.ndarray:
-    """Byte offset of every character of a text and of its end, int64 [len(text) + 1]."""
+    """Byte offset of every character of a text and of its end, int64 [len(text) + 1]. Raises UnicodeEncodeError."""
     if text.isascii():
         return np.arange(len(text) + 1)
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     return np.concatenate(([0], np.cumsum(widths)))
 

@@ -31,18 +31,20 @@ from pipelines.chat.trace import AS_IS, LSTRIP, RSTRIP, STRIP, Absence, Trace, T
 
 _TRIM = {STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
 _PLACEHOLDER = "the answer"
+_PROOFS = ("text {} of a turn.", "\n text {} of a turn \t\n")  # white space shows what a template trims
 
 
 @dataclass(frozen=True)
 class Layout:
     """A rendered text; `trained` holds (turn, start, end), `contents` what came from messages, all in characters.
 
-    `contents` is None where the template hides it.
+    `contents` is None where the template hides it. `others` is what of it other than assistant turns said.
     """
 
     text: str
     trained: tuple[tuple[int, int, int], ...]
     contents: tuple[Span, ...] | None
+    others: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Plan:
     def _slots(self) -> list[tuple[int, int, str]]:
         return [(i, *piece) for i, piece in enumerate(self.pieces) if not isinstance(piece, str)]
 
+    @functools.cached_property
+    def others(self) -> list[int]:
+        """The pieces that hold what turns other than the assistant's said."""
+        answering = {answer.turn for answer in self.answers}
+        return [i for i, turn, _ in self._slots if turn not in answering]
+
     def texts(self, contents: Sequence[str]) -> list[str]:
         """The pieces with the contents in them; their concatenation is the render."""
         texts: list[Any] = [*self.pieces]
@@ -84,7 +92,7 @@ class Plan:
         at = [0, *itertools.accumulate(map(len, texts))]
         slots = tuple((at[i], at[i + 1]) for i, piece in enumerate(self.pieces) if type(piece) is not str)
         trained = tuple((x.turn, at[x.first] - x.lead, at[x.last] + x.tail) for x in self.answers)
-        return Layout("".join(texts), trained, slots)
+        return Layout("".join(texts), trained, slots, tuple((at[i], at[i + 1]) for i in self.others))
 
 
 class Layouter:
@@ -100,10 +108,7 @@ class Layouter:
         """The plan for turns of plain text; None when the template must run on them. No tools, no tool calls."""
         shape = (*roles, *[not c for c in contents])
         if shape not in self._plans:
-            traced = self._traced(roles, contents)
-            if traced is not None and not traced.fits(contents):
-                return None  # these contents cannot prove it; the next may
-            self._plans[shape] = self._proven(traced, roles, contents) if traced else None
+            self._plans[shape] = self._proven(roles, [not c for c in contents])
         plan = self._plans[shape]
         return plan if plan is not None and (not plan.absent or plan.fits(contents)) else None
 
@@ -124,7 +129,8 @@ class Layouter:
         answers = [
             self._without_stop(found.text, a, b) for i, (a, b) in zip(turns, spans, strict=True) if i not in inside
         ]
-        return Layout(found.text, trained, None if hidden else tuple(sorted([*inside.values(), *answers])))
+        others = tuple(span for i, span in inside.items() if i not in turns)
+        return Layout(found.text, trained, None if hidden else tuple(sorted([*inside.values(), *answers])), others)
 
     def _without_stop(self, text: str, start: int, end: int) -> Span:
         return start, end - len(self.stop) if self.stop and text.endswith(self.stop, start, end) else end
@@ -183,19 +189,26 @@ class Layouter:
 
     # -- plans ---------------------------------------------------------------------------------------------------
 
-    def _traced(self, roles: Sequence[str], contents: Sequence[str]) -> Plan | None:
-        trace = self._tracer.trace(roles, [not c for c in contents])
-        return self._plan_from(trace, [i for i, role in enumerate(roles) if role == "assistant"]) if trace else None
+    def _proven(self, roles: Sequence[str], empty: Sequence[bool]) -> Plan | None:
+        """The plan of a shape, with its places as real runs of the template show them; None when the two disagree.
 
-    def _proven(self, plan: Plan, roles: Sequence[str], contents: Sequence[str]) -> Plan | None:
-        """The plan with its places as one real run of the template shows them; None when the two disagree."""
-        try:
-            real = self.lay_out([{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)])
-        except TemplateError:
-            return None
-        plan = _with_leads(plan, real, contents)
-        planned = plan.layout(contents)
-        return plan if (real.text, real.trained) == (planned.text, planned.trained) else None
+        The runs are on texts of our own: what a row says must not decide how other rows of its shape are laid out.
+        """
+        trace = self._tracer.trace(roles, empty)
+        plan = self._plan_from(trace, [i for i, role in enumerate(roles) if role == "assistant"]) if trace else None
+        for proof in _PROOFS:
+            contents = ["" if none else proof.format(i) for i, none in enumerate(empty)]
+            if plan is None or not plan.fits(contents):
+                return plan if proof != _PROOFS[0] else None
+            try:
+                real = self.lay_out([{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)])
+            except TemplateError:
+                return None
+            plan = _with_leads(plan, real, contents) if proof == _PROOFS[0] else plan
+            planned = plan.layout(contents)
+            if (real.text, real.trained) != (planned.text, planned.trained):
+                return None
+        return plan
 
     def _plan_from(self, trace: Trace, turns: Sequence[int]) -> Plan | None:
         """Cut a traced text at its marks; None when an answer cannot be placed in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from pipelines.chat.adapt import adapt, probe_abilities
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
 from pipelines.chat.formats import template_for
 from pipelines.chat.layout import Layout, Layouter
-from pipelines.chat.template import MARKS, ChatTemplate, Messages, TemplateError
+from pipelines.chat.masks import Masks, Places, masks_of
+from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, load_spec
 from pipelines.chat.trace import Tracer
 from pipelines.contracts import Conversation, Turn, UserError
@@ -35,12 +37,17 @@ class Rendered:
 
 @dataclass(frozen=True)
 class RenderedBatch:
-    """`ids` int32 [T] and `weights` float32 [T]; conversation i has `offsets[i]:offsets[i + 1]`, none if it has an error."""
+    """`ids` int32 [T] and their masks; conversation i has `offsets[i]:offsets[i + 1]`, nothing if it has an error."""
 
     ids: np.ndarray
-    weights: np.ndarray
+    masks: Masks
     offsets: np.ndarray
     errors: Mapping[int, str]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Loss weights float32 [T]."""
+        return self.masks.weights
 
     def __getitem__(self, i: int) -> Rendered:
         part = slice(self.offsets[i], self.offsets[i + 1])
@@ -48,11 +55,11 @@ class RenderedBatch:
 
 
 class _Placed(NamedTuple):
-    """A text of `num_bytes` with its weighted spans in bytes; `layout` only when it must be cut around data."""
+    """A text of `num_bytes` with its places; `layout` only when it must be cut around data."""
 
     text: str
     num_bytes: int
-    spans: Sequence[tuple[int, int, float]]
+    places: Places
     layout: Layout | None = None
 
 
@@ -113,23 +120,25 @@ class ChatRenderer:
         for i, conversation in enumerate(conversations):
             try:
                 placed.append(self._place(conversation))
-            except TemplateError as error:
+            except ROW_FAULTS as error:  # a TemplateError is one of these; whatever it is, it costs this row alone
                 placed.append(None)
-                errors[i] = str(error)
+                errors[i] = str(error) if isinstance(error, TemplateError) else f"cannot be rendered: {error}"
         if not errors and all(one.layout is None for one in placed if one):
-            encoded = self._encoder.encode(
-                [one.text for one in placed if one], [one.num_bytes for one in placed if one]
-            )
-            weights = _weights(encoded, [one.spans for one in placed if one])
-            return RenderedBatch(encoded.ids, weights, encoded.offsets, errors)
+            done = [one for one in placed if one]
+            encoded = self._encoder.encode([one.text for one in done], [one.num_bytes for one in done])
+            masks = masks_of(encoded, [one.places for one in done], self._stops)
+            return RenderedBatch(encoded.ids, masks, encoded.offsets, errors)
         return self._render_mixed(placed, errors)
 
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
         fitted, tools, _ = adapt([_without_marks(m) for m in messages], tools, self._can)
-        if self._holds_control_text(fitted, tools):
-            return self._encode_around(self._layouter.lay_out(fitted, tools, prompt=True)).ids
-        return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
+        try:
+            if self._holds_control_text(fitted, tools):
+                return self._encode_around(self._layouter.lay_out(fitted, tools, prompt=True)).ids
+            return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
+        except UnicodeEncodeError as error:
+            raise TemplateError(f"the messages hold text that is not Unicode ({error.reason})") from error
 
     def text(self, conversation: Conversation) -> str:
         """The whole rendered text of a conversation. Raises TemplateError when the template refuses it."""
@@ -154,6 +163,8 @@ class ChatRenderer:
 
     def _place(self, conversation: Conversation) -> _Placed:
         turns, tools = conversation.turns, conversation.tools
+        if any(_holds_marks(turn) for turn in turns) or (tools and MARKS.search(_spelled(tools))):
+            raise TemplateError("the text holds a Unicode noncharacter of U+FDD0 to U+FDD3")
         if not tools:
             placed = self._place_planned(turns)
             if placed is not None:
@@ -163,7 +174,9 @@ class ChatRenderer:
         layout = self._layouter.lay_out(messages, tools)
         at = byte_offsets(layout.text)
         spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
-        return _Placed(layout.text, int(at[-1]), spans, layout if self._holds_control_text(messages, tools) else None)
+        others = [(int(at[a]), int(at[b])) for a, b in layout.others]
+        cut = layout if self._holds_control_text(messages, tools) else None
+        return _Placed(layout.text, int(at[-1]), Places(spans, others), cut)
 
     def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
         """The way of nearly all rows, so it is kept short: plain text turns of a shape that has a plan."""
@@ -188,7 +201,7 @@ class ChatRenderer:
             turn = turns[answer.turn]
             if turn.train and turn.weight:
                 spans.append((at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes, turn.weight))
-        return _Placed(text, at[-1], spans)
+        return _Placed(text, at[-1], Places(spans, [(at[i], at[i + 1]) for i in plan.others]))
 
     def _holds_control_text(self, messages: Messages, tools: Sequence[Any]) -> bool:
         holds = self._encoder.holds_control_text
@@ -207,20 +220,21 @@ class ChatRenderer:
 
     def _render_mixed(self, placed: Sequence[_Placed | None], errors: dict[int, str]) -> RenderedBatch:
         """A batch in which some conversations have errors or hold control tokens' text: one by one."""
-        ids, weights, counts = [np.empty(0, np.int32)], [np.empty(0, np.float32)], []
+        ids, masks, counts = [np.empty(0, np.int32)], [Masks.none(0)], []
         for i, one in enumerate(placed):
-            count = 0
+            count, found = 0, Masks.none(1)
             if one is not None:
                 try:
                     encoded = self._encode_around(one.layout) if one.layout else self._encoder.encode([one.text])
+                    found = masks_of(encoded, [one.places], self._stops)
                     ids.append(encoded.ids)
-                    weights.append(_weights(encoded, [one.spans]))
                     count = len(encoded.ids)
                 except TemplateError as error:
                     errors[i] = str(error)
+            masks.append(found)
             counts.append(count)
         offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        return RenderedBatch(np.concatenate(ids), np.concatenate(weights), offsets, errors)
+        return RenderedBatch(np.concatenate(ids), Masks.joined(masks), offsets, errors)
 
     # -- what the template ends a turn with ------------------------------------------------------------------------
 
@@ -238,6 +252,7 @@ class ChatRenderer:
         if end in self._encoder.control_tokens:
             stops.append(self._encoder.control_tokens[end])
         self.stop_ids = tuple(dict.fromkeys([*stops, *self.spec.extra_stop_ids]))
+        self._stops = np.array(self.stop_ids, np.int64)
 
 
 def _weights_of_turns(turns: Sequence[Turn], places: Sequence[int], count: int) -> list[float]:
@@ -248,21 +263,14 @@ def _weights_of_turns(turns: Sequence[Turn], places: Sequence[int], count: int) 
     return weights
 
 
-def _weights(encoded: Encoded, spans: Sequence[Sequence[tuple[int, int, float]]]) -> np.ndarray:
-    """Loss weight of each token from its byte offsets: a token belongs to a span that holds it whole."""
-    flat = [
-        (base + a, base + b, w) for base, some in zip(encoded.bases.tolist(), spans, strict=False) for a, b, w in some
-    ]
-    weights = np.zeros(len(encoded.ids), np.float32)
-    if not flat:
-        return weights
-    table = np.array(flat, np.float64)
-    first = np.searchsorted(encoded.starts, table[:, 0].astype(np.int64))
-    last = np.searchsorted(encoded.ends, table[:, 1].astype(np.int64), side="right")
-    counts = np.maximum(last - first, 0)
-    at = np.repeat(first - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(counts.sum())
-    weights[at] = np.repeat(table[:, 2].astype(np.float32), counts)
-    return weights
+def _holds_marks(turn: Turn) -> bool:
+    if not turn.content.isascii() and MARKS.search(turn.content):
+        return True
+    return bool(turn.tool_calls or turn.name) and MARKS.search(_spelled([turn.tool_calls, turn.name])) is not None
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _without_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -23,6 +23,8 @@ GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = "\ufdd0", "\ufd
 MARKS = re.compile("[\ufdd0-\ufdd3]")
 TURN_BASE = 0xE000  # a turn's number travels as one private-use character behind CONTENT_OPEN
 
+# What a template's own code raises on messages that it was not written for.
+ROW_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -141,7 +143,7 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template refuses the conversation: {error.message}") from error
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except ROW_FAULTS as error:
             raise TemplateError(f"the chat template fails on the conversation: {error}") from error
 
 

@@ -17,7 +17,7 @@ import jinja2.sandbox
 import jinja2.visitor
 from jinja2 import nodes
 
-from pipelines.chat.template import CONTENT_CLOSE, CONTENT_OPEN, TURN_BASE, prepare_environment
+from pipelines.chat.template import CONTENT_CLOSE, CONTENT_OPEN, ROW_FAULTS, TURN_BASE, prepare_environment
 
 AS_IS, STRIP, LSTRIP, RSTRIP = "\ue000", "\ue001", "\ue002", "\ue003"
 _ALLOWED_NODES = (
@@ -181,7 +181,7 @@ class _TracingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Rewriter(jinja2.visitor.NodeTransformer):
-    """x"""
+    """Turns comparisons, `~` and `%` into filters: operators on text cannot be guarded, filters can."""
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
@@ -275,6 +275,6 @@ class Tracer:
             text = self._template.render(
                 messages=messages, tools=None, add_generation_prompt=prompt, **dict(self.named_tokens)
             )
-        except (Inspected, jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError):
+        except (Inspected, jinja2.TemplateError, *ROW_FAULTS):
             return None
         return Trace(text, tuple(dict.fromkeys(absent)))

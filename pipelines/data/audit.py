@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.contracts import PreparedDataset
+from pipelines.contracts import PreparedDataset, UserError
+from pipelines.data.lost import LostKind, lost_kinds
 from pipelines.recipe import AuditConfig
 from pipelines.storage import Artifact
 
@@ -39,12 +38,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that `inspect` shows. `lost` counts rows by (fate, reason); `problems` is empty when all is well."""
+    """Everything that `inspect` shows. `problems` is empty when all is well."""
 
     prepared: PreparedDataset
     histograms: tuple[Histogram, ...]
     examples: tuple[Example, ...]
-    lost: tuple[tuple[str, str, int, str], ...]
+    lost: tuple[LostKind, ...]
     checks: Mapping[str, int]
     problems: tuple[str, ...]
 
@@ -74,8 +73,8 @@ def audit(
         _histogram("fill of a pack", "", np.array(fills), 0, 1),
     )
     checks = artifact.facts.get("checks", {})
-    problems = tuple(_problems(prepared, checks, limits))
-    return Audit(prepared, histograms, tuple(examples), tuple(_lost(folder / "rejects.jsonl")), checks, problems)
+    problems = problems_of(artifact, prepared, limits)
+    return Audit(prepared, histograms, tuple(examples), tuple(lost_kinds(folder / "rejects.jsonl")), checks, problems)
 
 
 def _rows(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
@@ -100,25 +99,33 @@ def _histogram(name: str, unit: str, values: np.ndarray, low: float, high: float
     return Histogram(name, unit, tuple(edges.tolist()), tuple(counts.tolist()))
 
 
-def _lost(path: Path) -> list[tuple[str, str, int, str]]:
-    """(fate, reason, rows, first origin), most frequent first; numbers in reasons are put together."""
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], str] = {}
-    with open(path) as lines:
-        for line in lines:
-            row = json.loads(line)
-            reason = "longer than a pack" if row["fate"] in ("too_long", "shortened") else row["reason"]
-            counts[row["fate"], reason] += 1
-            first.setdefault((row["fate"], reason), row["origin"])
-    return [(fate, reason, count, first[fate, reason]) for (fate, reason), count in counts.most_common()]
+def problems_of(artifact: Artifact, prepared: PreparedDataset, limits: AuditConfig) -> tuple[str, ...]:
+    """What is wrong with a dataset by its manifest alone, worst first; none when it may be trained on."""
+    return tuple(_problems(prepared, artifact.facts.get("checks", {}), limits))
+
+
+def refuse(artifact: Artifact, prepared: PreparedDataset, limits: AuditConfig) -> None:
+    """Raise UserError, before anything is trained on a dataset, when something is wrong with it."""
+    problems = problems_of(artifact, prepared, limits)
+    if problems:
+        raise UserError(f"dataset {prepared.ref.name}: {'; and '.join(problems)} (`loraforge inspect` shows the rows)")
 
 
 def _problems(prepared: PreparedDataset, checks: Mapping[str, int], limits: AuditConfig) -> Iterator[str]:
     counts, train = prepared.counts, prepared.train
-    fill = train.fill(prepared.row_tokens)
-    # One pack cannot be full: a small dataset says nothing about packing.
-    if train.num_rows > 20 and fill < limits.min_fill:
-        yield f"fill is {fill:.1%}, below data.audit.min_fill={limits.min_fill}: set data.row_tokens larger"
+    missing = _failed_share(checks, "stop_trained")
+    if missing > limits.max_stop_missing_share:
+        yield (
+            f"{missing:.1%} of the trained turns do not end in a stop token, above data.audit.max_stop_missing_share="
+            f"{limits.max_stop_missing_share}: the model would not learn to end; mend the base's chat template"
+        )
+    differs = _failed_share(checks, "prefix_matches")
+    if differs > limits.max_prefix_differs_share:
+        yield (
+            f"the training ids of {differs:.1%} of the checked rows do not begin with their generation prompt, above "
+            f"data.audit.max_prefix_differs_share={limits.max_prefix_differs_share}: the chat template joins prompt and "
+            "answer without a token between them"
+        )
     share = train.num_loss_tokens / max(1, train.num_tokens)
     if share < limits.min_trained_share:
         yield f"only {share:.2%} of the tokens are trained, below data.audit.min_trained_share={limits.min_trained_share}"
@@ -128,19 +135,10 @@ def _problems(prepared: PreparedDataset, checks: Mapping[str, int], limits: Audi
             f"{lost:.1%} of the rows are too long for a pack, above data.audit.max_lost_share={limits.max_lost_share}: "
             "raise data.row_tokens or set data.too_long=split"
         )
-    differs = _failed_share(checks, "prefix_matches")
-    if differs > limits.max_prefix_differs_share:
-        yield (
-            f"the training ids of {differs:.1%} of the checked rows do not begin with their generation prompt, above "
-            f"data.audit.max_prefix_differs_share={limits.max_prefix_differs_share}: the chat template joins prompt and "
-            "answer without a token between them"
-        )
-    missing = _failed_share(checks, "stop_trained")
-    if missing > limits.max_stop_missing_share:
-        yield (
-            f"{missing:.1%} of the rows do not train a stop token, above data.audit.max_stop_missing_share="
-            f"{limits.max_stop_missing_share}: the model would not learn to end; mend the base's chat template"
-        )
+    fill = train.fill(prepared.row_tokens)
+    # One pack cannot be full: a small dataset says nothing about packing.
+    if train.num_rows > 20 and fill < limits.min_fill:
+        yield f"fill is {fill:.1%}, below data.audit.min_fill={limits.min_fill}: set data.row_tokens larger"
 
 
 def _failed_share(checks: Mapping[str, int], name: str) -> float:
@@ -167,8 +165,11 @@ def facts_of(audit: Audit) -> dict[str, Any]:
     facts["rows"] = ", ".join(f"{name} {count:,}" for name, count in prepared.counts.items() if count)
     for name, text in (
         ("prefix_matches", "begin with their generation prompt"),
-        ("stop_trained", "end with a stop token"),
+        ("stop_trained", "end in a trained stop token"),
     ):
         checked = audit.checks.get(f"{name}_checked", 0)
-        facts[text] = f"{checked - audit.checks.get(f'{name}_failed', 0):,} of {checked:,} rows checked"
+        what = "rows checked" if name == "prefix_matches" else "trained turns"
+        facts[text] = f"{checked - audit.checks.get(f'{name}_failed', 0):,} of {checked:,} {what}"
+    wrongly, others = (audit.checks.get(f"other_turns_masked_{end}", 0) for end in ("failed", "checked"))
+    facts["trained tokens elsewhere"] = f"{wrongly:,} in {others:,} system, user and tool turns"
     return facts

@@ -25,8 +25,9 @@ def render(audit: Audit, renderer: ChatRenderer | None) -> str:
     problems = "".join(f'<li class="bad">{html.escape(text)}</li>' for text in audit.problems)
     verdict = f"<ul>{problems}</ul>" if problems else '<p class="ok">Nothing wrong was found.</p>'
     lost = "".join(
-        f"<tr><td>{count:,}</td><td>{html.escape(fate)}</td><td>{html.escape(reason)}</td><td>{html.escape(origin)}</td></tr>"
-        for fate, reason, count, origin in audit.lost
+        f"<tr><td>{kind.count:,}</td><td>{html.escape(kind.fate)}</td><td>{html.escape(kind.reason)}</td>"
+        f"<td>{html.escape(kind.first)}</td></tr>"
+        for kind in audit.lost
     )
     header = "<tr><th>rows</th><th>fate</th><th>reason</th><th>first</th></tr>"
     table = f"<table>{header}{lost}</table>" if lost else "<p>None.</p>"

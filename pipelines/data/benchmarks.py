@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pipelines.contracts import Conversation
-from pipelines.data.filter import grams, prompt_key, text_of
+from pipelines.contracts import Conversation, UserError
+from pipelines.data.filter import grams, question_keys, text_of
 from pipelines.data.formats import RowError, to_conversation
 from pipelines.data.readers import read_chunk
-from pipelines.data.sources import SourceFile, cut_chunks, files_at
+from pipelines.data.sources import SourceFile, cut_chunks, files_at, lines_between
+
+_NO_ANSWER = "(none)"
 
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Prompts by their keys, and runs of words by their hashes."""
+    """Questions by their keys, and runs of words by their hashes."""
 
-    prompt_keys: frozenset[int] = frozenset()
+    questions: frozenset[int] = frozenset()
     grams: frozenset[int] = frozenset()
 
-    def hold(self, conversation: Conversation, key: int) -> bool:
-        """Whether a conversation with this prompt key is known from a benchmark."""
-        if key in self.prompt_keys:
+    def hold(self, conversation: Conversation) -> bool:
+        """Whether one of a conversation's questions, or a run of its words, is known from a benchmark."""
+        if not self.questions:
+            return False
+        if not self.questions.isdisjoint(question_keys(conversation)):
             return True
         return bool(self.grams) and not self.grams.isdisjoint(grams(text_of(conversation)))
 
@@ -32,15 +38,32 @@ def benchmark_files(paths: Sequence[str]) -> list[SourceFile]:
 
 
 def read_benchmarks(files: Sequence[SourceFile]) -> Benchmarks:
-    """Keys and runs of all rows; a row of no known format has none."""
-    keys: set[int] = set()
+    """Questions and runs of all rows. Raises UserError for a row that has none: it would guard nothing."""
+    questions: set[int] = set()
     runs: set[int] = set()
     for chunk in cut_chunks(files):
         for raw in read_chunk(chunk):
             try:
-                conversation = to_conversation(raw.value)
-            except RowError:
-                continue
-            keys.add(prompt_key(conversation))
+                if raw.error:
+                    raise RowError(raw.error)
+                conversation = _conversation(raw.value)
+            except RowError as error:
+                line = (lines_between(chunk.path, 0, chunk.first) if chunk.kind == "jsonl" else 0) + raw.number + 1
+                raise UserError(
+                    f"data.benchmarks: {chunk.path}:{line}: {error}; mend the row or leave it out"
+                ) from error
+            # A later user turn alone may say no more than "Why?".
+            questions |= question_keys(conversation, first_only=True)
             runs |= grams(text_of(conversation))
-    return Benchmarks(frozenset(keys), frozenset(runs))
+    return Benchmarks(frozenset(questions), frozenset(runs))
+
+
+def _conversation(row: Any) -> Conversation:
+    """A row of a known format; its answer may be missing or no text (the number of a choice, say)."""
+    try:
+        return to_conversation(row)
+    except RowError:
+        if isinstance(row, Mapping):
+            with contextlib.suppress(RowError):
+                return to_conversation({**row, **dict.fromkeys(("output", "answer", "completion"), _NO_ANSWER)})
+        raise

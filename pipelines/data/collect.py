@@ -1,24 +1,27 @@
-"""What the tasks found, gathered in source order: tokens to disk, counts and keys in memory, lost rows to a list.
+"""What the tasks found, gathered in source order: tokens and lost rows to disk, counts and keys in memory.
 
 Judging duplicates and leakage needs all rows at once, so it happens here, on a few dozen bytes a row.
 """
 
 from __future__ import annotations
 
-import json
+import io
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import UserError, to_json
 from pipelines.data.filter import NUM_PERMUTATIONS, known, nearly_repeated, repeated
-from pipelines.data.shards import SampleStore, Selection, write_shards
-from pipelines.data.sources import Chunk, lines_before
+from pipelines.data.lost import LostRows
+from pipelines.data.shards import SampleStore, Selection, write_all, write_shards
+from pipelines.data.sources import Chunk
 from pipelines.data.tokenize import (
     FILTERED,
     HELDOUT,
@@ -41,16 +44,23 @@ LOST = {
     LEAKED: "leaked",
 }
 _HELDOUT_COLUMNS = ("sample_id", "prompt_ids", "reference", "prompt", "messages")
+_EARLIER = ("earlier_key", "earlier_of")  # prompt keys of earlier answers, and the number of the sample of each
 _KEY_COLUMNS = {"sample_id": "S16", "prompt_key": np.int64, "copies": np.int32, "chunk": np.int32, "row": np.int64}
 
 
 class _Split:
-    """One split's samples: tokens on disk, keys in memory."""
+    """One split's samples: tokens and signatures on disk, keys in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.store = SampleStore(folder)
-        self._keys: dict[str, list[np.ndarray]] = {name: [] for name in _KEY_COLUMNS}
-        self._signatures: list[np.ndarray] = []
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in (*_KEY_COLUMNS, *_EARLIER)}
+        self._joined: dict[str, np.ndarray] = {}
+        self._signatures = io.FileIO(folder / "signatures.bin", "w+")
+        self._count = 0
+
+    def __exit__(self, *_: object) -> None:
+        self.store.__exit__()
+        self._signatures.close()
 
     def add(self, table: pa.Table) -> None:
         self.store.add(table)
@@ -58,16 +68,26 @@ class _Split:
             column = table[name].combine_chunks()
             raw = np.frombuffer(column.buffers()[1], np.uint8) if name == "sample_id" else None
             part = column.to_numpy() if raw is None else raw.view(dtype)[column.offset : column.offset + len(column)]
-            self._keys[name].append(np.array(part, dtype))
+            self._parts[name].append(np.array(part, dtype))
+        earlier = table["earlier_keys"].combine_chunks()
+        self._parts["earlier_key"].append(earlier.flatten().to_numpy())
+        self._parts["earlier_of"].append(pc.list_parent_indices(earlier).to_numpy().astype(np.int64) + self._count)
+        self._count += len(table)
         if len(table) and table["signature"][0].is_valid:
-            joined = b"".join(table["signature"].to_pylist())
-            self._signatures.append(np.frombuffer(joined, np.uint32).reshape(-1, NUM_PERMUTATIONS))
+            write_all(self._signatures, np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint8))
 
     def key(self, name: str) -> np.ndarray:
-        return np.concatenate(self._keys[name] or [np.empty(0, _KEY_COLUMNS[name])])
+        """A column of all samples; no more are added then."""
+        if name not in self._joined:
+            empty = np.empty(0, _KEY_COLUMNS.get(name, np.int64))
+            self._joined[name] = np.concatenate([empty, *self._parts.pop(name)])
+        return self._joined[name]
 
-    def signatures(self) -> np.ndarray:
-        return np.concatenate(self._signatures or [np.empty((0, NUM_PERMUTATIONS), np.uint32)])
+    def nearly_repeated(self, threshold: float, among: np.ndarray) -> np.ndarray:
+        if not len(among):
+            return np.zeros(self._count, bool)
+        signatures = np.memmap(str(self._signatures.name), np.uint32, "r").reshape(-1, NUM_PERMUTATIONS)
+        return nearly_repeated(signatures, threshold, among)
 
 
 class Collector:
@@ -78,9 +98,8 @@ class Collector:
         self._splits = {TRAIN: _Split(scratch / "train"), HELDOUT: _Split(scratch / "heldout")}
         self._heldout_path = scratch / "heldout.parquet"
         self._heldout = pq.ParquetWriter(self._heldout_path, pa.schema([SCHEMA.field(n) for n in _HELDOUT_COLUMNS]))
-        self._lost: list[dict[str, Any]] = []
+        self._lost = LostRows(scratch / "rejects.jsonl", chunks)
         self._checks: Counter[str] = Counter()
-        self._line_bases: dict[int, int] = {}
         self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -89,8 +108,9 @@ class Collector:
     def __exit__(self, *_: object) -> None:
         self._heldout.close()
         self._heldout_path.unlink()
+        self._lost.close()
         for split in self._splits.values():
-            split.store.__exit__()
+            split.__exit__()
 
     def add(self, table: pa.Table) -> int:
         """Take one table and return the number of rows that it is about."""
@@ -98,25 +118,40 @@ class Collector:
         for fate, split in self._splits.items():
             split.add(table.filter(pa.array(fates == fate)))
         self._heldout.write_table(table.filter(pa.array(fates == HELDOUT)).select(_HELDOUT_COLUMNS))
-        lost = table.filter(pa.array((fates != TRAIN) & (fates != HELDOUT)))
-        self._lost += lost.select(["chunk", "row", "fate", "reason", "text"]).to_pylist()
+        self._lost.add_table(table.filter(pa.array((fates != TRAIN) & (fates != HELDOUT))), LOST)
         for fate, name in LOST.items():
             self.counts[name] += int((fates == fate).sum())
         pieces = int(np.count_nonzero(table["piece"].to_numpy()))
         self.counts["pieces"] += pieces
         self.counts["read"] += len(fates) - pieces
-        for name in ("stop_trained", "prefix_matches"):
-            found = table[name].drop_null().to_numpy(zero_copy_only=False)
-            self._checks[f"{name}_checked"] += len(found)
-            self._checks[f"{name}_failed"] += int(len(found) - found.sum())
+        self._check(table)
         return len(fates) - pieces
+
+    def _check(self, table: pa.Table) -> None:
+        """Count what the masks of the kept rows were checked for; a check that failed is listed with the row."""
+        for name, checked, failed in (
+            ("stop_trained", "turns", "without_stop"),
+            ("other_turns_masked", "others", "wrongly"),
+        ):
+            self._checks[f"{name}_checked"] += pc.sum(table[checked]).as_py() or 0
+            self._checks[f"{name}_failed"] += pc.sum(table[failed]).as_py() or 0
+        matches = table["prefix_matches"].drop_null()
+        self._checks["prefix_matches_checked"] += len(matches)
+        self._checks["prefix_matches_failed"] += len(matches) - (pc.sum(matches).as_py() or 0)
+        if self._checks["other_turns_masked_failed"]:
+            row = table.filter(pc.greater(table["wrongly"], 0)).slice(0, 1).to_pylist()[0]
+            raise UserError(
+                f"data.sources: {self._lost.origin(row['chunk'], row['row'])}: {row['wrongly']} tokens of its system, user "
+                "or tool turns would be trained; the chat template of model.base marks answers that are none: mend it"
+            )
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """Write the shards, `heldout_samples.parquet` and `rejects.jsonl`; the facts of the artifact come back.
 
         Raises UserError when too much was rejected, held-out text is in the training rows, or a split stays empty.
         """
-        self._check_rejects()
+        self._check_read()
+        self._lost.check_rejects(self.counts, self._config)
         kept = {fate: self._without_repeats(split, fate) for fate, split in self._splits.items()}
         kept[TRAIN] &= ~self._leaks(kept)
         chosen = {fate: self._select(self._splits[fate], kept[fate]) for fate in kept}
@@ -128,7 +163,8 @@ class Collector:
             for fate, name in ((TRAIN, "train"), (HELDOUT, "heldout"))
         }
         self._write_heldout(folder / "heldout_samples.parquet", kept[HELDOUT])
-        self._write_lost(folder / "rejects.jsonl")
+        self._lost.close()
+        shutil.move(self._lost.path, folder / "rejects.jsonl")
         facts = {"row_tokens": config.row_tokens, "counts": dict(sorted(self.counts.items()))}
         return facts | {name: to_json(split) for name, split in stats.items()} | {"checks": dict(self._checks)}
 
@@ -140,32 +176,30 @@ class Collector:
         if self._config.duplicates == "drop":
             kept = ~repeated(ids)
             self._lose(split, ~kept, "duplicates", "the same content as an earlier row")
-        if self._config.near_duplicates is not None and len(ids):
-            near = np.zeros(len(ids), bool)
-            near[kept] = nearly_repeated(split.signatures()[kept], self._config.near_duplicates)
+        if self._config.near_duplicates is not None:
+            near = split.nearly_repeated(self._config.near_duplicates, np.flatnonzero(kept))
             self._lose(split, near, "near_duplicates", "nearly the same text as an earlier row")
             kept &= ~near
         return kept
 
     def _leaks(self, kept: Mapping[int, np.ndarray]) -> np.ndarray:
         train, heldout = self._splits[TRAIN], self._splits[HELDOUT]
-        leaks = known(train.key("prompt_key"), heldout.key("prompt_key")[kept[HELDOUT]]) & kept[TRAIN]
+        held = heldout.key("prompt_key")[kept[HELDOUT]]
+        leaks = known(train.key("prompt_key"), held)
+        leaks[train.key("earlier_of")[known(train.key("earlier_key"), held)]] = True
+        leaks &= kept[TRAIN]
         policy = self._config.leakage
         if policy == "allow":
             return np.zeros(len(leaks), bool)
         if policy == "error" and (leaks.any() or self.counts["leaked"]):
             number = int(np.argmax(leaks)) if leaks.any() else None
-            first = self._origin(*self._place(train, number)) if number is not None else self._first_leaked()
+            first = self._lost.first("leaked") if number is None else self._lost.origin(*self._place(train, number))
             raise UserError(
                 f"data.sources: {int(leaks.sum()) + self.counts['leaked']} training rows ask what is held out or in "
                 f"data.benchmarks (first: {first}); mend the sources, or set data.leakage=drop"
             )
         self._lose(train, leaks, "leaked", "its question is held out")
         return leaks
-
-    def _first_leaked(self) -> str:
-        row = next(row for row in self._lost if row["fate"] == LEAKED)
-        return self._origin(row["chunk"], row["row"])
 
     def _select(self, split: _Split, kept: np.ndarray) -> Selection:
         numbers = np.repeat(np.flatnonzero(kept), split.key("copies")[kept])
@@ -174,8 +208,7 @@ class Collector:
     def _lose(self, split: _Split, mask: np.ndarray, name: str, reason: str) -> None:
         self.counts[name] += int(mask.sum())
         for number in np.flatnonzero(mask).tolist():
-            chunk, row = self._place(split, number)
-            self._lost.append({"chunk": chunk, "row": row, "fate": name, "reason": reason, "text": ""})
+            self._lost.add(*self._place(split, number), name, reason)
 
     def _place(self, split: _Split, number: int) -> tuple[int, int]:
         return int(split.key("chunk")[number]), int(split.key("row")[number])
@@ -185,19 +218,9 @@ class Collector:
     def _paths(self) -> str:
         return ", ".join(source.path for source in self._config.sources)
 
-    def _check_rejects(self) -> None:
-        counts, config = self.counts, self._config
-        if not counts["read"]:
+    def _check_read(self) -> None:
+        if not self.counts["read"]:
             raise UserError(f"data.sources: {self._paths()}: no row in it")
-        if counts["rejected"] > config.max_rejects_share * counts["read"]:
-            rows = [row for row in self._lost if row["fate"] == REJECTED]
-            reasons = Counter(row["reason"] for row in rows)
-            worst = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-            raise UserError(
-                f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used ({worst}; first at "
-                f"{self._origin(rows[0]['chunk'], rows[0]['row'])}), more than "
-                f"data.max_rejects_share={config.max_rejects_share}; mend the rows or raise it"
-            )
 
     def _check_empty(self) -> None:
         lost = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()) if count)
@@ -224,23 +247,3 @@ class Collector:
                 names = pa.array([value.hex() for value in rows["sample_id"].to_pylist()], pa.string())
                 columns = [names, *(rows[name] for name in _HELDOUT_COLUMNS[1:])]
                 out.write_table(pa.table(columns, schema=pa.schema(fields)))
-
-    def _write_lost(self, path: Path) -> None:
-        with open(path, "w") as out:
-            for row in self._lost:
-                origin = self._origin(row["chunk"], row["row"])
-                fate = row["fate"] if isinstance(row["fate"], str) else LOST[row["fate"]]
-                line = {"origin": origin, "fate": fate, "reason": row["reason"], "row": row["text"]}
-                out.write(json.dumps(line) + "\n")
-
-    def _origin(self, chunk: int, row: int) -> str:
-        """`file:line` of a row; the file's name without its folder where that is enough to tell it."""
-        part = self._chunks[chunk]
-        names = {c.path for c in self._chunks if PurePosixPath(c.path).name == PurePosixPath(part.path).name}
-        name = PurePosixPath(part.path).name if len(names) == 1 else part.path
-        return f"{name}:{self._lines_before(chunk) + row + 1}"
-
-    def _lines_before(self, chunk: int) -> int:
-        if chunk not in self._line_bases:
-            self._line_bases[chunk] = lines_before(self._chunks[chunk])
-        return self._line_bases[chunk]

@@ -23,6 +23,7 @@ from pipelines.contracts import PreparedDataset, Progress, digest_of, from_json,
 from pipelines.data.benchmarks import Benchmarks, benchmark_files, read_benchmarks
 from pipelines.data.cache import through_cache
 from pipelines.data.collect import Collector
+from pipelines.data.lost import check_rejects
 from pipelines.data.rules import Rules
 from pipelines.data.shards import RowReader
 from pipelines.data.sources import Chunk, SourceFile, content_digest, cut_chunks, find_files
@@ -31,7 +32,7 @@ from pipelines.recipe import DataConfig, Recipe
 from pipelines.storage import Artifact, Store
 
 KIND = "prepared"
-SCHEMA_VERSION = 2  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 3  # raise it when the same inputs would give other shards
 FEED_ROWS = 32  # rows that one feeding task reads
 
 
@@ -47,6 +48,7 @@ def prepare(
     found = store.find(KIND, inputs.key)
     if found:
         prepared = load_prepared(found)
+        check_rejects(prepared.counts, store.local_dir(found.ref) / "rejects.jsonl", recipe.data)
         progress.note(f"prepare: {_summary(prepared)} found as {prepared.ref.name}")
         return prepared
     if recipe.data.fast_tokenizer:

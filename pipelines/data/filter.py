@@ -7,27 +7,56 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines.contracts import Conversation
+from pipelines.contracts import Conversation, Turn
 
 SHINGLE_CHARS = 5
 NUM_PERMUTATIONS = 64
 GRAM_WORDS = 13
 _BAND_ROWS = 4
+_GROUP_HEADS, _BLOCK_PAIRS = 8, 1 << 17
+_MIXERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
 
 
 def content_id(conversation: Conversation) -> bytes:
     """16 bytes of a conversation's content, whatever file and place it came from."""
-    return _hash([*_parts(conversation, len(conversation.turns)), *map(repr, conversation.tools)])
+    parts: list[str] = []
+    for turn in conversation.turns:
+        parts += (turn.role, turn.content)
+        if turn.tool_calls or not turn.train or turn.weight != 1.0:
+            parts.append(repr((turn.tool_calls, turn.train, turn.weight)))
+        if turn.name:
+            parts.append(f"name {turn.name}")
+    return _hash([*parts, *map(repr, conversation.tools)])
 
 
-def prompt_key(conversation: Conversation) -> int:
-    """64 bits of what precedes the last answer, letter case and white space aside: the same question, the same key."""
-    last = max((i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"), default=0)
-    return _key(_parts(conversation, last))
+def prompt_keys(conversation: Conversation) -> list[int]:
+    """64 bits of what precedes each answer, oldest first, letter case and white space aside: the same question, the same
+    key, however it is trained on. Never empty.
+    """
+    turns = conversation.turns
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"] or [0]
+    return [_key(_asked(turns[:i])) for i in answers]
+
+
+def question_keys(conversation: Conversation, first_only: bool = False) -> set[int]:
+    """Keys of all that precedes each answer, and of each user turn alone (or the first only), system turns aside."""
+    turns = [turn for turn in conversation.turns if turn.role != "system"]
+    users = [turn for turn in turns if turn.role == "user"]
+    alone = {_key(_asked([turn])) for turn in (users[:1] if first_only else users)}
+    return alone | {_key(_asked(turns[:i])) for i, turn in enumerate(turns) if i and turn.role == "assistant"}
+
+
+def _asked(turns: Sequence[Turn]) -> list[str]:
+    parts: list[str] = []
+    for turn in turns:
+        parts += (turn.role, turn.content)
+        if turn.tool_calls:
+            parts.append(repr(turn.tool_calls))
+    return parts
 
 
 def _key(parts: Iterable[str]) -> int:
@@ -39,15 +68,6 @@ def share_of(key: int, seed: int, purpose: str) -> float:
     """A number in [0, 1) that depends on the key, the seed and the purpose alone."""
     digest = hashlib.blake2b(b"%s:%d:%d" % (purpose.encode(), seed, key), digest_size=8).digest()
     return int.from_bytes(digest, "little") / (1 << 64)
-
-
-def _parts(conversation: Conversation, count: int) -> list[str]:
-    parts: list[str] = []
-    for turn in conversation.turns[:count]:
-        parts += (turn.role, turn.content)
-        if turn.tool_calls or not turn.train or turn.weight != 1.0:
-            parts.append(repr((turn.tool_calls, turn.train, turn.weight)))
-    return parts
 
 
 def _hash(parts: list[str]) -> bytes:
@@ -86,31 +106,44 @@ def repeated(ids: np.ndarray) -> np.ndarray:
     return mask
 
 
-def nearly_repeated(signatures: np.ndarray, threshold: float) -> np.ndarray:
+def nearly_repeated(signatures: np.ndarray, threshold: float, among: np.ndarray | None = None) -> np.ndarray:
     """Which samples are at least `threshold` similar to an earlier one that is kept, bool [N].
 
-    `signatures` is uint32 [N, NUM_PERMUTATIONS]. Candidates agree in a band of 4 permutations (a pair of similarity s
-    is found with probability 1 - (1 - s^4)^16: 0.999 at 0.8); the share of equal permutations estimates the Jaccard
-    similarity (Broder 1997).
+    `signatures` is uint32 [N, NUM_PERMUTATIONS], in memory or mapped; only the samples numbered in `among` are looked at.
+    Candidates agree in a band of 4 permutations (a pair of similarity s is found with probability 1 - (1 - s^4)^16: 0.999
+    at 0.8); the share of equal permutations estimates the Jaccard similarity (Broder 1997).
     """
     mask = np.zeros(len(signatures), bool)
-    candidates: dict[int, set[int]] = {}
+    rows = np.arange(len(signatures)) if among is None else among
+    found = [np.empty((0, 2), np.int64)]
     for band in range(0, NUM_PERMUTATIONS, _BAND_ROWS):
-        part = np.ascontiguousarray(signatures[:, band : band + _BAND_ROWS]).view("S16").reshape(-1)
-        _, group, counts = np.unique(part, return_inverse=True, return_counts=True)
-        order = np.argsort(group, kind="stable")
-        ends = np.cumsum(counts)
-        for g in np.flatnonzero(counts > 1):
-            members = order[ends[g] - counts[g] : ends[g]].tolist()
-            for position, later in enumerate(members[1:], 1):
-                # The first members stand for their group: comparing all pairs would be quadratic in a large one.
-                candidates.setdefault(later, set()).update(members[: min(8, position)])
-    for later in sorted(candidates):
-        for earlier in sorted(candidates[later]):
-            if not mask[earlier] and (signatures[later] == signatures[earlier]).mean() >= threshold:
-                mask[later] = True
-                break
+        for later, earlier in _candidates(np.ascontiguousarray(signatures[rows, band : band + _BAND_ROWS])):
+            for first in range(0, len(later), _BLOCK_PAIRS):
+                pair = np.stack(
+                    [rows[later[first : first + _BLOCK_PAIRS]], rows[earlier[first : first + _BLOCK_PAIRS]]], 1
+                )
+                equal = np.count_nonzero(signatures[pair[:, 0]] == signatures[pair[:, 1]], axis=1)
+                found.append(pair[equal >= threshold * NUM_PERMUTATIONS])
+    for later, earlier in np.unique(np.concatenate(found), axis=0).tolist():
+        mask[later] |= not mask[earlier]
     return mask
+
+
+def _candidates(band: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (later, earlier) of samples whose permutations in a band agree, as arrays of their places in it.
+
+    The first 8 members stand for their group: comparing all pairs would be quadratic in a large one.
+    """
+    if not len(band):
+        return
+    mixed = (band.astype(np.uint64) * _MIXERS).sum(axis=1, dtype=np.uint64)
+    order = np.argsort(mixed, kind="stable")
+    starts_group = np.diff(mixed[order], prepend=mixed[order[:1]] + np.uint64(1)) != 0
+    first = np.maximum.accumulate(np.where(starts_group, np.arange(len(order)), 0))
+    within = np.arange(len(order)) - first
+    for member in range(min(_GROUP_HEADS, int(within.max(initial=0)))):
+        behind = np.flatnonzero(within > member)
+        yield order[behind], order[first[behind] + member]
 
 
 def known(keys: np.ndarray, held: Sequence[int] | np.ndarray) -> np.ndarray:

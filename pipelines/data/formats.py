@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines.chat import MARKS
 from pipelines.contracts import Conversation, Turn
 
 Row = Mapping[str, Any]
+MAX_TURNS = 1024  # masks take one render a turn, so a row's cost grows with the square of this
+MAX_WEIGHT = 1000  # as of a source; beyond it one row drowns the loss
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
     "bot": "assistant", "system": "system", "developer": "system", "tool": "tool", "observation": "tool",
@@ -42,7 +46,10 @@ def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] |
 
 def _from_alpaca(row: Row) -> Conversation:
     turns = list(_system(row))
-    for pair in row.get("history") or ():
+    history = _decoded(row.get("history")) or ()
+    if not isinstance(history, list | tuple):
+        raise RowError(f"history: expected a list of pairs, this is {type(history).__name__}")
+    for pair in history:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError("history: each entry is a pair of question and answer")
         turns += [Turn("user", _text(pair[0], "history")), Turn("assistant", _text(pair[1], "history"))]
@@ -89,23 +96,27 @@ def _turns(messages: Any, key: str) -> tuple[Turn, ...]:
 def _turn(message: Any, where: str) -> Turn:
     if not isinstance(message, Mapping):
         raise RowError(f"{where}: a turn is an object, this is {type(message).__name__}")
-    given = message.get("role", message.get("from"))
+    given = message.get("role") or message.get("from")
     role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        raise RowError(f"{where}: unknown role {given!r}; valid: {', '.join(_ROLES)}")
-    content = message.get("content", message.get("value"))
+        raise RowError(f"{where}: unknown role {_brief(given)}; valid: {', '.join(_ROLES)}")
+    content = message.get("content")  # tables fill what a turn does not have with null
+    content = message.get("value") if content is None else content
     calls = _decoded(message.get("tool_calls")) or ()
+    if not isinstance(calls, list | tuple):
+        raise RowError(f"{where}: tool_calls is a list of calls, this is {type(calls).__name__}")
     if given == "function_call":
         calls, content = [_call(_decoded(content), where)], ""
     if calls and content is None:
         content = ""
     if isinstance(content, list):
         content = _joined_parts(content, where)
-    train, weight = message.get("train", True), message.get("weight", 1.0)
+    train, weight = message.get("train"), message.get("weight")
+    train, weight = True if train is None else train, 1.0 if weight is None else weight
     if not isinstance(train, bool):
-        raise RowError(f"{where}: train is true or false, this is {train!r}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise RowError(f"{where}: weight is a number of at least 0, this is {weight!r}")
+        raise RowError(f"{where}: train is true or false, this is {_brief(train)}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+        raise RowError(f"{where}: weight is a number of 0 to {MAX_WEIGHT}, this is {_brief(weight)}")
     checked = tuple(_call(call, where) for call in calls)
     name = message.get("name")
     return Turn(role, _text(content, where), train, float(weight), checked, name if isinstance(name, str) else None)
@@ -125,15 +136,17 @@ def _call(call: Any, where: str) -> Mapping[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where}: a tool call without a name")
-    arguments = function.get("arguments", {})
-    decoded = _decoded(arguments)
-    return {"type": "function", "function": {"name": function["name"], "arguments": decoded}}
+    arguments = _decoded(function.get("arguments", {}))
+    _check_json(function["name"], f"{where}: the name of a tool call")
+    _check_json(arguments, f"{where}: the arguments of a tool call")
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     tools = _decoded(row.get("tools")) or ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("tools: expected a list of objects, or the same as JSON text")
+    _check_json(tools, "tools")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
 
 
@@ -143,7 +156,7 @@ def _decoded(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -169,29 +182,57 @@ def _text(value: Any, key: str) -> str:
 
 def _check_turns(conversation: Conversation) -> None:
     trainable, num_systems = False, 0
+    if len(conversation.turns) > MAX_TURNS:
+        raise RowError(f"{len(conversation.turns)} turns, the limit is {MAX_TURNS}")
     for turn in conversation.turns:
-        content = turn.content
         if turn.role == "assistant":
-            trainable |= turn.train and turn.weight > 0 and bool(turn.tool_calls or content.strip())
+            trainable |= turn.train and turn.weight > 0 and bool(turn.tool_calls or turn.content.strip())
         elif turn.role == "system":
             num_systems += 1
-        if "\0" in content:
-            raise RowError("the text holds a NUL character")
-        if not content.isascii():
-            _check_utf8(content, turn.role)
+        _check_text(turn.content, turn.role)
+        if turn.name:
+            _check_text(turn.name, "name")
     if not trainable:
         raise RowError("no assistant turn to train on")
     if num_systems > 1:
         raise RowError("more than one system turn")
 
 
-def _check_utf8(content: str, role: str) -> None:
+def _check_text(text: str, where: str) -> None:
+    if "\0" in text:
+        raise RowError(f"the text holds a NUL character in {where}")
+    if text.isascii():
+        return
+    if mark := MARKS.search(text):
+        raise RowError(f"the text holds the Unicode noncharacter U+{ord(mark.group()):04X} in {where}")
     try:
-        content.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         what = f"the byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"half a surrogate pair, U+{code:04X}"
-        raise RowError(f"the text is not UTF-8: {what} in {role}") from None
+        raise RowError(f"the text is not UTF-8: {what} in {where}") from None
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Refuse what has no JSON form (a table's dates, bytes and NaN) and text that cannot be encoded."""
+    if isinstance(value, str):
+        _check_text(value, where)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_json(str(key), where)
+            _check_json(inner, where)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_json(inner, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"{where}: {value} is not JSON")
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise RowError(f"{where}: a value of type {type(value).__name__} is not JSON")
+
+
+def _brief(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or value.bit_length() < 200 else "a number of many digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 _KEYS: Mapping[str, frozenset[str]] = {

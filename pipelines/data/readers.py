@@ -2,175 +2,107 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
+from pipelines.contracts import UserError
+from pipelines.data.arrays import read_array
+from pipelines.data.csv_rows import read_csv
+from pipelines.data.raw import MAX_ROW_BYTES, RawRow, broken, strict_decoder, why
 from pipelines.data.sources import Chunk, open_binary
 
-MAX_LINE_BYTES = 8 << 20
-_SHOWN_CHARS = 2000
 _BOM = b"\xef\xbb\xbf"
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
-    return value
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """A row with its number: the line in the chunk, or the row where there are no lines, from 0. `error` says why it
-    cannot be read; `text` is then what was found there.
-    """
-
-    number: int
-    value: Any = None
-    error: str | None = None
-    text: str = ""
-
-
 def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
-    """The rows of one chunk, readable or not, in order."""
-    readers = {
-        "jsonl": _read_lines,
-        "json": _read_array,
-        "csv": _read_csv,
-        "parquet": _read_parquet,
-        "arrow": _read_arrow,
-    }
-    return readers[chunk.kind](chunk)
-
-
-def _read_lines(chunk: Chunk) -> Iterator[RawRow]:
+    """The rows of one chunk, readable or not, in order. Raises UserError when a table's file is damaged."""
     with open_binary(chunk.path) as stream:
-        if chunk.first:
-            # The line that runs into this chunk belongs to the one before, unless it ends exactly at the border.
-            stream.seek(chunk.first - 1)
-            position = chunk.first - 1 + len(stream.readline())
+        if chunk.kind == "jsonl":
+            yield from _read_lines(stream, chunk)
+        elif chunk.kind == "json":
+            yield from read_array(stream)
+        elif chunk.kind == "csv":
+            yield from read_csv(stream, chunk.path)
         else:
-            position = 0
-        number = 0
-        while position < chunk.last and (line := stream.readline()):
-            text = line if position else line.removeprefix(_BOM)
-            position += len(line)
-            if text.strip():
-                yield _parsed(number, text)
-            number += 1
+            yield from _read_table(stream, chunk)
 
 
-def _parsed(number: int, line: bytes) -> RawRow:
-    if len(line) > MAX_LINE_BYTES:
-        return RawRow(number, error=f"a line of {len(line)} bytes, the limit is {MAX_LINE_BYTES}", text=_shown(line))
+def _read_lines(stream: IO[bytes], chunk: Chunk) -> Iterator[RawRow]:
+    position = 0
+    if chunk.first:
+        # The line that runs into this chunk belongs to the one before, unless it ends exactly at the border.
+        stream.seek(chunk.first - 1)
+        position = chunk.first - 1 + _line_end(stream, b"")
+    number = 0
+    decode = strict_decoder().decode
+    while position < chunk.last and (line := stream.readline(MAX_ROW_BYTES + 1)):
+        size = len(line) + (_line_end(stream, line) if len(line) > MAX_ROW_BYTES else 0)
+        text = line if position else line.removeprefix(_BOM)
+        position += size
+        if size > MAX_ROW_BYTES:
+            yield broken(number, f"a line of {size} bytes, the limit is {MAX_ROW_BYTES}", text)
+        elif text.strip():
+            yield _parsed(number, text, decode)
+        number += 1
+
+
+def _line_end(stream: IO[bytes], line: bytes) -> int:
+    """Read to the end of the line that `line` begins, without keeping it; the number of bytes that this took."""
+    size = 0
+    while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
+        size += len(line)
+    return size
+
+
+def _parsed(number: int, line: bytes, decode: Callable[[str], Any]) -> RawRow:
     try:
-        return RawRow(number, _DECODER.decode(line.decode()))
+        return RawRow(number, decode(line.decode()))
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}"
-        return RawRow(number, error=reason, text=_shown(line))
+        return broken(number, f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}", line)
     except (ValueError, RecursionError) as error:
-        return RawRow(number, error=f"not JSON: {_first_line(error)}", text=_shown(line))
+        return broken(number, f"not JSON: {why(error)}", line)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _read_table(stream: IO[bytes], chunk: Chunk) -> Iterator[RawRow]:
+    """Row groups `first:last` of a Parquet file, record batches `first:last` of an Arrow file."""
+    try:
+        for number, batch in _batches(stream, chunk):
+            yield from _rows_of(batch, number)
+    except (ValueError, OSError) as error:  # a row's own faults do not come this far
+        raise UserError(f"{chunk.path}: damaged ({why(error)}); mend or replace the file") from error
 
 
-def _shown(line: bytes | str) -> str:
-    return line[:_SHOWN_CHARS].decode(errors="backslashreplace") if isinstance(line, bytes) else line[:_SHOWN_CHARS]
-
-
-def _read_array(chunk: Chunk) -> Iterator[RawRow]:
-    """The elements of a JSON array. After a broken one, reading goes on at the next line that opens like the first."""
-    with open_binary(chunk.path) as stream:
-        text = stream.read().removeprefix(_BOM).decode(errors="surrogateescape")
-    position = text.index("[") + 1
-    line, counted = 0, 0
-    opening: re.Pattern[str] | None = None
-    while True:
-        position = _skip(text, position)
-        if position >= len(text) or text[position] == "]":
-            return
-        line += text.count("\n", counted, position)
-        counted = position
-        if opening is None:
-            indent = text[text.rfind("\n", 0, position) + 1 : position]
-            opening = (
-                re.compile(rf"^{re.escape(indent)}\{{", re.MULTILINE) if not indent.strip() else re.compile(r"(?!)")
-            )
-        start = position
-        try:
-            value, position = _DECODER.raw_decode(text, position)
-            yield RawRow(line, value)
-        except (ValueError, RecursionError) as error:
-            following = opening.search(text, start + 1)
-            position = following.start() + len(following.group()) - 1 if following else len(text)
-            yield RawRow(line, error=f"not JSON: {_first_line(error)}", text=_shown(text[start:position]))
-
-
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n,":
-        position += 1
-    return position
-
-
-def _read_csv(chunk: Chunk) -> Iterator[RawRow]:
-    with open_binary(chunk.path) as stream:
-        lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.reader(lines, delimiter="\t" if chunk.path.lower().endswith(".tsv") else ",", strict=True)
-        header = next(rows, [])
-        while True:
-            number = rows.line_num
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield RawRow(number, error=f"not CSV: {error}")
-                continue
-            if len(row) != len(header):
-                text = _shown(",".join(row))
-                if row:
-                    yield RawRow(number, error=f"{len(row)} fields, the header has {len(header)}", text=text)
-                continue
-            yield RawRow(number, dict(zip(header, row, strict=True)))
-
-
-def _read_parquet(chunk: Chunk) -> Iterator[RawRow]:
+def _batches(stream: IO[bytes], chunk: Chunk) -> Iterator[tuple[int, Any]]:
+    """Batches with the number of the first row of each in the file."""
     import pyarrow.parquet
 
-    with open_binary(chunk.path) as stream:
-        file = pyarrow.parquet.ParquetFile(stream)
-        number = sum(file.metadata.row_group(g).num_rows for g in range(chunk.first))
-        for batch in file.iter_batches(row_groups=list(range(chunk.first, chunk.last))):
-            for row in batch.to_pylist():
-                yield RawRow(number, row)
-                number += 1
-
-
-def _read_arrow(chunk: Chunk) -> Iterator[RawRow]:
-    with open_binary(chunk.path) as stream:
-        number = 0
-        for i, batch in enumerate(_arrow_batches(stream)):
-            if i >= chunk.last:
-                return
+    number = 0
+    if chunk.kind == "arrow":
+        for i, batch in enumerate(itertools.islice(_arrow_batches(stream), chunk.last)):
             if i >= chunk.first:
-                for offset, row in enumerate(batch.to_pylist()):
-                    yield RawRow(number + offset, row)
+                yield number, batch
             number += batch.num_rows
+        return
+    file = pyarrow.parquet.ParquetFile(stream)
+    number = sum(file.metadata.row_group(g).num_rows for g in range(chunk.first))
+    for batch in file.iter_batches(row_groups=list(range(chunk.first, chunk.last))):
+        yield number, batch
+        number += batch.num_rows
+
+
+def _rows_of(batch: Any, number: int) -> Iterator[RawRow]:
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError, RecursionError):
+        rows = None  # one value has no Python form: find out which
+    for i in range(batch.num_rows):
+        try:
+            value = rows[i] if rows is not None else batch.slice(i, 1).to_pylist()[0]
+        except (ValueError, OverflowError, RecursionError) as error:
+            yield broken(number + i, f"a value cannot be read: {why(error)}", "")
+        else:
+            yield RawRow(number + i, value)
 
 
 def _arrow_batches(stream: Any) -> Iterator[Any]:

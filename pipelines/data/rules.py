@@ -43,7 +43,7 @@ class Rules:
             try:
                 # The tree holds nothing but numbers, measures and arithmetic: see _compiled.
                 kept = eval(code, {"__builtins__": {}}, values)
-            except ZeroDivisionError:
+            except ArithmeticError:
                 kept = False
             if not kept:
                 return text

@@ -56,8 +56,8 @@ class SampleStore:
         ids, weights = (table[name].combine_chunks() for name in ("input_ids", "loss_weights"))
         offsets = ids.offsets.to_numpy()
         flat = weights.flatten().to_numpy()
-        _write_all(self._ids, ids.flatten().to_numpy())
-        _write_all(self._weights, flat)
+        write_all(self._ids, ids.flatten().to_numpy())
+        write_all(self._weights, flat)
         self._lengths.append(np.diff(offsets))
         self._trained.append(np.diff(np.searchsorted(np.flatnonzero(flat), offsets - offsets[0])))
 
@@ -75,7 +75,8 @@ class SampleStore:
         os.preadv(self._weights.fileno(), [weights.view(np.uint8).data], first * 4)
 
 
-def _write_all(stream: io.FileIO, values: np.ndarray) -> None:
+def write_all(stream: io.FileIO, values: np.ndarray) -> None:
+    """Write an array's bytes to an unbuffered file."""
     data = np.ascontiguousarray(values).view(np.uint8).data
     while len(data):  # an unbuffered write may stop short; the next one then says why
         data = data[stream.write(data) :]

@@ -187,7 +187,8 @@ def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
     try:
         sizes = table_sizes(file.path, file.kind)
     except (ValueError, OSError) as error:
-        raise UserError(f"data.sources.{file.source}.path={file.path}: not {file.kind} ({_one_line(error)})") from error
+        key = f"data.sources.{file.source}.path" if file.source >= 0 else "data.benchmarks"
+        raise UserError(f"{key}={file.path}: not {file.kind} ({_one_line(error)})") from error
     cuts, size = [0], 0
     for number, each in enumerate(sizes):
         size += each
@@ -197,13 +198,12 @@ def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
     return cuts if cuts[-1] == len(sizes) else [*cuts, len(sizes)]
 
 
-def lines_before(chunk: Chunk) -> int:
-    """Number of lines of a text file before the first one that belongs to a chunk."""
-    if chunk.kind != "jsonl" or not chunk.first:
-        return 0
-    count, left = 1, chunk.first - 1
-    with open_binary(chunk.path) as stream:
-        while left and (block := stream.read(min(left, 1 << 20))):
+def lines_between(path: str, first: int, last: int) -> int:
+    """Number of lines that begin at a byte in `first:last` of a text file."""
+    count, left = int(not first and last > 0), last - max(first, 1)
+    with open_binary(path) as stream:
+        stream.seek(max(first, 1) - 1)
+        while left > 0 and (block := stream.read(min(left, 1 << 20))):
             count += block.count(b"\n")
             left -= len(block)
     return count

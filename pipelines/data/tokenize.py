@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.chat import ChatRenderer, RenderedBatch, TemplateError
+from pipelines.chat import ROW_FAULTS, ChatRenderer, Rendered, RenderedBatch, TemplateError
 from pipelines.contracts import Conversation
 from pipelines.data.benchmarks import Benchmarks
-from pipelines.data.filter import content_id, prompt_key, share_of, signature, text_of
+from pipelines.data.filter import content_id, prompt_keys, share_of, signature, text_of
 from pipelines.data.formats import RowError, to_conversation
 from pipelines.data.lengths import shortened
-from pipelines.data.readers import RawRow, read_chunk
+from pipelines.data.raw import RawRow, as_text, printable, why
+from pipelines.data.readers import read_chunk
 from pipelines.data.rules import Rules
 from pipelines.data.sources import Chunk
 from pipelines.recipe import DataConfig
@@ -38,9 +39,13 @@ SCHEMA = pa.schema(
         "text": pa.string(),
         "sample_id": pa.binary(16),
         "prompt_key": pa.int64(),
+        "earlier_keys": pa.list_(pa.int64()),  # prompt keys of the answers before the last
         "copies": pa.int32(),
         "signature": pa.binary(),
-        "stop_trained": pa.bool_(),
+        "turns": pa.int32(),  # the masks' counts, see chat.masks
+        "without_stop": pa.int32(),
+        "others": pa.int32(),
+        "wrongly": pa.int32(),
         "prefix_matches": pa.bool_(),
         "input_ids": pa.large_list(pa.int32()),
         "loss_weights": pa.large_list(pa.float32()),
@@ -57,7 +62,7 @@ class _Sample:
     row: int
     conversation: Conversation
     fate: int
-    key: int
+    keys: list[int]
     copies: int
     piece: int = 0
 
@@ -70,7 +75,6 @@ class ChunkTokenizer:
         self._config = config
         self._benchmarks = benchmarks or Benchmarks()
         self._rules = Rules(config.keep)
-        self._stops = np.array(renderer.stop_ids, np.int32)
 
     def tables(self, number: int, chunk: Chunk) -> Iterator[pa.Table]:
         """Tables of SCHEMA for the chunk: a line for each row, kept or not, and one for each piece of a shortened row."""
@@ -85,13 +89,11 @@ class ChunkTokenizer:
             try:
                 sample = self._sample(chunk, raw)
             except RowError as error:
-                lines.append(_lost(raw.number, REJECTED, str(error), raw.text or _as_text(raw.value)))
+                lines.append(_lost(raw.number, REJECTED, str(error), raw.text or as_text(raw.value)))
                 continue
-            except (TypeError, ValueError, OverflowError, KeyError, AttributeError, RecursionError) as error:
-                reason = (
-                    f"a field is not of the kind that its format asks for ({error})"  # costs this row, not the file
-                )
-                lines.append(_lost(raw.number, REJECTED, reason, raw.text or _as_text(raw.value)))
+            except ROW_FAULTS as error:
+                reason = f"a field is not of the kind that its format asks for ({why(error)})"
+                lines.append(_lost(raw.number, REJECTED, reason, raw.text or as_text(raw.value)))
                 continue
             lost = self._unwanted(sample)
             if lost:
@@ -111,25 +113,26 @@ class ChunkTokenizer:
         conversation = to_conversation(raw.value, source.format, source.columns)
         if config.train_on == "last":
             conversation = _last_only(conversation)
-        key = prompt_key(conversation)
+        keys = prompt_keys(conversation)
+        key = keys[-1]
         if source.split == "auto":
             heldout = config.heldout_share > 0 and share_of(key, config.seed, "split") < config.heldout_share
         else:
             heldout = source.split == "heldout"
         copies, rest = divmod(source.weight, 1)
         copies += rest > 0 and share_of(key, config.seed, "weight") < rest
-        return _Sample(raw.number, conversation, HELDOUT if heldout else TRAIN, key, 1 if heldout else int(copies))
+        return _Sample(raw.number, conversation, HELDOUT if heldout else TRAIN, keys, 1 if heldout else int(copies))
 
     def _unwanted(self, sample: _Sample) -> dict[str, Any] | None:
         """The line of a row that a rule, a weight or a benchmark keeps out."""
         broken = self._rules.broken_by(sample.conversation)
         if broken:
-            return _lost(sample.row, FILTERED, f"data.keep: {broken}", _as_text(sample.conversation.messages()))
+            return _lost(sample.row, FILTERED, f"data.keep: {broken}", as_text(sample.conversation.messages()))
         if not sample.copies:
             return _lost(sample.row, SKIPPED, "left out by its source's weight", "")
         guarded = sample.fate == TRAIN and self._config.leakage != "allow"
-        if guarded and self._benchmarks.hold(sample.conversation, sample.key):
-            return _lost(sample.row, LEAKED, "its text is in a benchmark", _as_text(sample.conversation.messages()))
+        if guarded and self._benchmarks.hold(sample.conversation):
+            return _lost(sample.row, LEAKED, "its text is in a benchmark", as_text(sample.conversation.messages()))
         return None
 
     def _pieces(self, sample: _Sample) -> list[_Sample]:
@@ -141,16 +144,16 @@ class ChunkTokenizer:
     ) -> tuple[pa.Table, list[_Sample]]:
         """The table of the samples behind the lines that are given, and the pieces of those that were too long."""
         rendered = self._renderer.render_batch([s.conversation for s in samples])
-        if self._renderer.fast and samples and not rendered.errors:
-            self._renderer.check_fast(samples[0].conversation)
-        lengths, trained, last = np.diff(rendered.offsets), *_trained(rendered)
-        stops = np.isin(last, self._stops)
+        first = next((s for i, s in enumerate(samples) if i not in rendered.errors), None)
+        if self._renderer.fast and first:
+            self._renderer.check_fast(first.conversation)
+        lengths, trained = np.diff(rendered.offsets), _trained(rendered)
         kept = np.zeros(len(samples), bool)
         pieces, lines = [], list(lines)
         for i, sample in enumerate(samples):
             if i in rendered.errors or not trained[i]:
                 reason = rendered.errors.get(i, "no token of it is trained")
-                lines.append(_lost(sample.row, REJECTED, reason, _as_text(sample.conversation.messages())))
+                lines.append(_lost(sample.row, REJECTED, reason, as_text(sample.conversation.messages())))
             elif lengths[i] > self._config.row_tokens:
                 text = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
                 mended = self._pieces(sample)
@@ -158,20 +161,25 @@ class ChunkTokenizer:
                 pieces += mended
             else:
                 kept[i] = True
-                lines.append(self._kept_line(sample, rendered, i, bool(stops[i])))
+                lines.append(self._kept_line(sample, rendered, i))
         return _assemble(number, lines, rendered, kept), pieces
 
-    def _kept_line(self, sample: _Sample, rendered: RenderedBatch, i: int, stops: bool) -> dict[str, Any]:
-        line: dict[str, Any] = {"row": sample.row, "piece": sample.piece, "fate": sample.fate, "stop_trained": stops}
-        line |= {"sample_id": content_id(sample.conversation), "prompt_key": sample.key, "copies": sample.copies}
+    def _kept_line(self, sample: _Sample, rendered: RenderedBatch, i: int) -> dict[str, Any]:
+        line: dict[str, Any] = {"row": sample.row, "piece": sample.piece, "fate": sample.fate, "copies": sample.copies}
+        line |= {"sample_id": content_id(sample.conversation), "prompt_key": sample.keys[-1]}
+        line |= {name: getattr(rendered.masks, name)[i] for name in ("turns", "without_stop", "others", "wrongly")}
+        if len(sample.keys) > 1:
+            line["earlier_keys"] = sample.keys[:-1]
         if self._config.near_duplicates is not None:
             line["signature"] = signature(text_of(sample.conversation))
         if sample.fate == HELDOUT or i % 64 == 0:
-            line |= self._prompt(sample, rendered[i].input_ids)
+            line |= self._prompt(sample, rendered[i])
         return line
 
-    def _prompt(self, sample: _Sample, ids: np.ndarray) -> dict[str, Any]:
-        """Whether training ids begin with the generation prompt; for a held-out row also what an evaluation needs."""
+    def _prompt(self, sample: _Sample, rendered: Rendered) -> dict[str, Any]:
+        """Whether training ids begin with the generation prompt, its last token masked; for a held-out row also what an
+        evaluation needs.
+        """
         messages = sample.conversation.messages()
         last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
         before = messages[:last]
@@ -179,7 +187,11 @@ class ChunkTokenizer:
             prompt_ids = self._renderer.prompt_ids(before, sample.conversation.tools)
         except TemplateError:  # nothing is before the first answer: there is no prompt to answer
             return {}
-        found: dict[str, Any] = {"prefix_matches": np.array_equal(prompt_ids, ids[: len(prompt_ids)])}
+        count = len(prompt_ids)
+        matches = np.array_equal(prompt_ids, rendered.input_ids[:count]) and not any(
+            rendered.loss_weights[count - 1 : count]
+        )
+        found: dict[str, Any] = {"prefix_matches": matches}
         if sample.fate == HELDOUT:
             prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
             found |= {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
@@ -196,22 +208,12 @@ def _last_only(conversation: Conversation) -> Conversation:
 
 
 def _lost(row: int, fate: int, reason: str, text: str) -> dict[str, Any]:
-    return {"row": row, "piece": 0, "fate": fate, "reason": reason, "text": text}
+    return {"row": row, "piece": 0, "fate": fate, "reason": printable(reason), "text": text}
 
 
-def _as_text(value: Any) -> str:
-    return json.dumps(value, default=str)[:2000]
-
-
-def _trained(rendered: RenderedBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Number of trained tokens of each conversation, and its last trained token's id (-1 where there is none)."""
-    places = np.flatnonzero(rendered.weights)
-    bounds = np.searchsorted(places, rendered.offsets)
-    counts = np.diff(bounds)
-    last = np.full(len(counts), -1, np.int32)
-    some = counts > 0
-    last[some] = rendered.ids[places[bounds[1:][some] - 1]]
-    return counts, last
+def _trained(rendered: RenderedBatch) -> np.ndarray:
+    """Number of trained tokens of each conversation."""
+    return np.diff(np.searchsorted(np.flatnonzero(rendered.weights), rendered.offsets))
 
 
 def _assemble(chunk: int, lines: list[dict[str, Any]], rendered: RenderedBatch, kept: np.ndarray) -> pa.Table:

@@ -103,14 +103,53 @@ def test_a_conversation_that_the_template_refuses_says_why(renderer_of):
         renderer_of("llama2").render(talk(("assistant", "a"), ("user", "b"), ("assistant", "c")))
 
 
-@pytest.mark.parametrize("content", ["a\ufdd0b", "\ufdd2\ue000x\ufdd3"])
-def test_noncharacters_in_data_cannot_move_a_mask(renderer_of, content):
-    for family in ("chatml", "commandr", "chatml_marked"):
-        conversation = talk(("user", content), ("assistant", "b"))
-        try:
-            assert spelled(renderer_of(family), conversation) in ("b<|im_end|>", "b<|END_OF_TURN_TOKEN|>")
-        except TemplateError:
-            continue
+MARKED = ["a\ufdd0b", "\ufdd2\ue000x\ufdd3", "\ufdd0x\ufdd1"]
+
+
+@pytest.mark.parametrize("family", ["chatml", "commandr", "chatml_marked", "pocket"])
+@pytest.mark.parametrize("content", MARKED)
+@pytest.mark.parametrize("marked_first", [True, False])
+def test_a_row_with_the_marks_of_masks_is_refused_and_moves_no_other(
+    byte_level, template_of, family, content, marked_first
+):
+    """Whichever comes first: a new renderer learns its plans from the rows that it meets."""
+    renderer = ChatRenderer(
+        TokenizerSpec(byte_level.to_str(), template_of(family), {"bos_token": "<s>", "eos_token": "</s>"})
+    )
+    clean = talk(("user", "x"), ("assistant", "b"))
+    call = Turn("assistant", "", tool_calls=({"type": "function", "function": {"name": "f", "arguments": content}},))
+    marked = [
+        talk(("user", content), ("assistant", "b")),
+        talk(("user", "x"), ("assistant", content)),
+        Conversation((Turn("user", "x"), call)),
+    ]
+    order = [*marked, clean] if marked_first else [clean, *marked]
+    batch = renderer.render_batch(order)
+    assert len(batch.errors) == 3 and all("noncharacter" in error for error in batch.errors.values())
+    assert batch.errors.keys() == {i for i, one in enumerate(order) if one is not clean}
+    place = order.index(clean)
+    alone = renderer.render(clean)
+    assert np.array_equal(batch[place].input_ids, alone.input_ids)
+    assert np.array_equal(batch[place].loss_weights, alone.loss_weights)
+
+
+def test_plans_do_not_depend_on_the_rows_that_came_first(byte_level, template_of):
+    """A row that no plan fits (it asks for what the template looks for) does not take the plan from the others."""
+    for first in ("<think>a</think>b", " \n", "plain"):
+        renderer = ChatRenderer(TokenizerSpec(byte_level.to_str(), template_of("qwen_thinking"), {"eos_token": "</s>"}))
+        renderer.render_batch([talk(("user", "x"), ("assistant", first))])
+        assert renderer._layouter.plan(["user", "assistant"], ["a", "b"]) is not None
+
+
+@pytest.mark.parametrize("content", ["half \ud83d", "\udce9"])
+def test_text_that_is_not_unicode_costs_its_row_and_not_its_batch(renderer_of, content):
+    for family in ("chatml", "commandr", "pocket"):
+        batch = renderer_of(family).render_batch(
+            [talk(("user", content), ("assistant", "b")), talk(("user", "a"), ("assistant", "b"))]
+        )
+        assert batch.errors.keys() == {0} and batch[1].num_loss_tokens
+        with pytest.raises(TemplateError, match="not Unicode"):
+            renderer_of(family).prompt_ids([{"role": "user", "content": content}])
 
 
 def sentencepiece_like() -> Tokenizer:

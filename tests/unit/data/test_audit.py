@@ -110,7 +110,7 @@ def test_a_template_without_a_stop_or_a_border_is_refused(ray_cluster, pocket_ba
     store = Store(tmp_path / "store")
     prepared = prepare(parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), store, SILENT)
     _, found = shown(store, prepared.ref.digest)
-    assert any("do not train a stop token" in problem for problem in found.problems)
+    assert any("do not end in a stop token" in problem for problem in found.problems)
 
 
 def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_base):
@@ -132,3 +132,62 @@ def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_
 def test_an_unknown_digest_is_one_clear_line(store):
     with pytest.raises(UserError, match="no finished artifact of kind 'prepared'"):
         shown(store, "0" * 12)
+
+
+@pytest.mark.parametrize("verb", ["run", "train"])
+def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeypatch, capsys, verb):
+    """Exit code 2 and one line, although `inspect` alone would find it too late."""
+    import contextlib
+    import sys
+
+    from jobs import cli
+
+    folder, store, prepared = dataset
+    recipe = folder / "limits.yaml"
+    recipe.write_text(
+        f"name: t\nmodel: {{base: {pocket_base}}}\n"
+        "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1,\n"
+        "       audit: {max_lost_share: 0.001, min_trained_share: 0.9}}\n"
+    )
+    monkeypatch.setattr(cli, "_cluster", lambda *_, **__: contextlib.nullcontext())  # the tests' own is up
+    monkeypatch.setattr(sys, "argv", ["loraforge", verb, str(recipe), "--store", store.uri])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in said
+    assert said.startswith(f"loraforge: dataset {prepared.ref.name}: ")
+    assert "data.audit.min_trained_share=0.9; and " in said and "data.audit.max_lost_share=0.001" in said
+    assert not store.list("run") and not store.list("checkpoint")
+
+
+MARKS_ALL = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% generation %}{{ m.content }}<|end|>"
+    "{% if not loop.last %}<|user|>{{ messages[loop.index].content }}{% endif %}{% endgeneration %}"
+    "{% elif loop.first %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_base, tmp_path):
+    """A template whose generation block runs over the next user turn: the mask is checked on the tokens."""
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(pocket_base, base, ignore=shutil.ignore_patterns("*.safetensors"))
+    (base / "chat_template.jinja").write_text(MARKS_ALL)
+    talk = [{"role": role, "content": f"{role} says {i}"} for i in range(2) for role in ("user", "assistant")]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 128, "heldout_share": 0}
+    with pytest.raises(UserError, match=r"rows.jsonl:1: \d+ tokens of its system, user or tool turns would be trained"):
+        prepare(
+            parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), Store(tmp_path / "store"), SILENT
+        )
+
+
+def test_the_manifest_counts_what_was_checked(dataset):
+    _, store, prepared = dataset
+    checks = store.by_digest("prepared", prepared.ref.digest).facts["checks"]
+    kept = prepared.train.num_samples + prepared.heldout.num_samples
+    assert checks["stop_trained_checked"] == checks["other_turns_masked_checked"] == kept
+    assert checks["prefix_matches_checked"] >= prepared.heldout.num_samples
+    assert not any(count for name, count in checks.items() if name.endswith("_failed"))

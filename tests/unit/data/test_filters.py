@@ -9,7 +9,7 @@ import pytest
 from pipelines.chat import ChatRenderer
 from pipelines.contracts import SILENT, Conversation, Turn, UserError
 from pipelines.data.dataset import prepare
-from pipelines.data.filter import nearly_repeated, repeated, signature
+from pipelines.data.filter import content_id, nearly_repeated, prompt_keys, repeated, signature
 from pipelines.data.rules import Rules
 from pipelines.recipe import parse_recipe
 
@@ -103,6 +103,78 @@ def test_benchmark_text_is_found_by_question_and_by_runs_of_words(pocket_base, s
     assert prepared.counts["leaked"] == 2
     with pytest.raises(UserError, match="2 training rows ask what is held out or in data.benchmarks"):
         run(pocket_base, store, tmp_path, rows, benchmarks=[str(benchmark)])
+
+
+def talk(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def test_a_short_benchmark_question_is_found_with_any_system_turn_and_in_any_exchange(pocket_base, store, tmp_path):
+    benchmark = tmp_path / "bench.jsonl"
+    two = talk(("user", "Name a river."), ("assistant", "Elbe"), ("user", "Why?"), ("assistant", "x"))
+    rows = [{"question": "What is 2 + 2?", "choices": ["3", "4"], "answer": 1}, two]
+    benchmark.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked, answer = ("user", "what is  2 + 2?"), ("assistant", "4")
+    leaking = [
+        talk(("system", "Be brief."), asked, answer),
+        talk(("user", "Hi"), ("assistant", "Hello"), asked, answer, ("user", "Thanks"), ("assistant", "Bye")),
+        talk(("system", "s"), ("user", "name a river."), ("assistant", "Rhine")),
+    ]
+    innocent = [talk(("user", "Tell me a joke."), ("assistant", "No."), ("user", "Why?"), ("assistant", "Because."))]
+    section = {"benchmarks": [str(benchmark)], "leakage": "drop"}
+    prepared, texts = run(pocket_base, store, tmp_path, [*leaking, *innocent, *rows_of(range(5))], **section)
+    assert prepared.counts["leaked"] == 3 and len(texts) == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [('{"text": "a"}', "unknown format: the row has the keys text"), ("not a row", "not JSON"), ("[1]", "a row is an object")],
+)  # fmt: skip
+def test_a_benchmark_row_that_guards_nothing_is_an_error(pocket_base, store, tmp_path, line, reason):
+    (tmp_path / "bench.jsonl").write_text(f'{{"question": "q", "answer": "a"}}\n{line}\n')
+    with pytest.raises(UserError, match=rf"data.benchmarks: .*bench.jsonl:2: {reason}"):
+        run(pocket_base, store, tmp_path, rows_of(range(5)), benchmarks=[str(tmp_path / "bench.jsonl")])
+
+
+def test_a_training_row_that_continues_a_held_out_conversation_leaks(pocket_base, store, tmp_path):
+    asked, answer = ("user", "Say 3"), ("assistant", "It is 3.")
+    rows = [talk(asked, answer, ("user", "And 4?"), ("assistant", "4.")), *rows_of(range(10, 15))]
+    with pytest.raises(UserError, match=r"1 training rows ask what is held out .*first: rows.jsonl:1\)"):
+        run(pocket_base, store, tmp_path, rows, [talk(asked, answer)])
+
+
+def test_how_a_question_is_trained_on_does_not_hide_it(pocket_base, store, tmp_path):
+    heldout = [talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False},
+             {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0.5}]  # fmt: skip
+    with pytest.raises(UserError, match="1 training rows ask what is held out"):
+        run(pocket_base, store, tmp_path, [{"messages": turns}, *rows_of(range(5))], heldout)
+
+
+def test_what_a_turn_is_called_is_content():
+    plain, named = (Conversation((Turn("user", "a", name=name), Turn("assistant", "b"))) for name in (None, "ada"))
+    assert content_id(plain) != content_id(named) and prompt_keys(plain) == prompt_keys(named)
+
+
+def reference_near(signatures, threshold):
+    """One sample after another against all that were kept."""
+    mask = np.zeros(len(signatures), bool)
+    for later in range(len(signatures)):
+        mask[later] = any((signatures[later] == signatures[e]).mean() >= threshold for e in range(later) if not mask[e])
+    return mask
+
+
+def test_near_duplicates_are_those_of_the_plain_comparison():
+    rng = np.random.default_rng(0)
+    heads = rng.integers(0, 2**32, (12, 64), np.uint32)
+    signatures = heads[rng.integers(0, 12, 200)]
+    changed = rng.random(signatures.shape) < rng.choice([0.02, 0.1, 0.3], (200, 1))
+    signatures = np.where(changed, rng.integers(0, 2**32, signatures.shape, np.uint32), signatures)
+    for threshold in (0.95, 0.8):
+        found = nearly_repeated(signatures, threshold)
+        assert list(found) == list(reference_near(signatures, threshold)) and 0 < found.sum() < 188
+    among = np.arange(0, 200, 3)
+    assert list(nearly_repeated(signatures, 0.8, among)[among]) == list(reference_near(signatures[among], 0.8))
 
 
 def test_rules_keep_rows_out_and_are_counted(pocket_base, store, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from pipelines.contracts import Turn, UserError
 from pipelines.data.formats import RowError, detect_format, to_conversation
 from pipelines.data.readers import read_chunk
-from pipelines.data.sources import cut_chunks, files_at, find_files, lines_before
+from pipelines.data.sources import cut_chunks, files_at, find_files, lines_between
 from pipelines.recipe import SourceConfig
 
 TOOL = {"name": "look", "parameters": {"type": "object"}}
@@ -131,7 +131,9 @@ def test_lines_are_numbered_over_the_whole_file(tmp_path):
     path = write(tmp_path / "rows.jsonl")
     for chunk_bytes in (1, 37, 100, 1 << 20):
         chunks = cut_chunks(find_files([SourceConfig(path=str(path))]), chunk_bytes)
-        lines = [lines_before(chunk) + row.number for chunk in chunks for row in read_chunk(chunk)]
+        lines = [
+            lines_between(chunk.path, 0, chunk.first) + row.number for chunk in chunks for row in read_chunk(chunk)
+        ]
         assert lines == list(range(7))
 
 
@@ -164,3 +166,114 @@ def test_a_remote_source_that_cannot_be_read_is_one_line(path, message):
     with pytest.raises(UserError, match=message) as error:
         find_files([SourceConfig(path=path)])
     assert "\n" not in str(error.value)
+
+
+def read(path) -> list[tuple[int, object]]:
+    """Of each row of a file its line and its value, or why it cannot be read."""
+    (file,) = find_files([SourceConfig(path=str(path))])
+    rows = [row for chunk in cut_chunks([file]) for row in read_chunk(chunk)]
+    assert all(row.text for row in rows if row.error) and max((len(row.text) for row in rows), default=0) <= 2000
+    return [(row.number + 1, row.error or row.value) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        (['a,"b', "c,d", 'e,"f"'], {2: "not CSV"}),  # the next quote closes it
+        (["a,b", 'c,"d', "e,f"], {3: "not CSV: unexpected end of data"}),  # none does
+        (['"a","b', '"c","d"', '"e","f"'], {2: "not CSV"}),
+        (["a,b", "c,d,e", 'f,"g\nh"', "i"], {3: "3 fields, the header has 2", 6: "1 fields"}),
+    ],
+)
+def test_an_open_quote_in_a_csv_file_costs_its_line(tmp_path, lines, bad):
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["prompt,completion", *lines]) + "\n")
+    found = dict(read(path))
+    assert {line: reason for line, reason in found.items() if isinstance(reason, str)}.keys() == bad.keys()
+    assert all(reason in found[line] for line, reason in bad.items())
+    assert len([row for row in found.values() if isinstance(row, dict)]) == len(lines) - len(bad)
+
+
+def test_a_long_csv_field_is_a_row_and_an_endless_one_is_not(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,completion\na,"{"x" * 300_000}"\nb,"{"y" * (9 << 20)}"\nc,d\n')
+    found = read(path)
+    assert [line for line, _ in found][:2] == [2, 3] and found[0][1]["completion"] == "x" * 300_000
+    assert "characters in one row" in found[1][1] and found[-1][1] == {"prompt": "c", "completion": "d"}
+
+
+@pytest.mark.parametrize("header", ['prompt,"completion', "prompt,prompt"])
+def test_a_csv_header_that_is_none_is_one_line(tmp_path, header):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\na,b\n")
+    with pytest.raises(UserError, match="header"):
+        read(path)
+
+
+ELEMENTS = [json.dumps({"instruction": f"q{i}", "output": "o", "history": [{"instruction": 1}]}) for i in range(5)]
+
+
+@pytest.mark.parametrize("joint", [", ", ",", ",\n", "\n,"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda e: e[:-9], lambda e: e.replace('"o"', '"o'), lambda e: e.replace('"o"', "NaN"), lambda e: "nonsense", lambda e: "]" + e[:9]],
+)  # fmt: skip
+def test_a_broken_element_of_an_array_costs_itself_however_it_is_laid_out(tmp_path, joint, damage):
+    path = tmp_path / "rows.json"
+    path.write_text("[" + joint.join([*ELEMENTS[:2], damage(ELEMENTS[2]), *ELEMENTS[3:]]) + "]")
+    values = [value for _, value in read(path)]
+    assert [v["instruction"] for v in values if isinstance(v, dict)] == ["q0", "q1", "q3", "q4"]
+    assert len([v for v in values if isinstance(v, str)]) == 1
+
+
+def test_an_array_that_is_cut_off_or_goes_on_says_so(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("[" + ELEMENTS[0] + ",\n")
+    assert [value for _, value in read(path)][1:] == ["the array has no end: the file is cut off here"]
+    path.write_text(f"[{ELEMENTS[0]}]\n[{ELEMENTS[1]}]\n")
+    assert [type(value) for _, value in read(path)] == [dict, str, dict]
+
+
+def test_an_array_longer_than_its_window_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.data.arrays.MAX_ROW_BYTES", 100)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"n": i, "text": "é" * (i % 40)} for i in range(500)], indent=1, ensure_ascii=False))
+    assert [value["n"] for _, value in read(path)] == list(range(500))
+    assert read(path)[7][0] == 2 + 7 * 4
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_table_gives_dates_and_bytes_to_the_formats_which_refuse_them(tmp_path, suffix):
+    import datetime
+
+    calls = [{"function": {"name": "f", "arguments": {"at": datetime.datetime(2026, 1, 1), "raw": b"\xff"}}}]
+    talk = [
+        {"role": "user", "content": "a", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+    ]
+    path = write(tmp_path / f"rows{suffix}", [{"messages": talk}, {"messages": talk[:1]}])
+    (_, first), _ = read(path)
+    with pytest.raises(
+        RowError, match=r"messages\[1\]: the arguments of a tool call: a value of type datetime is not JSON"
+    ):
+        to_conversation(first)
+
+
+def test_a_value_of_a_table_that_python_cannot_hold_costs_its_row(tmp_path):
+    far = pa.array([0, 2**62, 0], pa.int64()).cast(pa.timestamp("s"))
+    path = tmp_path / "rows.parquet"
+    with pa.ipc.new_file(tmp_path / "rows.arrow", pa.schema({"at": pa.timestamp("s")})) as out:
+        out.write_table(pa.table({"at": far}))
+    path = tmp_path / "rows.arrow"
+    (file,) = find_files([SourceConfig(path=str(path))])
+    rows = [row for chunk in cut_chunks([file]) for row in read_chunk(chunk)]
+    assert [bool(row.error) for row in rows] == [False, True, False] and "cannot be read" in rows[1].error
+
+
+def test_a_damaged_table_is_one_line(tmp_path):
+    path = write(tmp_path / "rows.parquet", [{"prompt": "a" * i, "completion": str(i)} for i in range(500)])
+    content = bytearray(path.read_bytes())
+    content[40:400] = b"\xff" * 360
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="rows.parquet: damaged"):
+        read(path)

@@ -21,12 +21,18 @@ def turns(*pairs: tuple[str, object]) -> bytes:
     return row(messages=[{"role": role, "content": content} for role, content in pairs])
 
 
+def calling(arguments: object) -> bytes:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    return row(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}])
+
+
+ANSWER = {"role": "assistant", "content": "b"}
 BAD = [
     (
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}',
-        "not of the kind",
+        "messages[1]: tool_calls is a list of calls, this is int",
     ),
-    (b'{"instruction": "a", "output": "b", "history": 1}', "not of the kind"),
+    (b'{"instruction": "a", "output": "b", "history": 1}', "history: expected a list of pairs"),
     (b'{"instruction": "a", "output": ', "not JSON"),
     (b'{"instruction": "a" "output": "b"}', "not JSON: Expecting ',' delimiter"),
     (b"{'instruction': 'a', 'output': 'b'}", "not JSON"),
@@ -61,12 +67,37 @@ BAD = [
     (turns(("user", None), ("assistant", "b")), "messages[0]: missing"),
     (row(messages=["a", "b"]), "messages[0]: a turn is an object"),
     (row(messages=[{"role": "user", "content": [{"type": "image"}]}]), "only parts of type text"),
-    (row(messages=[{"role": "assistant", "content": "a", "weight": -1}]), "weight is a number of at least 0"),
+    (
+        row(messages=[{"role": "assistant", "content": "a", "weight": -1}]),
+        "weight is a number of 0 to 1000, this is -1",
+    ),
     (row(messages=[{"role": "assistant", "content": "a", "train": "yes"}]), "train is true or false"),
     (row(messages=[{"role": "assistant", "tool_calls": [{"arguments": {}}]}]), "a tool call without a name"),
     (row(instruction="a", output="b", history=["x"]), "history: each entry is a pair"),
     (row(conversations=[{"from": "human", "value": "a"}, {"from": "gpt"}]), "conversations[1]: missing"),
     (row(prompt="a", completion="b", tools="not a list"), "tools: expected a list"),
+    (calling({"half": "\ud83d"}), "half a surrogate pair, U+D83D in messages[1]: the arguments of a tool call"),
+    (calling({"nul\0": 1}), "NUL character in messages[1]: the arguments of a tool call"),
+    (calling("\ufdd0"), "noncharacter U+FDD0 in messages[1]: the arguments of a tool call"),
+    (row(prompt="a", completion="b", tools=[{"name": "f", "description": "\udc00"}]), "U+DC00 in tools"),
+    (row(prompt="a", completion="b\ufdd3"), "noncharacter U+FDD3 in assistant"),
+    (
+        row(messages=[{"role": "user", "name": "\ud800", "content": "a"}, ANSWER]),
+        "half a surrogate pair, U+D800 in name",
+    ),
+    (
+        row(messages=[{"role": "user", "content": "a"}, {**ANSWER, "weight": 10**400}]),
+        "this is a number of many digits",
+    ),
+    (row(messages=[{"role": "user", "content": "a"}, {**ANSWER, "weight": 1e39}]), "weight is a number of 0 to 1000"),
+    (b'{"messages": [{"role": "assistant", "content": "a", "weight": 1e999}]}', "this is inf"),
+    (
+        b'{"messages": [{"role": "assistant", "content": "a", "weight": ' + b"9" * 5000 + b"}]}",
+        "not JSON: Exceeds the limit",
+    ),
+    (b'{"\\ud83d": 1}', "unknown format: the row has the keys \\ud83d"),
+    (row(messages=[{"role": "user", "content": "a"}, ANSWER] * 600), "1200 turns, the limit is 1024"),
+    (row(messages="[" * 5000), "messages: expected a list of turns"),
 ]
 
 
@@ -77,7 +108,7 @@ def dirty(tmp_path_factory):
     lines = [row(instruction=f"Say {i}", input="", output=f"It is {i}.") for i in range(NUM_GOOD)]
     at = {}
     for number, (bad, reason) in enumerate(BAD):
-        place = 200 * (number + 1) + number
+        place = 150 * (number + 1) + number
         lines.insert(place, bad)
         at[place + 1] = reason
     lines += [b"", b"   ", b""]
@@ -108,12 +139,20 @@ def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_b
 def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base, store, dirty):
     path, _ = dirty
     with pytest.raises(
-        UserError, match=rf"{len(BAD)} of {10_000 + len(BAD)} rows cannot be used .*data.max_rejects_share=0.001"
+        UserError, match=rf"{len(BAD)} of {10_000 + len(BAD)} rows cannot be used: .*data.max_rejects_share=0.001"
     ) as error:
         prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
-    assert "first at rows.jsonl:201" in str(error.value)
+    assert "x not JSON: Expecting value (first at rows.jsonl:453); " in str(error.value)
     assert "\n" not in str(error.value)
     assert not store.list("prepared")
+
+
+def test_a_found_dataset_is_judged_by_the_present_limit(ray_cluster, pocket_base, store, dirty):
+    path, _ = dirty
+    made = prepare(recipe_for(pocket_base, path), store, SILENT)
+    with pytest.raises(UserError, match=r"rows cannot be used: .*\(first at rows.jsonl:453\).*=0.001"):
+        prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
+    assert prepare(recipe_for(pocket_base, path), store, SILENT) == made
 
 
 def test_a_bad_element_of_an_array_costs_that_element(ray_cluster, pocket_base, store, tmp_path):
