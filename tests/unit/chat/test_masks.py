@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,15 @@ def conversations(draw, family: Family) -> Conversation:
     return Conversation(tuple(turns))
 
 
+def pattern_of(family: Family, content: str) -> str:
+    """What an answer's trained tokens spell: all of it, except that white space which the answer itself begins with may
+    have merged into the prompt's last token and be masked with it.
+    """
+    written = family.write(content)
+    lead = len(written) - len(written.lstrip()) if content[0].isspace() else 0
+    return "".join(f"(?:{re.escape(c)})?" for c in written[:lead]) + re.escape(written[lead:] + family.stop)
+
+
 @pytest.mark.parametrize("fast", [False, True], ids=["tokenizers", "fastokens"])
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -68,14 +78,45 @@ def test_trained_tokens_spell_the_answers(renderer_of, reference_of, name, fast,
     assert list(rendered.input_ids) == list(reference)
     for weight in (0.5, 1.0):
         mine = [t for t in conversation.turns if t.role == "assistant" and t.train and t.weight == weight]
-        expected = "".join(family.write(t.content) + family.stop for t in mine)
         spelled = renderer.decode(rendered.input_ids[rendered.loss_weights == weight], skip_control=False)
-        if any(t.content[0].isspace() for t in mine):
-            # White space at an answer's start may have merged into the prompt's last token, which stays masked.
-            assert "".join(spelled.split()) == "".join(expected.split())
-        else:
-            assert spelled == expected
+        assert re.fullmatch("".join(pattern_of(family, t.content) for t in mine), spelled), spelled
     assert set(rendered.loss_weights) <= {0.0, 0.5, 1.0}
+    masks = renderer.render_batch([conversation]).masks
+    assert masks.turns[0] == sum(t.role == "assistant" and t.train and t.weight > 0 for t in conversation.turns)
+    assert not masks.without_stop[0] and not masks.wrongly[0]
+
+
+RESULTS = st.text("0123456789 {}:\n", min_size=20, max_size=40).filter(lambda text: text.strip() == text)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_calls_are_trained_and_what_tools_say_never(renderer_of, name, data):
+    """Also by templates that know no tools, which get them as text; results are of characters that answers lack."""
+    family, renderer = FAMILIES[name], renderer_of(name)
+    letters = st.text("aeint _☃é", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
+    results = data.draw(st.lists(RESULTS, min_size=1, max_size=2))
+    turns = [Turn("system", data.draw(letters))] if data.draw(st.booleans()) else []
+    turns.append(Turn("user", "ask"))
+    for result in results:
+        function = {"name": "look", "arguments": {data.draw(letters): data.draw(letters)}}
+        turns += [
+            Turn(
+                "assistant", data.draw(st.just("") | letters), tool_calls=({"type": "function", "function": function},)
+            )
+        ]
+        turns += [Turn("tool", result, name=data.draw(st.sampled_from([None, "look"])))]
+    answer = data.draw(letters)
+    conversation = Conversation((*turns, Turn("assistant", answer)))
+    batch = renderer.render_batch([conversation])
+    assert not batch.errors
+    ids, weights = batch[0].input_ids, batch[0].loss_weights
+    spelled, masked = (renderer.decode(ids[mask], skip_control=False) for mask in (weights > 0, weights == 0))
+    assert spelled.endswith(answer + family.stop) and spelled.count('"look"') == len(results)
+    assert all(result in masked and result not in spelled for result in results) and '"look"' not in masked
+    assert batch.masks.turns[0] == len(results) + 1
+    assert not batch.masks.without_stop[0] and not batch.masks.wrongly[0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
