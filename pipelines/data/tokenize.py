@@ -114,9 +114,9 @@ class ChunkTokenizer:
         if config.train_on == "last":
             conversation = _last_only(conversation)
         keys = prompt_keys(conversation)
-        key = keys[-1]
+        key, opening = keys[-1], keys[_first_asked(conversation)]
         if source.split == "auto":
-            heldout = config.heldout_share > 0 and share_of(key, config.seed, "split") < config.heldout_share
+            heldout = config.heldout_share > 0 and share_of(opening, config.seed, "split") < config.heldout_share
         else:
             heldout = source.split == "heldout"
         copies, rest = divmod(source.weight, 1)
@@ -199,8 +199,20 @@ class ChunkTokenizer:
         return found
 
 
+def _first_asked(conversation: Conversation) -> int:
+    """Which of its answers is the first that a user asked for: conversations that open alike are held out together, so
+    none can go on in training from where a held-out one ends.
+    """
+    roles = [turn.role for turn in conversation.turns]
+    return roles[: roles.index("user")].count("assistant") if "user" in roles[: _last(roles)] else -1
+
+
+def _last(roles: Sequence[str]) -> int:
+    return max((i for i, role in enumerate(roles) if role == "assistant"), default=0)
+
+
 def _last_only(conversation: Conversation) -> Conversation:
-    last = max((i for i, t in enumerate(conversation.turns) if t.role == "assistant"), default=0)
+    last = _last([turn.role for turn in conversation.turns])
     turns = tuple(
         replace(t, train=False) if t.role == "assistant" and i != last else t for i, t in enumerate(conversation.turns)
     )

@@ -143,6 +143,20 @@ def test_a_training_row_that_continues_a_held_out_conversation_leaks(pocket_base
         run(pocket_base, store, tmp_path, rows, [talk(asked, answer)])
 
 
+def test_conversations_that_open_alike_are_held_out_together(pocket_base, store, tmp_path):
+    """Every depth of a conversation as a row of its own: no split of our own making leaks."""
+    rows = []
+    for number in range(40):
+        turns = [("assistant", "Welcome!"), ("system", "s")][: number % 3]
+        for depth in range(3):
+            turns = [*turns, ("user", f"question {depth} of {number}"), ("assistant", f"answer {depth}")]
+            rows.append(talk(*turns))
+    prepared, texts = run(pocket_base, store, tmp_path, rows, heldout_share=0.3)
+    assert prepared.counts["train"] + prepared.counts["heldout"] == 120 and prepared.counts["heldout"] >= 15
+    assert all(prepared.counts[split] % 3 == 0 for split in ("train", "heldout"))
+    assert len({text.split("question 0 of ")[1].split("<")[0] for text in texts}) * 3 == len(texts)
+
+
 def test_how_a_question_is_trained_on_does_not_hide_it(pocket_base, store, tmp_path):
     heldout = [talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False},
