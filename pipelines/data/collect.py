@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.contracts import UserError, to_json
@@ -71,7 +70,9 @@ class _Split:
             self._parts[name].append(np.array(part, dtype))
         earlier = table["earlier_keys"].combine_chunks()
         self._parts["earlier_key"].append(earlier.flatten().to_numpy())
-        self._parts["earlier_of"].append(pc.list_parent_indices(earlier).to_numpy().astype(np.int64) + self._count)
+        self._parts["earlier_of"].append(
+            np.repeat(np.arange(len(table)), earlier.value_lengths().fill_null(0).to_numpy()) + self._count
+        )
         self._count += len(table)
         if len(table) and table["signature"][0].is_valid:
             write_all(self._signatures, np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint8))
@@ -88,6 +89,10 @@ class _Split:
             return np.zeros(self._count, bool)
         signatures = np.memmap(str(self._signatures.name), np.uint32, "r").reshape(-1, NUM_PERMUTATIONS)
         return nearly_repeated(signatures, threshold, among)
+
+
+def _sum(column: pa.ChunkedArray) -> int:
+    return int(column.drop_null().to_numpy().sum())
 
 
 class Collector:
@@ -128,18 +133,18 @@ class Collector:
         return len(fates) - pieces
 
     def _check(self, table: pa.Table) -> None:
-        """Count what the masks of the kept rows were checked for; a check that failed is listed with the row."""
+        """Count what the masks of the kept rows were checked for. Raises UserError for a trained token of another turn."""
         for name, checked, failed in (
             ("stop_trained", "turns", "without_stop"),
             ("other_turns_masked", "others", "wrongly"),
         ):
-            self._checks[f"{name}_checked"] += pc.sum(table[checked]).as_py() or 0
-            self._checks[f"{name}_failed"] += pc.sum(table[failed]).as_py() or 0
+            self._checks[f"{name}_checked"] += _sum(table[checked])
+            self._checks[f"{name}_failed"] += _sum(table[failed])
         matches = table["prefix_matches"].drop_null()
         self._checks["prefix_matches_checked"] += len(matches)
-        self._checks["prefix_matches_failed"] += len(matches) - (pc.sum(matches).as_py() or 0)
+        self._checks["prefix_matches_failed"] += len(matches) - _sum(matches)
         if self._checks["other_turns_masked_failed"]:
-            row = table.filter(pc.greater(table["wrongly"], 0)).slice(0, 1).to_pylist()[0]
+            row = next(row for row in table.select(["chunk", "row", "wrongly"]).to_pylist() if row["wrongly"])
             raise UserError(
                 f"data.sources: {self._lost.origin(row['chunk'], row['row'])}: {row['wrongly']} tokens of its system, user "
                 "or tool turns would be trained; the chat template of model.base marks answers that are none: mend it"

@@ -91,7 +91,9 @@ def collected(tables, config, chunks, scratch: Path) -> tuple[dict[str, int], li
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_row_of_a_format_is_kept_or_listed(tokenizers_of, tmp_path_factory, name, data):
     tokenizers, config = tokenizers_of
@@ -121,7 +123,9 @@ edits = st.lists(
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(edits=edits)
 def test_any_damage_to_a_file_costs_rows_and_never_the_stage(tokenizers_of, tmp_path_factory, name, edits):
     content = bytearray(FILES[name].encode())

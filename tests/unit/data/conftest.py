@@ -1,0 +1,26 @@
+"""Every dataset that a test here prepares has counts that add up."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.data.collect import Collector
+
+_FATES = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "shortened", "leaked")
+
+
+@pytest.fixture(autouse=True)
+def counts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row, and each piece of a shortened row, is in the dataset or lost for one reason and listed."""
+    finish = Collector.finish
+
+    def checked(self: Collector, folder):
+        facts = finish(self, folder)
+        counts = facts["counts"]
+        lost = sum(counts.get(fate, 0) for fate in (*_FATES[2:], "duplicates", "near_duplicates"))
+        assert counts["read"] + counts["pieces"] == counts["train"] + counts["heldout"] + lost, counts
+        with open(folder / "rejects.jsonl") as lines:
+            assert sum(1 for _ in lines) == lost
+        return facts
+
+    monkeypatch.setattr(Collector, "finish", checked)
