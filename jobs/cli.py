@@ -99,7 +99,7 @@ def promote(
     report: Report = None,
 ) -> None:
     """Register the best checkpoint and move the alias to it, if the gate lets it pass; exit code 1 if not."""
-    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None, registers=True)
     from jobs.promote import promote
     from jobs.run import prepared_of, report_of, run_of
 
@@ -114,7 +114,7 @@ def run(
     recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
 ) -> None:
     """Prepare, train, evaluate and promote in one go; exit code 1 when the gate keeps the candidate out."""
-    loaded, opened, progress = _open(recipe, overrides, store, verbose)
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, registers=True)
     from jobs.evaluate import render_table
     from jobs.run import is_finished, run
 
@@ -150,7 +150,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Run several recipes through every stage, serve all adapters on one base and question the live endpoint."""
-    opened = {str(path): _open(path, None, store, verbose) for path in recipes or ()}
+    opened = {str(path): _open(path, None, store, verbose, registers=True) for path in recipes or ()}
     from jobs.demo import DEMO_RECIPES, demo
 
     opened = opened or {path: _open(Path(path), None, store, verbose) for path in DEMO_RECIPES}

@@ -49,10 +49,7 @@ def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:
     plan = choose(recipe, shape, recipe.data.row_tokens, recipe.resources.max_workers, device_bytes(device))
     yield _memory_table(plan)
     yield _time_line(recipe, store, shape, plan, device)
-    for key in recipe.lora.unservable if recipe.train.method == "lora" else ():
-        yield f"lora.{key} is set: the registry refuses such an adapter, since no engine serves it as trained; unset it to serve"
-    if recipe.train.method == "full":
-        yield "train.method=full makes no adapter: its checkpoint's model/ folder is a base, for -s model.base=FOLDER"
+    yield from recipe.serving_notes()
 
 
 def _rows_table(recipe: Recipe) -> Table:

@@ -37,9 +37,10 @@ def promote(
     """Register the report's best checkpoint and move the recipe's alias to it, if the gate lets it pass.
 
     A loser is no error: the decision says why, the version is None and nothing is written. `code` is a folder whose git
-    commit joins the lineage. Raises UserError for an adapter that the registry refuses or when the alias was moved by
+    commit joins the lineage. Raises UserError for a whole model, for an adapter that the registry refuses, or when the alias was moved by
     somebody else meanwhile.
     """
+    recipe.check_registers()
     decision = decide(recipe.gate, report)
     progress.note(f"gate {'passed' if decision.passed else 'not passed'}: {decision.reason}")
     if not decision.passed:

@@ -24,12 +24,17 @@ def open_store(uri: str) -> tuple[Store, ConsoleProgress]:
 
 
 def open_recipe(
-    recipe: Path, overrides: list[str] | None, store: str, verbose: bool, sources: bool = True
+    recipe: Path,
+    overrides: list[str] | None,
+    store: str,
+    verbose: bool,
+    sources: bool = True,
+    registers: bool = False,
 ) -> tuple[Recipe, Store, ConsoleProgress]:
     """The recipe, the store that it writes to and a console.
 
     What is wrong with them, with the base or (unless `sources` is False) with the data's files is said here, before
-    anything slow is imported or Ray starts.
+    anything slow is imported or Ray starts; also, with `registers`, that its result cannot be registered.
     """
     from jobs.cluster import quiet
     from pipelines.data.sources import find_files
@@ -38,6 +43,8 @@ def open_recipe(
 
     quiet(verbose)
     loaded, (opened, progress) = load_recipe(recipe, overrides or ()), open_store(store)
+    if registers:
+        loaded.check_registers()
     opened.check_writable()
     if sources:
         find_files(loaded.data.sources)

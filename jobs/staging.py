@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.contracts import UserError, digest_of
-from pipelines.data.sources import find_files
+from pipelines.data.sources import files_at
 from pipelines.recipe import Recipe, with_paths
 from pipelines.storage import sha256_file
 
@@ -53,14 +53,14 @@ def stage(recipe: Recipe, shared: Sequence[Path] = ()) -> Staged:
     for package in PACKAGES:
         files |= dict(_package_files(package))
     moved: dict[str, str] = {}
-    for number, source in enumerate(recipe.data.sources):
-        if _stays(source.path, shared):
+    named = [(f"data/{i}", source.path, f"data.sources.{i}.path") for i, source in enumerate(recipe.data.sources)]
+    named += [(f"benchmarks/{i}", path, f"data.benchmarks.{i}") for i, path in enumerate(recipe.data.benchmarks)]
+    for folder, path, key in named:
+        if path in moved or _stays(path, shared):
             continue
-        found = [Path(file.path) for file in find_files([source])]
-        folder = f"data/{number}"
-        for index, path in enumerate(found):
-            files[f"{folder}/{index:05d}-{path.name}"] = path
-        moved[source.path] = f"./{folder}"
+        found = [Path(file.path) for file in files_at(path, key)]
+        files |= {f"{folder}/{index:05d}-{file.name}": file for index, file in enumerate(found)}
+        moved[path] = f"./{folder}"
     base = Path(recipe.model.base)
     if base.is_dir() and not _stays(recipe.model.base, shared):
         files |= {f"base/{path.name}": path for path in sorted(base.iterdir()) if path.is_file()}

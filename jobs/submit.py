@@ -52,6 +52,7 @@ def submit(
     the store. With `follow` its log is shown until it ends. Raises UserError for an address where no cluster answers, a
     refused token, a missing file, or more data than may travel.
     """
+    recipe.check_registers()
     staged = stage(recipe, shared)
     entrypoint = f"{command} {RECIPE_FILE} --store {shlex.quote(store_uri)}"
     name = f"loraforge-{recipe.name}-{short(digest_of([staged.digest, entrypoint]))}"

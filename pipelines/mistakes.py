@@ -1,12 +1,53 @@
-"""What is wrong with a recipe, in words: the key's place, what was given and the nearest key that is valid."""
+"""What is wrong with a recipe, in words: the key's place, what was given and what is valid; and what no engine serves."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from pipelines.sections import LoraConfig
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank (0.24 to 0.29); an adapter may have any rank up to it."""
+_NEEDS_MORE = {
+    "dora": "magnitudes beside A and B",
+    "rank_pattern": "another rank in some modules",
+    "alpha_pattern": "another scale in some modules",
+    "modules_to_save": "whole modules beside A and B",
+}
+
+
+def unservable(lora: LoraConfig, engine: str | None) -> list[str]:
+    """One line for each key of `lora` whose adapter `engine` (None: any that is known) cannot serve as it was trained.
+
+    rsLoRA, LoRA+ and every `init` are plain LoRA once saved, PiSSA with twice the rank.
+    """
+    who = {"transformers": "the transformers engine", "vllm": "vLLM", None: "no engine here"}[engine]
+    does = "serves" if engine is None else "does not serve"
+    lines = [
+        f"lora.{key} trains {what}, which {who} {does} and the registry refuses: unset it"
+        for key, what in _NEEDS_MORE.items()
+        if getattr(lora, key)
+    ]
+    rank = saved_rank(lora)
+    if engine == "vllm" and rank > VLLM_RANKS[-1]:
+        halved = " (twice lora.r, as PiSSA is saved)" if rank != lora.r else ""
+        lines.append(f"the adapter's rank is {rank}{halved} and vLLM's highest is {VLLM_RANKS[-1]}: set lora.r lower")
+    return lines
+
+
+def saved_rank(lora: LoraConfig) -> int:
+    """The rank of the adapter as it is saved."""
+    return lora.r * (2 if lora.init == "pissa" else 1)
+
+
+def vllm_max_rank(lora: LoraConfig) -> int:
+    """The least --max-lora-rank that vLLM takes for the adapter; `unservable` has said if there is none."""
+    return next(rank for rank in VLLM_RANKS if rank >= saved_rank(lora))
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.contracts import UserError, digest_of
-from pipelines.mistakes import explain
+from pipelines.mistakes import explain, unservable, vllm_max_rank
 from pipelines.sections import (
     AuditConfig,
     DataConfig,
@@ -77,9 +77,29 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _cross_checks(self) -> Recipe:
         mistakes = list(_contradictions(self.model, self.lora, self.train))
+        if self.serve.engine and self.train.method == "lora":
+            mistakes += [f"{line}, or serve.engine" for line in unservable(self.lora, self.serve.engine)]
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
+
+    def check_registers(self) -> None:
+        """Raise UserError when what this recipe trains cannot become a model version."""
+        if self.train.method == "full":
+            raise UserError(
+                f"recipe {self.name}: train.method=full makes a whole model, and the registry holds adapters: use `loraforge "
+                "prepare`, `train` and `evaluate`, then serve a checkpoint's model/ folder with -s model.base=FOLDER"
+            )
+
+    def serving_notes(self) -> list[str]:
+        """What to know about serving what this recipe trains, a line each; nothing of it stands in the way of training."""
+        if self.train.method == "full":
+            return [
+                "train.method=full makes no adapter: a checkpoint's model/ folder is a base, for -s model.base=FOLDER"
+            ]
+        if self.serve.engine == "vllm":
+            return [f"serve.engine=vllm: start vLLM with --max-lora-rank {vllm_max_rank(self.lora)}"]
+        return [] if self.serve.engine else unservable(self.lora, None)
 
     @property
     def digest(self) -> str:
@@ -150,11 +170,12 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def with_paths(recipe: Recipe, move: Callable[[str], str]) -> Recipe:
-    """The same recipe with `move` applied to the base and to every source path."""
+    """The same recipe with `move` applied to the base and to every path of a source or benchmark."""
     data = recipe.model_dump()
     data["model"]["base"] = move(data["model"]["base"])
     for source in data["data"]["sources"]:
         source["path"] = move(source["path"])
+    data["data"]["benchmarks"] = [move(path) for path in data["data"]["benchmarks"]]
     return Recipe.model_validate(data)
 
 

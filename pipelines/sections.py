@@ -55,11 +55,6 @@ class LoraConfig(Section):
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="module name or regex: alpha there")
     modules_to_save: list[str] = Field(default_factory=list, description="modules trained whole, such as lm_head")
 
-    @property
-    def unservable(self) -> list[str]:
-        """The keys set here whose adapters neither the registry takes nor an engine serves."""
-        return [key for key in ("dora", "rank_pattern", "alpha_pattern", "modules_to_save") if getattr(self, key)]
-
 
 class SourceConfig(Section):
     """Rows: a file, a folder, a glob, or the same behind `s3://`, `gs://`, `https://` or `hf://ORG/DATASET`."""
@@ -220,6 +215,11 @@ class ServeConfig(Section):
     max_adapters: int = Field(default=32, ge=1, description="adapters in the memory of one replica")
     max_model_tokens: int = Field(default=1024, ge=16, description="prompt and answer together")
     replicas: int = Field(default=1, ge=1)
+    engine: Literal["transformers", "vllm"] | None = Field(
+        default=None,
+        description="what will serve the adapter, so that one that it cannot serve is refused before it is trained; "
+        "`loraforge serve` itself runs transformers, vllm is one of your own",
+    )
 
 
 class ResourcesConfig(Section):

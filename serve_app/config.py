@@ -14,7 +14,12 @@ from serve_app.routing import ServedModels
 
 
 def served_models(recipe: Recipe, store: Store) -> ServedModels:
-    """What the recipe's endpoint offers. Raises UserError for a name that is not in the registry or on another base."""
+    """What the recipe's endpoint offers. Raises UserError for another engine, an unknown name or one on another base."""
+    if recipe.serve.engine == "vllm":
+        raise UserError(
+            "serve.engine=vllm: this version serves with transformers; give a vLLM of your own a version's folder, "
+            f"{store.uri}/models/DIGEST12/adapter, or set serve.engine=transformers"
+        )
     registry = Registry(store)
     fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
     merged = {}

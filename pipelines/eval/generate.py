@@ -71,7 +71,7 @@ def score_batches(
 
 
 class Scorer:
-    """The Ray Data actor: base and adapters in memory, called with one batch at a time."""
+    """The Ray Data actor: base, adapters and models that trained whole in memory, called with one batch at a time."""
 
     def __init__(self, spec: ScorerSpec) -> None:
         import torch
@@ -86,10 +86,16 @@ class Scorer:
         self._errors: dict[str, str] = {}
         self._names = [BASE, *spec.checkpoints]
         store = Store(spec.store_uri)
-        self._model: Any = load_base(spec.model)
+        self._adapted: Any = load_base(spec.model)
+        self._whole: dict[str, Any] = {}
         for name, ref in spec.checkpoints.items():
             try:
-                self._model = add_adapter(self._model, name, store.local_dir(ref) / "adapter")
+                folder = store.local_dir(ref)
+                if (folder / "model").is_dir():
+                    whole = {"base": str(folder / "model"), "revision": None}
+                    self._whole[name] = load_base(spec.model.model_copy(update=whole))
+                else:
+                    self._adapted = add_adapter(self._adapted, name, folder / "adapter")
             except Exception as error:  # noqa: BLE001 - worker boundary: a broken candidate must not lose the others
                 self._errors[name] = _in_words(error)
 
@@ -98,17 +104,18 @@ class Scorer:
         return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
 
     def _result(self, name: str, work: Work) -> dict[str, Any]:
-        from pipelines.model.lora import adapters_by_row
+        from pipelines.model.lora import one_adapter
 
         result: dict[str, Any] = {"candidate": name, "kind": work.kind, "sample_ids": work.sample_ids}
         if name in self._errors:
             return result | {"error": self._errors[name]}
+        model = self._whole.get(name, self._adapted)
         try:
-            with adapters_by_row(self._model, [None if name == BASE else name] * len(work.tokens)):
+            with one_adapter(model, None if name == BASE or name in self._whole else name):
                 if work.kind == "loss":
-                    nll, weight, num_labels = weighted_nll(self._model, work.tokens, work.weights)
+                    nll, weight, num_labels = weighted_nll(model, work.tokens, work.weights)
                     return result | {"nll": nll, "weight": weight, "num_labels": num_labels}
-                answers = greedy(self._model, work.tokens, self._max_new_tokens, self._renderer.stop_ids)
+                answers = greedy(model, work.tokens, self._max_new_tokens, self._renderer.stop_ids)
                 return result | {"texts": [self._renderer.decode(ids) for ids in answers]}
         except Exception as error:  # noqa: BLE001 - worker boundary, as above
             return result | {"error": _in_words(error)}

@@ -1,4 +1,4 @@
-"""The adapter: attached to a frozen base, saved in PEFT's folder format, loaded back and mixed in one batch.
+"""The adapter: attached to a frozen base, saved in PEFT's folder format, loaded back and chosen.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685): h = W0 x + scale * B A x with A [r, in], B [out, r], scale = alpha / r, or
 alpha / sqrt(r) when rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732). B starts at zero, so step 0 is the base.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -218,31 +218,19 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> 
     return adapted.eval()
 
 
-def remove_adapter(model: PeftModel, name: str) -> None:
-    """Forget an adapter; the caller makes sure that no row of a running batch uses it."""
-    model.delete_adapter(name)
-
-
-def load_adapters(model: PreTrainedModel, folders: Mapping[str, Path]) -> PreTrainedModel | PeftModel:
-    """The base with every named adapter on it; the base itself when there is none."""
-    adapted: PreTrainedModel | PeftModel = model
-    for name, folder in folders.items():
-        adapted = add_adapter(adapted, name, folder)
-    return adapted
-
-
 @contextmanager
-def adapters_by_row(model: PreTrainedModel | PeftModel, names: Sequence[str | None]) -> Iterator[None]:
-    """Inside, row i of a batch runs with the adapter `names[i]`, None being the plain base; forward and generate alike.
-
-    Token for token equal to running each row with its one adapter. Raises ValueError for an unknown name.
-    """
+def one_adapter(model: PreTrainedModel | PeftModel, name: str | None) -> Iterator[None]:
+    """Inside, every row runs with the adapter `name`, None being the plain base; DoRA and modules_to_save included."""
     import peft
 
     if not isinstance(model, peft.PeftModel):
-        if any(names):
-            raise ValueError(f"the base has no adapters, asked for {sorted(filter(None, set(names)))}")
+        if name:
+            raise ValueError(f"the base has no adapters, asked for {name}")
         yield
-        return
-    with cast(Any, model.base_model)._enable_peft_forward_hooks(adapter_names=[name or "__base__" for name in names]):
+    elif name is None:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(name)
+        model.requires_grad_(False)
         yield

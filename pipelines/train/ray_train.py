@@ -72,10 +72,8 @@ def train(
             f"--store {store.uri}: training writes its progress to a folder that all nodes see, not to an object store yet; "
             "give a shared folder (NFS, EFS, Filestore)"
         )
-    for key in recipe.lora.unservable if recipe.train.method == "lora" else ():
-        progress.note(
-            f"train: lora.{key} is set: the registry refuses such an adapter, since no engine serves it as trained"
-        )
+    for line in recipe.serving_notes():
+        progress.note(f"train: {line}")
     check_trackers(recipe.train.trackers)
     parents = {"prepared": prepared.ref.digest, "base": fingerprint, "recipe": recipe.digest}
     folder = _run_folder(store, run_id)

@@ -213,6 +213,54 @@ def test_keys_that_contradict_each_other_are_said_with_what_to_set(path: Path, o
     assert said in answer and "set " in answer
 
 
+BEYOND = [
+    "lora.dora=true",
+    "lora.rank_pattern={q_proj: 2}",
+    "lora.alpha_pattern={q_proj: 2}",
+    "lora.modules_to_save=[x]",
+]
+
+
+@pytest.mark.parametrize("override", BEYOND)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_what_the_chosen_engine_cannot_serve_is_refused_and_else_noted(path: Path, override: str, engine: str) -> None:
+    key, who = override.partition("=")[0], {"transformers": "the transformers engine", "vllm": "vLLM"}[engine]
+    (note,) = load_recipe(path, [override]).serving_notes()
+    assert note.startswith(f"{key} trains ") and note.endswith(
+        "which no engine here serves and the registry refuses: unset it"
+    )
+    answer = refused(path, override, f"serve.engine={engine}")
+    assert (
+        f"{key} trains " in answer and f"which {who} does not serve" in answer and "unset it, or serve.engine" in answer
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least"),
+    [(["lora.r=1"], 1), (["lora.r=12"], 16), (["lora.r=300"], 320), (["lora.r=20", "lora.init=pissa"], 64)],
+)
+def test_vllm_takes_only_some_ranks_as_its_highest(path: Path, overrides: list[str], least: int) -> None:
+    recipe = load_recipe(path, [*overrides, "serve.engine=vllm", "lora.rslora=true"])
+    assert recipe.serving_notes() == [f"serve.engine=vllm: start vLLM with --max-lora-rank {least}"]
+
+
+def test_a_rank_above_vllms_highest_is_refused(path: Path) -> None:
+    assert "rank is 600 and vLLM's highest is 512: set lora.r lower" in refused(path, "lora.r=600", "serve.engine=vllm")
+    given = ["lora.r=300", "lora.init=pissa", "serve.engine=vllm"]
+    assert "rank is 600 (twice lora.r, as PiSSA is saved) and vLLM's" in refused(path, *given)
+    assert load_recipe(path, ["lora.r=600", "serve.engine=transformers"]).serving_notes() == []
+
+
+def test_a_whole_model_is_no_version_and_says_how_it_is_served(path: Path) -> None:
+    recipe = load_recipe(path, ["train.method=full", "lora.dora=true", "serve.engine=vllm"])
+    assert "-s model.base=FOLDER" in recipe.serving_notes()[0]
+    with pytest.raises(
+        UserError, match="recipe tiny: train.method=full makes a whole model, and the registry holds adapters"
+    ):
+        recipe.check_registers()
+    load_recipe(path).check_registers()
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

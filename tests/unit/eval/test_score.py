@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.contracts import PreparedDataset
-from pipelines.eval.generate import greedy
+from pipelines.contracts import PreparedDataset, digest_of
+from pipelines.eval.generate import Scorer, ScorerSpec, greedy
 from pipelines.eval.score import is_exact, pad_batch, weighted_nll
 from pipelines.eval.tasks import (
     HeldoutSet,
@@ -21,6 +22,7 @@ from pipelines.eval.tasks import (
 )
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
+from tests.unit.eval.conftest import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +129,28 @@ def test_a_padding_id_inside_a_prompt_is_a_token_like_any_other(base: Any, heldo
 )
 def test_only_outer_whitespace_is_forgiven(generated: str, reference: str, same: bool) -> None:
     assert is_exact(generated, reference) is same
+
+
+def test_a_model_that_trained_whole_is_scored_beside_adapters(
+    recipe: Recipe, eval_store: Store, trained_adapter: Path, heldout: HeldoutSet
+) -> None:
+    from pipelines.model.base import load_base
+    from pipelines.model.full import save_full
+    from pipelines.model.lora import add_adapter
+
+    whole: Any = load_base(recipe.model, "cpu")
+    for parameter in whole.parameters():
+        parameter.data *= 1.01
+    with eval_store.writing("checkpoints", digest_of("whole")) as draft:
+        save_full(whole, draft.path / "model", recipe.model.base, dict(whole.named_parameters()))
+    assert draft.ref is not None
+    adapter = write_checkpoint(eval_store, trained_adapter, 77).ref
+    work = loss_batches(heldout.samples)[0]
+    spec = ScorerSpec(recipe.model, eval_store.uri, {"whole": draft.ref, "adapter": adapter}, 4)
+    found = {row["candidate"]: row for row in Scorer(spec)(work_table([work])).to_pylist()}
+    models = {"base": load_base(recipe.model, "cpu"), "whole": whole}
+    models["adapter"] = add_adapter(load_base(recipe.model, "cpu"), "x", trained_adapter)
+    for name, model in models.items():
+        assert found[name]["error"] is None
+        assert found[name]["nll"] == pytest.approx(weighted_nll(model, work.tokens, work.weights)[0], rel=1e-4)
+    assert len({round(row["nll"], 2) for row in found.values()}) == 3

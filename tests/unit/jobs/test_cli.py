@@ -121,6 +121,22 @@ def test_a_stage_whose_input_was_never_made(recipe: Path, tmp_path: Path) -> Non
     assert said.endswith("no finished artifact of kind 'prepared' has the digest 000000000000; there are none")
 
 
+@pytest.mark.parametrize("verb", ["run", "promote"])
+def test_a_whole_model_is_refused_where_a_version_would_be_made(recipe: Path, tmp_path: Path, verb: str) -> None:
+    said = mistake(verb, recipe, "--store", tmp_path / "store", "-s", "train.method=full")
+    assert said.startswith(
+        "recipe mine: train.method=full makes a whole model, and the registry holds adapters: use `lora"
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_whole_model_is_not_submitted(recipe: Path) -> None:
+    from jobs.submit import submit
+
+    with pytest.raises(UserError, match="train.method=full makes a whole model"):
+        submit(load_recipe(recipe, ["train.method=full"]), "/store", "http://127.0.0.1:9", SILENT)
+
+
 def test_wrong_options_are_code_2_too(recipe: Path) -> None:
     for arguments in (["fly"], ["run"], ["run", recipe, "--fast"]):
         done = loraforge(*arguments)

@@ -15,7 +15,7 @@ RECIPE = str(Path(__file__).parents[3] / "recipes" / "pocket_lora_person_cpu.yam
 def test_dry_run_shows_rows_parameters_memory_and_time(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["train", RECIPE, "--store", str(tmp_path), "--dry-run", "-s", "lora.dora=true"])
     assert shown.exit_code == 0, shown.output
-    for part in ("q_proj", "115,456 of 1,771,200", "optimizer", "TFLOP/s", "lora.dora is set", "loraforge prepare"):
+    for part in ("q_proj", "115,456 of 1,771,200", "optimizer", "TFLOP/s", "lora.dora trains", "loraforge prepare"):
         assert part in shown.output
     assert list(tmp_path.iterdir()) == []
 

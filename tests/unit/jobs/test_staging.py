@@ -14,6 +14,7 @@ from jobs import staging
 from jobs.staging import stage
 from jobs.submit import auth_headers
 from pipelines.contracts import UserError
+from pipelines.data.benchmarks import benchmark_files
 from pipelines.data.sources import find_files
 from pipelines.recipe import Recipe, load_recipe, parse_recipe
 
@@ -73,6 +74,31 @@ def test_the_digest_is_of_the_content_not_of_the_place(tmp_path):
     changed = tmp_path / "elsewhere" / "one.json"
     changed.write_text(changed.read_text().replace("A", "B"))
     assert stage(first).digest != stage(second).digest
+
+
+def test_benchmark_files_travel_and_count(tmp_path):
+    (tmp_path / "bench.jsonl").write_text('{"instruction": "q", "output": "A"}\n')
+    recipe = make_inputs(tmp_path / "here")
+    source = recipe.data.sources[0].path
+    sent = parse_recipe(
+        recipe.model_dump()
+        | {"data": {**recipe.data.model_dump(), "benchmarks": [source, str(tmp_path / "bench.jsonl")]}}
+    )
+    arrived = tmp_path / "there"
+    arrived.mkdir()
+    staged = stage(sent)
+    staged.write(arrived)
+    received = load_recipe(arrived / "recipe.yaml")
+    held = [Path(file.path).read_bytes() for file in benchmark_files(received.data.benchmarks)]
+    assert held == [Path(source).read_bytes(), (tmp_path / "bench.jsonl").read_bytes()]
+    assert all(Path(path).is_relative_to(arrived) for path in received.data.benchmarks)
+    before = staged.digest
+    assert before != stage(recipe).digest
+    (tmp_path / "bench.jsonl").write_text('{"instruction": "r", "output": "A"}\n')
+    assert before != stage(sent).digest
+    (tmp_path / "bench.jsonl").unlink()
+    with pytest.raises(UserError, match="data.benchmarks.1=.*bench.jsonl: no such file"):
+        stage(sent)
 
 
 def test_shared_folders_and_hub_ids_stay_where_they_are(tmp_path):

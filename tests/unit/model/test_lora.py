@@ -1,4 +1,4 @@
-"""Adapters on a tiny random base: what attaching, saving, mixing and merging must leave exactly as it was."""
+"""Adapters on a tiny random base: what attaching, saving, choosing and merging must leave exactly as it was."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from pipelines.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pipelines.contracts import UserError
 from pipelines.model.base import base_fingerprint, load_base
 from pipelines.model.lora import (
-    adapters_by_row,
     add_adapter,
     attach,
     audit_adapter,
-    load_adapters,
-    remove_adapter,
+    one_adapter,
     save_adapter,
     trainable,
 )
@@ -103,29 +101,30 @@ def test_merged_equals_adapter(pocket_base: str, tmp_path: Path, quantization: A
     assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_each_row_gets_its_adapter(pocket_base: str, tmp_path: Path) -> None:
-    folders = {name: trained_adapter(pocket_base, tmp_path / name, seed) for seed, name in enumerate("abc")}
+KINDS = {
+    "plain": {},
+    "dora": {"dora": True},
+    "whole": {"modules_to_save": ["lm_head"]},
+    "ranks": {"rank_pattern": {"q_proj": 2}},
+}
+
+
+def test_one_adapter_at_a_time_whatever_its_kind(pocket_base: str, tmp_path: Path) -> None:
     config = ModelConfig(base=pocket_base)
-    alone = {name: logits(add_adapter(load_base(config, "cpu"), name, folder)) for name, folder in folders.items()}
+    folders = {kind: trained_adapter(pocket_base, tmp_path / kind, 1, **options) for kind, options in KINDS.items()}
+    alone = {kind: logits(add_adapter(load_base(config, "cpu"), kind, folder)) for kind, folder in folders.items()}
     alone["base"] = logits(load_base(config, "cpu"))
-    model = load_adapters(load_base(config, "cpu"), folders)
-    names = ["c", None, "a", "b", None, "c"]
-    ids = IDS[[0, 1, 0, 1, 0, 1]]
-    with adapters_by_row(model, names):
-        mixed = logits(model, ids)
-    for row, name in enumerate(names):
-        torch.testing.assert_close(mixed[row], alone[name or "base"][row % 2], rtol=1e-5, atol=1e-5)
-    assert (alone["a"] - alone["b"]).abs().max() > 0.01
-
-
-def test_removed_adapter_is_gone(pocket_base: str, tmp_path: Path) -> None:
-    model: Any = load_adapters(
-        load_base(ModelConfig(base=pocket_base), "cpu"),
-        {"a": trained_adapter(pocket_base, tmp_path / "a", 1), "b": trained_adapter(pocket_base, tmp_path / "b", 2)},
-    )
-    remove_adapter(model, "a")
-    with pytest.raises(ValueError, match="a"), adapters_by_row(model, ["a", "b"]):
+    model: Any = load_base(config, "cpu")
+    with pytest.raises(ValueError, match="no adapters"), one_adapter(model, "plain"):
         pass
+    for kind, folder in folders.items():
+        model = add_adapter(model, kind, folder)
+    for kind in ("dora", "base", "whole", "plain", "base", "ranks", "dora"):
+        with one_adapter(model, None if kind == "base" else kind):
+            torch.testing.assert_close(logits(model), alone[kind], rtol=1e-5, atol=1e-5)
+    differ = [(alone[a] - alone[b]).abs().max() for a in alone for b in alone if a < b]
+    assert min(differ) > 0.01
+    assert not trainable(model)
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "nan", "zero"])

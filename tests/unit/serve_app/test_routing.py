@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contracts import ModelVersion
+from pipelines.contracts import ModelVersion, UserError
+from pipelines.recipe import parse_recipe
 from pipelines.registry import Registry
 from pipelines.storage import Store
+from serve_app.config import served_models
 from serve_app.engine import AdapterRef
 from serve_app.protocol import ApiError
 from serve_app.routing import FRESH_S, Route, Router, ServedModels
@@ -111,3 +113,9 @@ def test_served_models_are_plain_data(fingerprint: str) -> None:
 
 def test_an_empty_registry_serves_the_base(store: Store, fingerprint: str) -> None:
     assert list(router(Registry(store), fingerprint).known()) == ["pocket"]
+
+
+def test_an_engine_that_is_not_here_is_refused_before_anything_starts(pocket_base: str, store: Store) -> None:
+    data = {"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}, "serve": {"engine": "vllm"}}
+    with pytest.raises(UserError, match="this version serves with transformers.*set serve.engine=transformers"):
+        served_models(parse_recipe(data), store)
