@@ -32,18 +32,20 @@ class ConsoleProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}" + (f" of {total:,}" if total else "")),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
         with drawn:
-            task = drawn.add_task(name, total=total, text="")
+            task = drawn.add_task(name, total=total, text="", rate="")
 
             def advance(count: int = 1, text: str = "") -> None:
                 nonlocal done, said, logged
                 done, said = done + count, text or said
-                drawn.update(task, advance=count, text=said)
+                rate = f"{done / max(time.monotonic() - started, 1e-9):,.1f}/s"
+                drawn.update(task, advance=count, text=said, rate=rate)
                 if not self.console.is_terminal and time.monotonic() - logged >= _LOG_EVERY_S:
                     logged = time.monotonic()
                     self.note(f"  {name}: {done:,}{f' of {total:,}' if total else ''} {said}".rstrip())

@@ -16,6 +16,8 @@ from pipelines.data.lost import LostKind, lost_kinds
 from pipelines.recipe import AuditConfig
 from pipelines.storage import Artifact
 
+_FIRST = {name: i for i, name in enumerate(("read", "train", "heldout", "rejected"))}
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -162,7 +164,8 @@ def facts_of(audit: Audit) -> dict[str, Any]:
             f"{split.num_samples:,} samples, {split.num_tokens:,} tokens, {share:.1%} trained, "
             f"{split.num_rows:,} packs of {prepared.row_tokens:,}, fill {split.fill(prepared.row_tokens):.2%}"
         )
-    facts["rows"] = ", ".join(f"{name} {count:,}" for name, count in prepared.counts.items() if count)
+    order = sorted(prepared.counts.items(), key=lambda item: (_FIRST.get(item[0], len(_FIRST)), item[0]))
+    facts["rows"] = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in order if count)
     for name, text in (
         ("prefix_matches", "begin with their generation prompt"),
         ("stop_trained", "end in a trained stop token"),

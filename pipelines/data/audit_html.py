@@ -12,8 +12,9 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
 td,th{text-align:left;padding:.2rem .8rem .2rem 0;vertical-align:top}th{font-weight:600}
 .ok{color:#1a7f37}.bad{color:#b42318;font-weight:600}figure{margin:0 1rem 1rem 0;display:inline-block}
-figcaption{font-size:.85rem;color:#57606a}pre{white-space:pre-wrap;background:#f6f8fa;padding:.8rem;border-radius:6px}
-.t{background:#aceebb}.m{color:#57606a}.k{outline:1px solid #d0d7de}
+figcaption{font-size:.85rem;color:#57606a}pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:26rem;overflow:auto;background:#f6f8fa;padding:.8rem;border-radius:6px}
+.t{background:#aceebb}.m{color:#57606a}.k{box-shadow:inset -1px 0 #0002}.k:hover{background:#ffd33d}
+svg{display:block;border-bottom:1px solid #8c959f;margin-bottom:.3rem}
 """
 
 
@@ -38,7 +39,7 @@ def render(audit: Audit, renderer: ChatRenderer | None) -> str:
         f"<h1>What the loss sees: {title}</h1>{verdict}<table>{facts}</table>"
         f"<h2>Distributions (training split)</h2>{''.join(map(_figure, audit.histograms))}"
         f'<h2>Examples</h2><p><span class="t">trained</span> <span class="m">masked</span>; '
-        f"each token is framed, hover for its id and weight.</p>{examples}<h2>Rows that are not in it as they were</h2>{table}"
+        f"a thin line ends each token; hover for its id and weight.</p>{examples}<h2>Rows that are not in it as they were</h2>{table}"
         "</html>\n"
     )
 
@@ -55,7 +56,7 @@ def _figure(histogram: Histogram) -> str:
             f'<rect x="{i * step:.1f}" y="{height - size:.1f}" width="{step - 1:.1f}" height="{size:.1f}" fill="#4c8bf5">'
             f"<title>{label}</title></rect>"
         )
-    ends = f"{histogram.edges[0]:g} to {histogram.edges[-1]:g} {histogram.unit}; highest bar {top:,}"
+    ends = f"{histogram.edges[0]:g} to {histogram.edges[-1]:g} {histogram.unit}".rstrip() + f"; highest bar {top:,}"
     return (
         f'<figure><svg width="{width}" height="{height}" role="img" aria-label="{histogram.name}">{"".join(bars)}</svg>'
         f"<figcaption>{html.escape(histogram.name)}<br>{ends}</figcaption></figure>"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,9 @@ def prepare(
 ) -> PreparedDataset:
     """Tokenize, mask, split and pack the recipe's sources, or find the finished artifact of the same inputs.
 
-    Ray must be initialised unless the artifact is found, or `tokenize` does the work of `tokenized` without it. Raises UserError for a missing source, a base without a
-    tokenizer, too many unreadable rows, held-out text in the training rows, or a split that stays empty.
+    Ray must be initialised unless the artifact is found, or `tokenize` does the work of `tokenized` without it. Raises
+    UserError for a missing source, a base without a tokenizer, too many unreadable rows, held-out text in the training
+    rows, a trained token of a turn that is no answer, or a split that stays empty.
     """
     inputs, renderer = _identify(recipe)
     found = store.find(KIND, inputs.key)
@@ -157,6 +158,11 @@ def _write(
             for table in tables:
                 advance(collector.add(table))
         facts = collector.finish(folder)
+    facts["sources"] = [
+        {"file": PurePosixPath(file.path).name, "source": file.source, "num_bytes": file.num_bytes, "sha256": digest}
+        for file, digest in zip(inputs.files, inputs.digests, strict=True)
+    ]
+    facts["recipe_digest"] = recipe.digest
     return facts | {"base": {"base": recipe.model.base, "revision": recipe.model.revision}}
 
 

@@ -58,6 +58,18 @@ def test_every_sample_is_packed_once_and_counts_add_up(prepared_once, pocket_bas
     assert prepared.heldout.num_samples > 10
 
 
+def test_the_manifest_names_files_tokenizer_template_and_recipe(prepared_once):
+    import hashlib
+
+    folder, store, recipe, prepared = prepared_once
+    artifact = store.by_digest("prepared", prepared.ref.digest)
+    (source,) = artifact.facts["sources"]
+    assert source["file"] == "rows.jsonl"
+    assert source["sha256"] == hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
+    assert artifact.facts["recipe_digest"] == recipe.digest
+    assert {"sources", "tokenizer", "template"} <= prepared.ref.parents.keys()
+
+
 def test_heldout_samples_hold_prompt_and_reference(prepared_once, pocket_base):
     _, store, _, prepared = prepared_once
     table = pq.read_table(store.local_dir(prepared.ref) / "heldout_samples.parquet")
