@@ -44,9 +44,10 @@ class ConsoleProgress:
             def advance(count: int = 1, text: str = "") -> None:
                 nonlocal done, said, logged
                 done, said = done + count, text or said
-                rate = f"{done / max(time.monotonic() - started, 1e-9):,.1f}/s"
-                drawn.update(task, advance=count, text=said, rate=rate)
-                if not self.console.is_terminal and time.monotonic() - logged >= _LOG_EVERY_S:
+                if self.console.is_terminal:
+                    rate = f"{done / max(time.monotonic() - started, 1e-9):,.1f}/s"
+                    drawn.update(task, advance=count, text=said, rate=rate)
+                elif time.monotonic() - logged >= _LOG_EVERY_S:
                     logged = time.monotonic()
                     self.note(f"  {name}: {done:,}{f' of {total:,}' if total else ''} {said}".rstrip())
 
