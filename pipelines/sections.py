@@ -226,6 +226,7 @@ class ResourcesConfig(Section):
     """What the run takes from the Ray cluster."""
 
     workers: int | list[int] = Field(default=1, description="training workers, one process each; [min, max]: elastic")
+    resize_every_s: float = Field(default=60.0, gt=0, description="elastic: how often a run looks for more workers")
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     data_cpus: float = Field(default=1.0, gt=0, description="CPUs of one data or evaluation task")

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from pipelines.contracts import UserError
 
 MANIFEST = "manifest.json"
+_LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHUNK_BYTES = 1 << 20
 
 
@@ -144,6 +147,29 @@ def _renamed(work: Path, final: Path) -> bool:
 
 
 @contextlib.contextmanager
+def claimed(folder: Path, work: str) -> Iterator[None]:
+    """Inside, no other process that claims the folder does `work` there; the system ends the claim of one that dies.
+
+    Raises UserError naming the process that holds the claim. On a file system without locks nothing is claimed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
+                raise
+            if error.errno == errno.EWOULDBLOCK:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                raise UserError(f"{folder}: {holder} {work} already; wait until it ends, or stop it") from error
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+
+
+@contextlib.contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Whether this process holds the folder's lock inside; the system frees it when the process dies."""
     try:
@@ -156,7 +182,7 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         held = True
     except OSError as error:
         # File systems without locks keep their leftovers; two writers that meet a broken folder there are on their own.
-        if error.errno not in (errno.EWOULDBLOCK, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
             raise
         held = False
     try:

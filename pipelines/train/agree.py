@@ -1,4 +1,4 @@
-"""A mistake of one rank becomes every rank's: all end alike, and none waits in a collective for one that has gone."""
+"""What all ranks must see alike: where they go on from, and a mistake of one of them, for which none shall wait."""
 
 from __future__ import annotations
 
@@ -28,3 +28,10 @@ def together(device: torch.device) -> Iterator[None]:
         said: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(said, str(mistake) if mistake else None)
         raise UserError(next(text for text in said if text)) from mistake
+
+
+def of_rank_0(number: int, device: torch.device) -> int:
+    """What rank 0 passed. Collective."""
+    tensor = torch.tensor(number, device=device)
+    dist.broadcast(tensor, 0)
+    return int(tensor.item())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,18 @@ def newest_sound(store: Store, run_id: str) -> tuple[Checkpoint | None, list[str
             continue
         return checkpoint, damaged
     return None, damaged
+
+
+def sound_at(store: Store, run_id: str, step: int) -> Checkpoint:
+    """The checkpoint of a step that another rank has found sound. Raises UserError unless this rank finds it sound too."""
+    for checkpoint in list_checkpoints(store, run_id):
+        if checkpoint.step == step:
+            verify(store.local_dir(checkpoint.ref))
+            return checkpoint
+    raise UserError(
+        f"{store.uri}/{checkpoint_kind(run_id)}: rank 0 goes on from step {step}, and {socket.gethostname()} does not see "
+        "that checkpoint; --store must be a folder that all nodes share"
+    )
 
 
 def load_snapshot(store: Store, checkpoint: Checkpoint) -> Snapshot:

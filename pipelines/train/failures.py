@@ -1,10 +1,12 @@
-"""Which workers of a run ended early and why: written by Ray Train's controller, read by whoever follows the run."""
+"""Which workers of a run ended early or will: written by Ray Train's controller and rank 0, read by who follows the run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.train.metrics import read_lines
 
@@ -12,27 +14,34 @@ FAILURES_FILE = "failures.jsonl"
 
 
 class FailureLog:
-    """Appends to `folder/failures.jsonl`."""
+    """Appends to `folder/failures.jsonl`, each piece of news once."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FAILURES_FILE
-        self._last: Mapping[str, str] = {}
+        self._last: Mapping[str, object] = {}
 
-    def write(self, reasons: Mapping[int, str], announced: bool) -> None:
-        """One end of a group of workers, `reasons` by rank; `announced` when it is a preemption's. Said once each."""
-        named = {str(rank): reason for rank, reason in sorted(reasons.items())}
-        if named == self._last:
-            return
-        self._last = named
-        with open(self._path, "a") as stream:
-            stream.write(json.dumps({"announced": announced, "workers": named}) + "\n")
+    def failed(self, reasons: Mapping[int, str]) -> None:
+        """Workers ended early; `reasons` by rank."""
+        self._write({"failed": {str(rank): reason for rank, reason in sorted(reasons.items())}})
+
+    def announced(self, ranks: Sequence[int], seconds_left: float) -> None:
+        """The nodes of these ranks will be taken away."""
+        self._write({"announced": sorted(ranks), "in_s": None if math.isinf(seconds_left) else round(seconds_left)})
+
+    def _write(self, news: Mapping[str, object]) -> None:
+        if news != self._last:
+            self._last = news
+            with open(self._path, "a") as stream:
+                stream.write(json.dumps(news) + "\n")
 
 
 def read_failures(folder: Path) -> list[str]:
     """The failures of a run so far, a line each, oldest first."""
-    found = []
-    for failure in read_lines(folder / FAILURES_FILE):
-        why = "; ".join(f"worker {rank}: {reason}" for rank, reason in failure["workers"].items())
-        kind = "a node is taken away, not counted as a failure" if failure["announced"] else "worker failed"
-        found.append(f"{kind} ({why})")
-    return found
+    return [_describe(news) for news in read_lines(folder / FAILURES_FILE)]
+
+
+def _describe(news: Mapping[str, Any]) -> str:
+    if "failed" in news:
+        return f"failed: {'; '.join(f'worker {rank}: {reason}' for rank, reason in news['failed'].items())}"
+    who, when = ", ".join(map(str, news["announced"])), "soon" if news["in_s"] is None else f"in {news['in_s']} s"
+    return f"the node of worker {who} will be taken away {when}; this does not count as a failure"

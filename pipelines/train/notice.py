@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from enum import Enum
 
@@ -22,26 +21,34 @@ class Answer(Enum):
 class Notice:
     """Decides after each step; the same on all ranks. `seconds_left` asks how long the node stays, None for no notice.
 
-    The run stops when another step and two saves as long as the longest so far would not fit into the time that is left
-    for certain. Without a deadline it trains on, with what it has saved at once.
+    The run stops while there is time left for certain: when another step and two saves, each as long as the longest so
+    far, would not fit. Without a deadline it trains on, with what it has saved at once.
     """
 
     def __init__(self, engine: Engine, seconds_left: Callable[[], float | None]) -> None:
         self._engine, self._seconds_left = engine, seconds_left
         self._told, self._save_s = False, 0.0
 
-    def saved_in(self, seconds: float) -> None:
-        """A checkpoint took so long, scoring included."""
-        self._save_s = max(self._save_s, seconds)
-
     def after_step(self, step_s: float) -> Answer:
         """Collective."""
-        left = self._seconds_left()
-        if left is None:
+        spare = self._spare(step_s)
+        if spare is None:
             return Answer.GO_ON
-        spare = left - (2 * self._save_s + step_s + _MARGIN_S)
-        (spare,) = self._engine.sum_over_ranks(0.0 if self._engine.rank else spare)  # rank 0's clock decides
         news, self._told = not self._told, True
-        if spare < 0 and math.isfinite(spare):
+        if spare < 0:
             return Answer.SAVE_AND_STOP
         return Answer.SAVE if news else Answer.GO_ON
+
+    def after_save(self, step_s: float, save_s: float) -> bool:
+        """Whether to stop now, given that a checkpoint took so long, scoring included. Collective."""
+        self._save_s = max(self._save_s, save_s)
+        spare = self._spare(step_s) if self._told else None
+        return spare is not None and spare < 0
+
+    def _spare(self, step_s: float) -> float | None:
+        """Seconds that are left over after a step and two saves, by the clock and the watch of rank 0."""
+        left = self._seconds_left()
+        if left is None:
+            return None
+        spare = left - (2 * self._save_s + step_s + _MARGIN_S) if self._engine.rank == 0 else 0.0
+        return self._engine.sum_over_ranks(spare)[0]

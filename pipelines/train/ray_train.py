@@ -27,7 +27,7 @@ from pipelines.contracts import (
 )
 from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
-from pipelines.storage import Artifact, Store, explaining
+from pipelines.storage import Artifact, Store, claimed, explaining
 from pipelines.train.checkpoint import checkpoint_kind, list_checkpoints, newest_sound, sweep
 from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
@@ -58,7 +58,8 @@ def train(
 ) -> TrainingRun:
     """Train, or find the finished run, or go on with a broken one; Ray must be initialised.
 
-    Raises UserError for what the recipe got wrong, for a full disk, and when workers died more often than it allows.
+    Raises UserError for what the recipe got wrong, for a full disk, when workers died more often than it allows, and
+    when another process trains the same run.
     """
     fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
     run_id = run_id_of(recipe, prepared, fingerprint)
@@ -79,12 +80,12 @@ def train(
     folder = _run_folder(store, run_id)
     plan = WorkerPlan(recipe, store, prepared, run_id, parents, folder, open_feed)
     schedule = Schedule(prepared.train.num_rows, recipe.train)
-    started_at, damaged = newest_sound(store, run_id)
-    for line in damaged:
-        progress.note(f"train: checkpoint damaged, {line}")
-    if started_at:
-        progress.note(f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}")
-    with explaining(store.uri, str(folder)):
+    with explaining(store.uri, str(folder)), claimed(folder, "trains this run"):
+        started_at, damaged = newest_sound(store, run_id)
+        for line in damaged:
+            progress.note(f"train: checkpoint damaged, {line}")
+        if started_at:
+            progress.note(f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}")
         with Following(folder, schedule.num_steps, progress):
             _fit(plan)
         run = _finish(plan)
@@ -145,7 +146,6 @@ def _fit(plan: WorkerPlan) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     want, train = plan.recipe.resources, plan.recipe.train
-    plan.folder.mkdir(parents=True, exist_ok=True)
     drop_bookkeeping(plan.folder)
     elastic = want.min_workers != want.max_workers
     _set_timeouts(elastic, train.hang_timeout_s)
@@ -157,6 +157,7 @@ def _fit(plan: WorkerPlan) -> None:
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(want.min_workers, want.max_workers) if elastic else want.max_workers,
+            elastic_resize_monitor_interval_s=want.resize_every_s,
             use_gpu=want.gpus_per_worker > 0,
             resources_per_worker={"CPU": want.cpus_per_worker, "GPU": want.gpus_per_worker},
         ),
@@ -205,8 +206,8 @@ def _failure_notes(log: FailureLog) -> Any:
         """Writes down what ended workers."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            announced = any(_preempted(error) for error in worker_exceptions.values())
-            log.write({rank: _reason(error) for rank, error in worker_exceptions.items()}, announced)
+            if not any(_preempted(error) for error in worker_exceptions.values()):  # else rank 0 has said it already
+                log.failed({rank: _reason(error) for rank, error in worker_exceptions.items()})
 
     return Notes()
 
@@ -237,7 +238,7 @@ def _worker(config: dict[str, Any]) -> str | None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(plan.recipe.resources.cpus_per_worker)))
     try:
-        ended = train_rank(plan, device, _RayChannel())
+        ended = train_rank(plan, device, _RayChannel(FailureLog(plan.folder)))
     except UserError as error:
         return str(error)
     if not ended:
@@ -249,6 +250,9 @@ def _worker(config: dict[str, Any]) -> str | None:
 
 class _RayChannel:
     """Reports to Ray Train. Checkpoints lie in our store already, so Ray copies and deletes nothing."""
+
+    def __init__(self, log: FailureLog) -> None:
+        self._log, self._told = log, False
 
     def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None:
         import ray.train
@@ -263,4 +267,8 @@ class _RayChannel:
         info = ray.train.get_preemption_info()
         if info is None:
             return None
-        return math.inf if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()
+        left = math.inf if info.deadline_ms is None else info.deadline_ms / 1000 - time.time()
+        if not self._told and ray.train.get_context().get_world_rank() == 0:
+            self._log.announced(info.preempted_ranks, left)
+        self._told = True
+        return left

@@ -22,7 +22,7 @@ from pipelines.model.plan import resolved
 from pipelines.model.start import start_eva, start_loftq, start_pissa
 from pipelines.recipe import Recipe
 from pipelines.storage import Store, explaining, local_base_dir
-from pipelines.train.agree import together
+from pipelines.train.agree import of_rank_0, together
 from pipelines.train.attention import PACKED
 from pipelines.train.batch import MicroBatch, collate
 from pipelines.train.checkpoint import (
@@ -35,6 +35,7 @@ from pipelines.train.checkpoint import (
     drop_damaged,
     load_snapshot,
     newest_sound,
+    sound_at,
     sweep,
     write_checkpoint,
 )
@@ -108,8 +109,7 @@ class _Rank:
     def __init__(self, plan: WorkerPlan, device: torch.device, channel: Channel, watch: _Watch) -> None:
         self._plan, self._channel, self._watch = plan, channel, watch
         self._store, self._base = plan.store, plan.recipe.model.base
-        resumed, _ = newest_sound(plan.store, plan.run_id)
-        snapshot = load_snapshot(plan.store, resumed) if resumed else None
+        snapshot = self._agreed_start(device)
         self._finished = bool(snapshot and snapshot.finished)
         if self._finished:
             return
@@ -130,6 +130,14 @@ class _Rank:
             self._history = [*snapshot.history, snapshot.metrics]
         if self._engine.rank == 0:
             drop_damaged(plan.store, plan.run_id, self._first_step)
+
+    def _agreed_start(self, device: torch.device) -> Snapshot | None:
+        """The checkpoint from which all ranks go on: the newest that rank 0 finds sound."""
+        store, run_id = self._store, self._plan.run_id
+        mine, _ = newest_sound(store, run_id) if torch.distributed.get_rank() == 0 else (None, ())
+        step = of_rank_0(mine.step if mine else 0, device)
+        with together(device):
+            return load_snapshot(store, mine or sound_at(store, run_id, step)) if step else None
 
     def run(self) -> bool:
         if self._finished:
@@ -206,9 +214,9 @@ class _Rank:
             metrics = {"loss": values["loss"], **scores}
             last = last or _stale(self._history, metrics, train.patience)
             self._save(step, metrics, last)
-            self._notice.saved_in(time.perf_counter() - began)
+            stop = self._notice.after_save(values["step_s"], time.perf_counter() - began)
+            self._ended = last or not (stop or answer is Answer.SAVE_AND_STOP)
         self._watch.restart()
-        self._ended = last or answer is not Answer.SAVE_AND_STOP
         return not last and self._ended
 
     def _save(self, step: int, metrics: Mapping[str, float], finished: bool) -> None:

@@ -17,7 +17,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ class Faults:
     preempt_at_step: int | None = None
     preempt_in_s: float = math.inf
     poison_at_step: int | None = None
+    other_store: Path | None = None
 
 
 @dataclass
@@ -175,6 +176,7 @@ def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Fa
     channel, ended = _LocalChannel(faults), True
     if faults.rank == rank:
         _plant(worker, faults)
+        plan = replace(plan, store=Store(faults.other_store)) if faults.other_store else plan
     try:
         ended = worker.train_rank(plan, torch.device("cpu"), channel)
     except UserError as error:

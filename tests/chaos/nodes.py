@@ -34,15 +34,23 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._added: list[Any] = []
         self.address = str(self._cluster.address)
 
     def add(self) -> Any:
         """One more node, up when this returns."""
-        return self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        self._added.append(self._cluster.add_node(num_cpus=1, object_store_memory=100 << 20))
+        return self._added[-1]
 
     def lose(self, node: Any) -> None:
         """The node is gone at once, as when its power fails."""
+        self._added.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def lose_all(self) -> None:
+        """Only the head is left."""
+        for node in list(self._added):
+            self.lose(node)
 
     def drain(self, node: Any, seconds: int) -> None:
         """Announce that the node will be taken away after so many seconds, as a cloud does before it reclaims one."""
@@ -57,8 +65,11 @@ class Nodes:
 
 def workers_on(node: Any) -> list[psutil.Process]:
     """The training workers that live on a node."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [process for process in raylet.children(recursive=True) if _is_worker(process)]
+    try:
+        below = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [process for process in below if _is_worker(process)]
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.contracts import UserError
+from pipelines.contracts import SILENT, UserError
 from pipelines.storage import Store
+from pipelines.train import ray_train
 from pipelines.train.checkpoint import check_space, list_checkpoints, newest_sound
 from pipelines.train.metrics import read_metrics, read_samples
-from tests.chaos.harness import Faults, Outcome, WorkerPlan, attempt, plan_of, prepared_dataset, recipe_for
+from tests.chaos.harness import Faults, Outcome, PickledFeed, WorkerPlan, attempt, plan_of, prepared_dataset, recipe_for
 
 NUM_STEPS, SAVE_EVERY = 10, 3  # two epochs of ten rows, two a step
 
@@ -190,6 +192,42 @@ def test_what_one_ranks_disk_refuses_ends_all_alike(
     assert attempt(plan, 2).fine
     assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
     check_samples(plan)
+
+
+def test_a_rank_that_does_not_see_the_checkpoint(pocket_base: str, tmp_path: Path, unbroken: list[float]) -> None:
+    """A store that is another folder on the second node: said at the start, instead of ranks at different steps."""
+    plan = fresh_plan(pocket_base, tmp_path)
+    assert not attempt(plan, 2, Faults(kill_at_step=5)).fine
+    outcome = attempt(plan, 2, Faults(rank=1, other_store=tmp_path / "other"))
+    assert outcome.codes == [0, 0] and len(set(outcome.mistakes)) == 1
+    assert "rank 0 goes on from step 3" in outcome.mistakes[0] and "all nodes share" in outcome.mistakes[0]
+    assert attempt(plan, 2).fine
+    assert losses_of(plan) == pytest.approx(unbroken, rel=1e-6)
+
+
+def test_a_disk_that_is_full_when_the_run_ends(
+    pocket_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done and the artifact cannot be written: one line, and with room again the same call ends the run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        plan = fresh_plan(pocket_base, disk / "store")
+        assert attempt(plan, 1).fine
+        monkeypatch.setattr(ray_train, "run_id_of", lambda *_: plan.run_id)
+        monkeypatch.setattr(ray_train, "_fit", lambda _: None)
+        free = shutil.disk_usage(disk).free
+        (disk / "ballast").write_bytes(b"x" * free)
+        with pytest.raises(UserError, match=r"store/.*: the disk is full \(0 MiB free\)"):
+            ray_train.train(plan.recipe, plan.store, plan.prepared, PickledFeed, SILENT)
+        (disk / "ballast").unlink()
+        run = ray_train.train(plan.recipe, plan.store, plan.prepared, PickledFeed, SILENT)
+        assert run.num_steps == NUM_STEPS
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_shares_that_are_not_equal(pocket_base: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,58 +19,73 @@ from pipelines.train.failures import FAILURES_FILE
 from pipelines.train.metrics import read_lines
 from tests.chaos.nodes import Nodes, Run, workers_on
 
-SAVE_EVERY, EPOCH, HANG_S = 5, 4, 60  # 27 packs, eight a step: four steps an epoch, of which the last has three packs
-OPTIONS = ["data.row_tokens=2048", "train.global_batch=8", "train.schedule=constant", "train.lr=1e-3"]
-OPTIONS += [
-    "train.warmup_share=0",
-    f"train.save_every={SAVE_EVERY}",
-    "train.record_samples=true",
-    "resources.cpus_per_worker=1",
-]
-LONG, SHORT = 30, 16
+EPOCH = 14  # 54 packs, four a step; the last step of an epoch has two
+SAVE_EVERY, SHORT, LONG, HANG_S = 5, 30, 84, 60
+OPTIONS = {
+    "data.row_tokens": 1024,
+    "train.global_batch": 4,
+    "train.schedule": "constant",
+    "train.lr": 3e-4,
+    "train.warmup_share": 0,
+    "train.save_every": SAVE_EVERY,
+    "train.record_samples": "true",
+    "resources.cpus_per_worker": 1,
+}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    cluster = Nodes()
+def cluster() -> Iterator[Nodes]:
+    nodes = Nodes()
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Nodes, unbroken: Run) -> Iterator[Nodes]:
+    """The cluster, without nodes for workers before and after each test."""
     yield cluster
-    cluster.shutdown()
+    cluster.lose_all()
+
+
+def run_in(store: Path, cluster: Nodes, **options: object) -> Run:
+    given = OPTIONS | {key.replace("__", "."): value for key, value in options.items()}
+    return Run(store, cluster.address, [part for key, value in given.items() for part in ("-s", f"{key}={value}")])
 
 
 @pytest.fixture(scope="module")
-def prepared(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that holds the prepared dataset."""
     store = tmp_path_factory.mktemp("prepared")
-    run = Run(store, nodes.address, ["-s", OPTIONS[0]])
-    node = nodes.add()
+    cluster.add()
+    run = run_in(store, cluster)
     run.finish(run.start("prepare"))
-    nodes.lose(node)
+    cluster.lose_all()
     return store
 
 
 @pytest.fixture
-def make_run(prepared: Path, nodes: Nodes, tmp_path: Path) -> Callable[..., Run]:
-    def make(steps: int, *options: str, store: Path | None = None) -> Run:
+def make_run(prepared: Path, cluster: Nodes, tmp_path: Path) -> Callable[..., Run]:
+    """A run of so many steps in a store of its own, with the recipe's keys written `section__key`."""
+
+    def make(steps: int, store: Path | None = None, **options: object) -> Run:
         into = store or tmp_path / "store"
         shutil.copytree(prepared, into, dirs_exist_ok=True)
-        given = [*OPTIONS, f"train.max_steps={steps}", *options]
-        return Run(into, nodes.address, [part for option in given for part in ("-s", option)])
+        return run_in(into, cluster, train__max_steps=steps, **options)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def unbroken(prepared: Path, nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def unbroken(prepared: Path, cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = tmp_path_factory.mktemp("unbroken") / "store"
     shutil.copytree(prepared, store)
-    given = [*OPTIONS, f"train.max_steps={LONG}", "resources.workers=2"]
-    run = Run(store, nodes.address, [part for option in given for part in ("-s", option)])
-    both = nodes.add(), nodes.add()
+    run = run_in(store, cluster, train__max_steps=LONG, resources__workers=2)
+    for _ in range(2):
+        cluster.add()
     run.finish(run.start())
-    for node in both:
-        nodes.lose(node)
+    cluster.lose_all()
     losses = run.losses()
     assert losses[-1] < 0.5 * losses[0]
     check_epochs(run, LONG)
@@ -103,7 +119,7 @@ def failures(run: Run) -> list[dict[str, Any]]:
 def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
     make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, record_property: Callable[[str, object], None]
 ) -> None:
-    run = make_run(SHORT, "resources.workers=2", "train.max_failures=2", f"train.hang_timeout_s={HANG_S}")
+    run = make_run(SHORT, resources__workers=2, train__max_failures=2, train__hang_timeout_s=HANG_S)
     both = nodes.add(), nodes.add()
     driver = run.start()
     run.wait_for(lambda: run.step >= 7)
@@ -113,55 +129,51 @@ def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
     os.kill(workers_on(both[1])[0].pid, signal.SIGSTOP)
     seconds = run.seconds_until_started_again()
     record_property(f"worker stopped, hang_timeout_s={HANG_S}: seconds to the first new step", seconds)
-    assert [len(failure["workers"]) > 0 for failure in failures(run)] == [True, True]
+    assert ["failed" in news for news in failures(run)] == [True, True]
     run.wait_for(lambda: run.step >= 13)
     driver.kill()
     said, _ = driver.communicate()
-    assert said.count("train: worker failed") == 2
+    assert said.count("train: failed: worker") == 2, said
     run.wait_for(lambda: not workers_on(both[0]) and not workers_on(both[1]))
     snapshot = run.folder / "checkpoint_manager_snapshot.json"
     snapshot.write_bytes(snapshot.read_bytes()[: snapshot.stat().st_size // 2])
     said = run.finish(run.start())
-    assert f"goes on from step 10 of {SHORT}" in said
+    assert re.search(rf"goes on from step 1[05] of {SHORT}", said), said
     check_like(run, unbroken, SHORT)
     assert len(run.redone()) == 3 and max(run.redone()) <= SAVE_EVERY
     assert "found" in run.finish(run.start())
-    for node in both:
-        nodes.lose(node)
 
 
 def test_a_node_that_is_reclaimed_and_a_node_that_is_lost(
     make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, record_property: Callable[[str, object], None]
 ) -> None:
     """The notice loses no step and, one failure being allowed, does not count as one; the loss redoes a few steps."""
-    run = make_run(SHORT, "resources.workers=2", "train.max_failures=1")
+    run = make_run(LONG, resources__workers=2, train__max_failures=1)
     first, second = nodes.add(), nodes.add()
     driver = run.start()
     run.wait_for(lambda: run.step >= 3)
-    third = nodes.add()
+    nodes.add()
     nodes.drain(first, 20)
     seconds = run.seconds_until_started_again()
     record_property("node drained with 20 s notice: seconds from notice to the first step elsewhere", seconds)
     assert run.redone() == [0] and not workers_on(first)
-    assert [failure["announced"] for failure in failures(run)] == [True]
+    assert [len(news["announced"]) for news in failures(run)] == [1]
     nodes.lose(first)
     run.wait_for(lambda: run.step >= run.spans()[1][0] + 2)
     nodes.lose(second)
-    fourth = nodes.add()
+    nodes.add()
     record_property("node lost, replaced: seconds to the first new step", run.seconds_until_started_again())
     said = run.finish(driver)
-    assert said.count("not counted as a failure") == 1 and said.count("train: worker failed") == 1
-    check_like(run, unbroken, SHORT)
+    assert said.count("does not count as a failure") == 1 and said.count("train: failed: worker") == 1, said
+    check_like(run, unbroken, LONG)
     assert len(run.redone()) == 2 and run.redone()[1] <= SAVE_EVERY
-    for node in (third, fourth):
-        nodes.lose(node)
 
 
 def test_two_workers_one_and_two_again(
     make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, record_property: Callable[[str, object], None]
 ) -> None:
     """An elastic run loses a node that nobody replaces, and gets another one later."""
-    run = make_run(LONG, "resources.workers=[1,2]", "train.max_failures=1")
+    run = make_run(LONG, resources__workers="[1,2]", resources__resize_every_s=15, train__max_failures=1)
     first, second = nodes.add(), nodes.add()
     driver = run.start()
     run.wait_for(lambda: run.step >= 7)
@@ -173,8 +185,6 @@ def test_two_workers_one_and_two_again(
     run.finish(driver)
     check_like(run, unbroken, LONG, 1e-5)
     assert len(run.redone()) == 2 and max(run.redone()) <= SAVE_EVERY
-    for node in (second, third):
-        nodes.lose(node)
 
 
 def test_a_disk_that_fills_up_and_is_freed(
@@ -185,9 +195,10 @@ def test_a_disk_that_fills_up_and_is_freed(
     mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
-    both = nodes.add(), nodes.add()
+    for _ in range(2):
+        nodes.add()
     try:
-        run = make_run(SHORT, "resources.workers=2", store=disk / "store")
+        run = make_run(SHORT, disk / "store", resources__workers=2)
         driver = run.start()
         run.wait_for(lambda: run.step >= 6)
         ballast = disk / "ballast"
@@ -197,14 +208,12 @@ def test_a_disk_that_fills_up_and_is_freed(
         said = run.finish(driver, code=2)
         line = said.strip().splitlines()[-1]
         assert line.startswith("loraforge: ") and str(run.store) in line
-        assert "MiB free" in line and "wants" in line or "wanted" in line
+        assert re.search(r"\d+ MiB free.* (wants \d+ MiB|\d+ MiB wanted)", line), line
         assert "Traceback" not in said and not failures(run)
         checkpoints = Store(run.store).list("runs/" + run.folder.name)
-        assert [artifact.facts["step"] for artifact in checkpoints] == [5]
+        last = max(artifact.facts["step"] for artifact in checkpoints)
         ballast.unlink()
-        assert "goes on from step 5" in run.finish(run.start())
+        assert f"goes on from step {last} of" in run.finish(run.start())
         check_like(run, unbroken, SHORT)
     finally:
-        for node in both:
-            nodes.lose(node)
         subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.contracts import UserError
-from pipelines.storage import Store, verify
+from pipelines.storage import Store, claimed, verify
 from pipelines.storage.folders import publish
 
 KEY = "k" * 64
@@ -267,3 +267,27 @@ def test_what_was_published_is_never_cleared_away_by_a_writer_that_saw_the_broke
     seen = (tmp_path / "final" / "text").read_text()
     slow.join(10)
     assert (tmp_path / "final" / "text").read_text() == seen == "slow"
+
+
+def _claim_and_wait(folder: Path, held: Any) -> None:
+    with claimed(folder, "paints it"):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_claimed_folder_is_refused_by_name_until_its_holder_ends_or_dies(tmp_path: Path) -> None:
+    folder, context = tmp_path / "wall", multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=_claim_and_wait, args=(folder, held))
+    holder.start()
+    assert held.wait(20)
+    with (
+        pytest.raises(UserError, match=rf"wall: process {holder.pid} on .* paints it already; wait"),
+        claimed(folder, "paints it"),
+    ):
+        pass
+    holder.kill()
+    holder.join()
+    for _ in range(2):
+        with claimed(folder, "paints it"):
+            pass

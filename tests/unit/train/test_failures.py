@@ -29,10 +29,15 @@ class OneRank:
         return [value + self._rank0_says for value in values]
 
 
-def answers(seconds_left: Sequence[float | None], step_s: float, save_s: float, rank: int = 0) -> list[Answer]:
+def notice_of(seconds_left: Sequence[float | None], save_s: float = 0.0) -> Notice:
     left = iter(seconds_left)
-    notice = Notice(OneRank(rank), lambda: next(left))  # type: ignore[arg-type]
-    notice._save_s = save_s
+    notice = Notice(OneRank(0), lambda: next(left))  # type: ignore[arg-type]
+    notice.after_save(0.0, save_s)
+    return notice
+
+
+def answers(seconds_left: Sequence[float | None], step_s: float, save_s: float) -> list[Answer]:
+    notice = notice_of(seconds_left, save_s)
     return [notice.after_step(step_s) for _ in seconds_left]
 
 
@@ -46,19 +51,19 @@ def test_a_notice_saves_once_and_stops_while_there_is_time_to_save() -> None:
     assert answers([math.inf, math.inf], 1, 1) == [save, go_on]
 
 
+def test_a_first_save_that_takes_long_stops_the_run_before_another_step() -> None:
+    slow = notice_of([20, 12])
+    assert slow.after_step(2.0) is Answer.SAVE and slow.after_save(2.0, 8.0)
+    quick = notice_of([20, 19])
+    assert quick.after_step(2.0) is Answer.SAVE and not quick.after_save(2.0, 1.0)
+    assert not notice_of([]).after_save(2.0, 8.0)  # no notice: nobody is asked, no save ever stops a run
+
+
 def test_the_clock_of_rank_0_decides_for_all_ranks() -> None:
     late = Notice(OneRank(1, rank0_says=-1.0), lambda: 1000.0)  # type: ignore[arg-type]
     assert late.after_step(1.0) is Answer.SAVE_AND_STOP
     early = Notice(OneRank(1, rank0_says=500.0), lambda: 0.0)  # type: ignore[arg-type]
     assert early.after_step(1.0) is Answer.SAVE
-
-
-def test_a_notice_learns_how_long_saving_takes() -> None:
-    notice = Notice(OneRank(0), lambda: 6.5)  # type: ignore[arg-type]
-    notice.saved_in(0.3)
-    notice.saved_in(0.1)
-    assert notice.after_step(1.0) is Answer.SAVE_AND_STOP  # 6.5 < 5 + 1 + 2 x 0.3
-    assert answers([6.5], 1, 0.2) == [Answer.SAVE]
 
 
 def _flipped(data: bytes) -> bytes:
@@ -109,7 +114,7 @@ class Said:
 def test_each_end_of_workers_is_noted_once_and_the_bar_goes_back_with_the_run(tmp_path: Path) -> None:
     line = {"loss": 1.0, "grad_norm": 1.0, "lr": 1e-3, "eta_s": 5.0, "tokens_per_s": 10.0, "memory_bytes": 1 << 20}
     lines = [json.dumps({"step": step, **line}) + "\n" for step in range(1, 6)]
-    FailureLog(tmp_path).write({0: "from an earlier command"}, announced=False)
+    FailureLog(tmp_path).failed({0: "from an earlier command"})
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     said, log = Said(), FailureLog(tmp_path)
     with Following(tmp_path, 10, said):  # type: ignore[arg-type]
@@ -119,9 +124,12 @@ def test_each_end_of_workers_is_noted_once_and_the_bar_goes_back_with_the_run(tm
         (tmp_path / "new").write_text("".join(lines[:3]))
         os.replace(tmp_path / "new", tmp_path / "metrics.jsonl")
         for _ in range(3):  # the controller asks its workers every two seconds
-            log.write({1: "ActorDiedError: gone"}, announced=False)
-        log.write({0: "stopped", 1: "stopped"}, announced=True)
+            log.failed({1: "ActorDiedError: gone"})
+        log.announced([0, 2], 29.6)
+        log.announced([1], math.inf)
     assert said.done == 3
-    assert len(said.notes) == 2
-    assert "worker 1: ActorDiedError: gone" in said.notes[0] and "failed" in said.notes[0]
-    assert "not counted as a failure" in said.notes[1]
+    assert said.notes == [
+        "train: failed: worker 1: ActorDiedError: gone",
+        "train: the node of worker 0, 2 will be taken away in 30 s; this does not count as a failure",
+        "train: the node of worker 1 will be taken away soon; this does not count as a failure",
+    ]
