@@ -6,7 +6,7 @@ manifest last. A folder without a manifest is not an artifact, whatever lies in 
 """
 
 from pipelines.storage.faults import explaining
-from pipelines.storage.folders import MANIFEST, claimed, nearest_path, sha256_file, sync_tree, verify
+from pipelines.storage.folders import MANIFEST, claimed, nearest_path, remove, sha256_file, sync_tree, verify
 from pipelines.storage.hub import local_base_dir
 from pipelines.storage.store import Artifact, Draft, Store
 
@@ -19,6 +19,7 @@ __all__ = [
     "explaining",
     "local_base_dir",
     "nearest_path",
+    "remove",
     "sha256_file",
     "sync_tree",
     "verify",

@@ -19,7 +19,7 @@ from typing import Any
 from pipelines.contracts import UserError
 
 MANIFEST = "manifest.json"
-_LOCK = ".lock"
+_LOCK, _GONE = ".lock", ".gone-"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHUNK_BYTES = 1 << 20
 
@@ -105,6 +105,18 @@ def publish(work: Path, final: Path, is_whole: Callable[[], bool]) -> None:
                 shutil.rmtree(broken, ignore_errors=True)
                 _renamed(work, final)
     _sync_dir(final.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder so that nobody ever sees a part of it; what a killed process left of another deletion goes too."""
+    for leftover in folder.parent.glob(f"{_GONE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    hidden = folder.with_name(f"{_GONE}{folder.name}-{secrets.token_hex(4)}")
+    try:
+        os.rename(folder, hidden)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pipelines.contracts import Checkpoint, UserError, digest_of, short
 from pipelines.model.full import audit_full, save_full
 from pipelines.model.lora import audit_adapter, save_adapter, saved_name
 from pipelines.model.start import as_plain_lora
-from pipelines.storage import Store, verify
+from pipelines.storage import Store, remove, verify
 from pipelines.train.engine import OptimizerState
 
 STATE_FILE = "state.safetensors"
@@ -147,7 +147,7 @@ def drop_damaged(store: Store, run_id: str, after_step: int) -> None:
     """Delete the checkpoints after the one that a run goes on from: they are damaged and would stand in the way."""
     for checkpoint in list_checkpoints(store, run_id):
         if checkpoint.step > after_step and store.is_local:
-            shutil.rmtree(checkpoint.ref.uri)
+            remove(Path(checkpoint.ref.uri))
 
 
 def sweep(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
@@ -160,7 +160,7 @@ def sweep(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
     kept = best + [c for c in made[-1:] if c not in best]
     for checkpoint in made:
         if checkpoint not in kept and store.is_local:
-            shutil.rmtree(checkpoint.ref.uri, ignore_errors=True)
+            remove(Path(checkpoint.ref.uri))
     return kept
 
 

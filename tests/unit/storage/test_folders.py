@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines.contracts import UserError
-from pipelines.storage import Store, claimed, verify
+from pipelines.storage import Store, claimed, remove, verify
 from pipelines.storage.folders import publish
 
 KEY = "k" * 64
@@ -291,3 +293,31 @@ def test_a_claimed_folder_is_refused_by_name_until_its_holder_ends_or_dies(tmp_p
     for _ in range(2):
         with claimed(folder, "paints it"):
             pass
+
+
+def test_a_folder_is_deleted_without_anyone_seeing_a_part_of_it(tmp_path: Path) -> None:
+    """A reader looks all the time: what has its name has all its files. A killed deletion's rest goes with the next."""
+    (tmp_path / ".gone-other-0000" / "sub").mkdir(parents=True)
+    torn, ended = [], threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            for number in range(30):
+                folder = tmp_path / f"whole-{number}"
+                with contextlib.suppress(FileNotFoundError):
+                    if len(os.listdir(folder)) != 40 and folder.exists():
+                        torn.append(number)
+
+    for number in range(30):
+        (tmp_path / "new").mkdir()
+        for file in range(40):
+            (tmp_path / "new" / str(file)).touch()
+        os.rename(tmp_path / "new", tmp_path / f"whole-{number}")
+    reader = threading.Thread(target=watch)
+    reader.start()
+    for number in range(30):
+        remove(tmp_path / f"whole-{number}")
+    remove(tmp_path / "never")
+    ended.set()
+    reader.join()
+    assert not torn and not list(tmp_path.iterdir())
