@@ -1,6 +1,6 @@
 """The command `loraforge`: verbs, options and exit codes. Heavy modules are imported when a verb runs.
 
-Exit codes: 0 done, 1 the gate kept the candidate out or the program failed, 2 a mistake that the user can mend,
+Exit codes: 0 done, 1 the gate kept the candidate out, the demo missed its bar or the program failed, 2 a mistake that the user can mend,
 130 stopped with Ctrl-C.
 """
 
@@ -137,7 +137,7 @@ def serve(
     from jobs.serve import serve
 
     with _cluster(verbose):
-        serve(loaded, opened, progress, block=True)
+        serve(loaded, opened, progress)
 
 
 @app.command()
@@ -147,16 +147,21 @@ def demo(
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     questions: Annotated[int, typer.Option(min=1, help="held-out questions a task")] = 64,
+    bar: Annotated[float, typer.Option(min=0, max=1, help="share that an adapter must answer right")] = 0.9,
     verbose: Verbose = False,
 ) -> None:
-    """Run several recipes through every stage, serve all adapters on one base and question the live endpoint."""
+    """Run several recipes through every stage, serve all adapters on one base and question the live endpoint.
+
+    Exit code 1 when one answers fewer than --bar of its own task's questions right.
+    """
     opened = {str(path): _open(path, None, store, verbose, registers=True) for path in recipes or ()}
     from jobs.demo import DEMO_RECIPES, demo
 
     opened = opened or {path: _open(Path(path), None, store, verbose) for path in DEMO_RECIPES}
     _, into, progress = next(iter(opened.values()))
     with _cluster(verbose):
-        demo({path: loaded for path, (loaded, _, _) in opened.items()}, into, progress, questions)
+        passed = demo({path: loaded for path, (loaded, _, _) in opened.items()}, into, progress, questions, bar)
+    raise typer.Exit(0 if passed else 1)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from jobs.console import ConsoleProgress
 from jobs.run import RunResult, run
-from jobs.serve import serve
+from jobs.serve import serving
 from pipelines.contracts import Endpoint, PreparedDataset, UserError
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
@@ -38,10 +38,13 @@ class Question:
     reference: str
 
 
-def demo(recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress, num_questions: int) -> None:
+def demo(
+    recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress, num_questions: int, bar: float
+) -> bool:
     """Run all, serve all, ask, print, stop. `recipes` maps a path to its recipe; all must share one base.
 
-    Raises UserError when the bases differ or a recipe's adapter does not pass its gate.
+    Whether every adapter, and the merged copy of the first, answers at least the share `bar` of its own task's
+    questions right. Raises UserError when the bases differ or a recipe's adapter does not pass its gate.
     """
     if len({recipe.model.base for recipe in recipes.values()}) != 1:
         raise UserError("demo: the recipes must name the same model.base, because one base serves all their adapters")
@@ -59,14 +62,14 @@ def demo(recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress,
     path, first = next(iter(recipes.items()))
     progress.console.rule("[bold]one base, all adapters[/bold]", align="left")
     started = time.monotonic()
-    serving = first.serve.model_copy(update={"port": 0, "models": names, "merged": names[:1]})
-    endpoint = serve(first.model_copy(update={"serve": serving}), store, progress, block=False)
-    serve_s = time.monotonic() - started
+    config = first.serve.model_copy(update={"port": 0, "models": names, "merged": names[:1]})
     questions = [q for name, result in results.items() for q in held_out(store, name, result.prepared, num_questions)]
-    candidates = [endpoint.models[0], *names, f"{names[0]}-merged"]
-    started = time.monotonic()
-    answers = asyncio.run(ask_all(endpoint, candidates, questions))
-    ask_s = time.monotonic() - started
+    with serving(first.model_copy(update={"serve": config}), store, progress) as endpoint:
+        serve_s = time.monotonic() - started
+        candidates = [endpoint.models[0], *names, f"{names[0]}-merged"]
+        started = time.monotonic()
+        answers = asyncio.run(ask_all(endpoint, candidates, questions))
+        ask_s = time.monotonic() - started
     progress.console.print(answers_table(candidates, questions, answers))
     progress.console.print(scores_table(results, candidates, questions, answers))
     seconds["all adapters"] = {"serve": serve_s, "questions": ask_s}
@@ -79,6 +82,18 @@ def demo(recipes: Mapping[str, Recipe], store: Store, progress: ConsoleProgress,
         progress.note(f"  {result.version.id if result.version else '-'}: report {result.report.ref.uri}/report.html")
     command = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else "loraforge"
     progress.note(f"keep it serving: {command} serve {path} --store {store.uri}")
+    own = {name: right_share(answers[candidates.index(name)], questions, name) for name in names}
+    own[candidates[-1]] = right_share(answers[-1], questions, names[0])
+    missed = [f"{name} {share:.1%}" for name, share in own.items() if share < bar]
+    if missed:
+        progress.note(f"below the bar of {bar:.0%} on its own task: {', '.join(missed)}")
+    return not missed
+
+
+def right_share(answers: Sequence[str], questions: Sequence[Question], task: str) -> float:
+    """The share of a task's questions that one model answered right."""
+    picked = [a == q.reference.strip() for a, q in zip(answers, questions, strict=True) if q.task == task]
+    return sum(picked) / len(picked)
 
 
 def held_out(store: Store, task: str, prepared: PreparedDataset, count: int) -> list[Question]:
@@ -138,14 +153,14 @@ def scores_table(
     for column in ("task", "rows", "loss base", "loss adapter", *models):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, result in results.items():
-        picked = [i for i, question in enumerate(questions) if question.task == task]
+        count = sum(question.task == task for question in questions)
         scores = {score.candidate: score.heldout_loss for score in result.report.scores}
         cells = []
         for model, row in zip(models, answers, strict=True):
-            share = sum(row[i] == questions[i].reference.strip() for i in picked) / len(picked)
+            share = right_share(row, questions, task)
             cells.append(Text(f"{share:.1%}", style="bold green" if model.startswith(task) else ""))
         losses = (f"{scores['base']:.4f}", f"{scores[result.decision.candidate]:.4f}")
-        table.add_row(task, str(len(picked)), *losses, *cells)
+        table.add_row(task, str(count), *losses, *cells)
     return table
 
 

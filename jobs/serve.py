@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipelines.contracts import Endpoint, Progress
 from pipelines.recipe import Recipe
@@ -11,16 +12,20 @@ from pipelines.storage import Store
 from serve_app.app import run_endpoint, stop_endpoint
 
 
-def serve(recipe: Recipe, store: Store, progress: Progress, block: bool) -> Endpoint:
-    """Start the endpoint on the running Ray; with `block` answer until Ctrl-C."""
+@contextmanager
+def serving(recipe: Recipe, store: Store, progress: Progress) -> Iterator[Endpoint]:
+    """The endpoint on the running Ray while inside; a cluster that was there before would else answer for ever."""
     endpoint = run_endpoint(recipe, store, progress)
-    if block:
+    try:
+        yield endpoint
+    finally:
+        stop_endpoint(recipe)
+
+
+def serve(recipe: Recipe, store: Store, progress: Progress) -> None:
+    """Answer until Ctrl-C."""
+    with serving(recipe, store, progress) as endpoint:
         body = f'{{"model": "{endpoint.models[-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'
         progress.note(f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
         progress.note("  Ctrl-C stops it")
-        try:
-            threading.Event().wait()
-        finally:
-            if os.environ.get("RAY_ADDRESS"):  # a cluster that was there before: the endpoint would answer for ever
-                stop_endpoint()
-    return endpoint
+        threading.Event().wait()

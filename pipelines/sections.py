@@ -203,6 +203,11 @@ class ServeConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free port")
+    path: str = Field(
+        default="/",
+        pattern=r"^/([A-Za-z0-9._-]+)?$",
+        description="where the API lies; each endpoint of a cluster its own",
+    )
     base_name: str = Field(default="", description="name of the base in the API; empty: the last part of model.base")
     models: list[str] = Field(
         default_factory=list, description="registry names served as adapters; empty: every one made on this base"

@@ -33,6 +33,11 @@ def served_models(recipe: Recipe, store: Store) -> ServedModels:
     return ServedModels(base_name, fingerprint, tuple(recipe.serve.models), recipe.registry.alias, merged)
 
 
+def app_name(recipe: Recipe) -> str:
+    """The Serve application of a recipe: the same recipe replaces its own endpoint, another one stands beside it."""
+    return f"loraforge-{recipe.name}"
+
+
 def choose_port(config: ServeConfig) -> int:
     """`serve.port`, or a free one for 0. Raises UserError when it is in use or the host is not this machine's."""
     with socket.socket() as probe:

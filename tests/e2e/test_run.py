@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from jobs.console import ConsoleProgress
+from jobs.demo import demo
 from jobs.run import RunResult, run
 from pipelines.contracts import SILENT
 from pipelines.recipe import Recipe, load_recipe
@@ -83,6 +87,21 @@ def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None
     assert sorted(p for p in Path(store.uri).rglob("*") if p.is_file()) == before
 
 
+def test_the_demo_asks_says_and_takes_its_endpoint_down(done: tuple[Recipe, Store, RunResult]) -> None:
+    """One recipe, already trained, a few questions: whether the bar was reached is what the demo returns."""
+    from ray import serve
+
+    recipe, store, result = done
+    for bar, passed in ((0.5, True), (1.01, False)):
+        out = io.StringIO()
+        progress = ConsoleProgress(Console(file=out, width=160, highlight=False))
+        assert demo({"mine.yaml": recipe}, store, progress, num_questions=8, bar=bar) is passed
+        said = out.getvalue()
+        assert "24 questions over HTTP" in said and result.version and result.version.id in said
+        assert ("below the bar of 101% on its own task: person " in said) is not passed
+        assert serve.status().applications == {}, "nothing is left behind on a cluster that goes on"
+
+
 @pytest.fixture(scope="module")
 def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
     from openai import OpenAI
@@ -92,7 +111,7 @@ def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
     recipe, store, _ = done
     endpoint = run_endpoint(recipe, store, SILENT)
     yield OpenAI(base_url=f"{endpoint.url}/v1", api_key="none")
-    stop_endpoint()
+    stop_endpoint(recipe)
 
 
 def test_endpoint_answers_as_the_report_says(done: tuple[Recipe, Store, RunResult], client: Any) -> None:

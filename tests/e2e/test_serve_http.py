@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from pipelines.contracts import SILENT, Endpoint, ModelVersion
-from pipelines.recipe import parse_recipe
+from pipelines.contracts import SILENT, Endpoint, ModelVersion, UserError
+from pipelines.recipe import Recipe, parse_recipe
 from pipelines.registry import Registry
 from pipelines.storage import Store
 
@@ -38,21 +38,21 @@ def versions(
     return store, made | {"bob2": register("bob", adapter_folders["cyn"])}
 
 
+def recipe_of(base: str, name: str = "serve-test", **serve: Any) -> Recipe:
+    serve = {"port": 0, "max_batch": 8, "max_model_tokens": 512, "base_name": "pocket", **serve}
+    sections = {"serve": serve, "resources": {"serve_cpus": 0.5}}
+    return parse_recipe({"name": name, "model": {"base": base}, "data": {"sources": ["unused.json"]}, **sections})
+
+
 @pytest.fixture(scope="module")
 def endpoint(
     ray_cluster: None, versions: tuple[Store, dict[str, ModelVersion]], pocket_base: str
 ) -> Iterator[Endpoint]:
     from serve_app.app import run_endpoint, stop_endpoint
 
-    recipe = {
-        "name": "serve-test",
-        "model": {"base": pocket_base},
-        "data": {"sources": ["unused.json"]},
-        "serve": {"port": 0, "max_batch": 8, "max_model_tokens": 512, "merged": ["ada"], "base_name": "pocket"},
-        "resources": {"serve_cpus": 1},
-    }
-    yield run_endpoint(parse_recipe(recipe), versions[0], SILENT)
-    stop_endpoint()
+    recipe = recipe_of(pocket_base, merged=["ada"])
+    yield run_endpoint(recipe, versions[0], SILENT)
+    stop_endpoint(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +295,29 @@ def test_an_engine_that_fails_says_so_in_openais_form(stamping: openai.OpenAI) -
         said(stamping, "stamped", "fail")
     with pytest.raises(openai.APIError, match="out of memory"):
         list(ask(stamping, "stamped", "fail", stream=True))
+
+
+def test_two_endpoints_stand_beside_each_other(
+    endpoint: Endpoint, client: openai.OpenAI, versions: tuple[Store, dict[str, ModelVersion]], pocket_base: str
+) -> None:
+    from ray import serve
+
+    from serve_app.app import run_endpoint, stop_endpoint
+
+    with pytest.raises(
+        UserError, match="serve.path=/: another application.*set serve.path to another one, such as /two"
+    ):
+        run_endpoint(recipe_of(pocket_base, "two"), versions[0], SILENT)
+    assert client.models.list().data, "the first one was left alone"
+    second = recipe_of(pocket_base, "two", path="/two", models=["bob"])
+    other = run_endpoint(second, versions[0], SILENT)
+    assert other.url == f"{endpoint.url}/two" and other.models == ("pocket", "bob")
+    asked: Any = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 8}
+    with openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", timeout=60) as beside:
+        answers = [c.chat.completions.create(model="bob", **asked).choices[0].message.content for c in (client, beside)]
+        assert answers[0] == answers[1]
+        with pytest.raises(openai.NotFoundError):
+            beside.chat.completions.create(model="ada", **asked)
+    stop_endpoint(second)
+    assert list(serve.status().applications) == ["loraforge-serve-test"]
+    assert client.chat.completions.create(model="ada", **asked).choices
