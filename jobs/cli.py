@@ -53,7 +53,8 @@ def train(
     ] = False,
 ) -> None:
     """Train the adapter on the prepared dataset, or go on with a broken run."""
-    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
+    wanted = {"sources": prepared is None, "weights": not dry_run}
+    loaded, opened, progress = _open(recipe, overrides, store, verbose, **wanted)
     if dry_run:
         from jobs.plan import show_plan
 

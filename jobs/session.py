@@ -30,16 +30,19 @@ def open_recipe(
     verbose: bool,
     sources: bool = True,
     registers: bool = False,
+    weights: bool = True,
 ) -> tuple[Recipe, Store, ConsoleProgress]:
     """The recipe, the store that it writes to and a console.
 
     What is wrong with them, with the base or (unless `sources` is False) with the data's files is said here, before
-    anything slow is imported or Ray starts; also, with `registers`, that its result cannot be registered.
+    anything slow is imported or Ray starts; also, with `registers`, that its result cannot be registered. `weights` says
+    whether the base's weights are wanted, or only its configuration and tokenizer.
     """
     from jobs.cluster import quiet
     from pipelines.data.sources import find_files
     from pipelines.model.base import weight_files
     from pipelines.recipe import load_recipe
+    from pipelines.storage import local_base_dir
 
     quiet(verbose)
     loaded, (opened, progress) = load_recipe(recipe, overrides or ()), open_store(store)
@@ -48,7 +51,10 @@ def open_recipe(
     opened.check_writable()
     if sources:
         find_files(loaded.data.sources)
-    weight_files(loaded.model.base, loaded.model.revision)
+    if weights:
+        weight_files(loaded.model.base, loaded.model.revision)
+    else:
+        local_base_dir(loaded.model.base, loaded.model.revision, weights=False)
     return loaded, opened, progress
 
 

@@ -35,7 +35,7 @@ class TokenizerSpec:
 
 def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
     """Read a base's tokenizer from a folder or the Hub. Raises UserError when it cannot be reached or has none."""
-    folder = local_base_dir(base, revision)
+    folder = local_base_dir(base, revision, weights=False)
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise UserError(f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json")
     config = _read_json(folder / "tokenizer_config.json")

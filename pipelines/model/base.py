@@ -110,7 +110,7 @@ def meta_model(config: ModelConfig) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = local_base_dir(config.base, config.revision)
+    folder = local_base_dir(config.base, config.revision, weights=False)
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, dtype=resolve_dtype(config, default_device()))

@@ -7,11 +7,14 @@ from pathlib import Path
 from pipelines.contracts import UserError
 from pipelines.storage.folders import nearest_path
 
-_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*")
+_TEXT = ("*.json", "*.jinja", "tokenizer*")
+_WEIGHTS = "*.safetensors"
 
 
-def local_base_dir(base: str, revision: str | None = None) -> Path:
+def local_base_dir(base: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder with a base's files: `base` itself, or the Hub snapshot, fetched once into the Hub's own cache.
+
+    Without `weights` only configuration and tokenizer are fetched.
 
     Raises UserError when neither a model folder nor a reachable Hub id is given.
     """
@@ -24,15 +27,15 @@ def local_base_dir(base: str, revision: str | None = None) -> Path:
         near = nearest_path(folder)
         hint = f"did you mean {near}?" if near else "set a model's folder or a Hub id such as org/name"
         raise UserError(f"model.base={base}: no such folder; {hint}")
-    return _snapshot(base, revision)
+    return _snapshot(base, revision, [*_TEXT, _WEIGHTS] if weights else list(_TEXT))
 
 
-def _snapshot(base: str, revision: str | None) -> Path:
+def _snapshot(base: str, revision: str | None, patterns: list[str]) -> Path:
     import huggingface_hub
     import huggingface_hub.errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(base, revision=revision, allow_patterns=list(_PATTERNS)))
+        return Path(huggingface_hub.snapshot_download(base, revision=revision, allow_patterns=patterns))
     except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -73,6 +73,11 @@ def train(
             f"--store {store.uri}: training writes its progress to a folder that all nodes see, not to an object store yet; "
             "give a shared folder (NFS, EFS, Filestore)"
         )
+    if recipe.train.patience and not prepared.heldout.num_rows:
+        raise UserError(
+            f"train.patience={recipe.train.patience} waits for a better held-out loss, and the dataset holds no held-out row: "
+            "set data.heldout_share above 0, or train.patience empty"
+        )
     for line in recipe.serving_notes():
         progress.note(f"train: {line}")
     check_trackers(recipe.train.trackers)

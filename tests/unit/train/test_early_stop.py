@@ -1,0 +1,61 @@
+"""Early stopping: at which checkpoint a run ends, and that the best one outlives it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
+from pipelines.recipe import parse_recipe
+from pipelines.storage import Store
+from pipelines.train.checkpoint import checkpoint_key, checkpoint_kind, heldout_of, list_checkpoints, sweep
+from pipelines.train.ray_train import train
+from pipelines.train.worker import _stale
+
+RUN = "c" * 64
+
+
+def stops_after(losses: list[float], patience: int | None) -> int | None:
+    """The number of checkpoints after which the run ends early, or None."""
+    told = [{"heldout_loss": loss} for loss in losses]
+    return next((n for n in range(1, len(told) + 1) if _stale(told[: n - 1], told[n - 1], patience)), None)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ends"),
+    [
+        ([3, 2, 1, 1.5, 1.2, 1.1], 2, 5),
+        ([3, 2, 1, 1.5, 0.9, 1.1, 0.9, 0.8], 2, 7),  # as good as before is not better
+        ([3, 2, 1, 0.5], 1, None),
+        ([3, 3], 1, 2),
+        ([1, 2], 2, None),
+        ([1, 2, 3], 2, 3),
+        ([1, 2, 3, 4, 5], None, None),
+    ],
+)
+def test_a_run_ends_when_so_many_checkpoints_brought_nothing(
+    losses: list[float], patience: int | None, ends: int | None
+) -> None:
+    assert stops_after(losses, patience) == ends
+
+
+def test_the_best_checkpoint_outlives_those_that_came_after_it(store: Store) -> None:
+    losses = {10: 3.0, 20: 1.0, 30: 1.5, 40: 1.2}
+    for step, loss in losses.items():
+        with store.writing(checkpoint_kind(RUN), checkpoint_key(RUN, step)) as draft:
+            (draft.path / "state").write_text(str(step))
+            draft.facts = {"run_id": RUN, "step": step, "metrics": {"heldout_loss": loss}}
+        kept = sweep(store, RUN, keep=1)
+        assert heldout_of(kept[0]) == min(v for s, v in losses.items() if s <= step), "the first is the best so far"
+    assert [c.step for c in list_checkpoints(store, RUN)] == [20, 40], "the best, and the last to go on from"
+
+
+def test_patience_without_a_heldout_row_is_refused(store: Store, pocket_base: str) -> None:
+    data = {"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}, "train": {"patience": 2}}
+    nothing = SplitStats(0, 0, 0, 0)
+    prepared = PreparedDataset(
+        ArtifactRef("prepared", "k", "d", "nowhere"), 64, SplitStats(1, 1, 1, 1), nothing, {}, "", ""
+    )
+    with pytest.raises(
+        UserError, match="train.patience=2 waits for .* no held-out row: set data.heldout_share above 0"
+    ):
+        train(parse_recipe(data), store, prepared, lambda folder, split: None, SILENT)  # type: ignore[arg-type]
