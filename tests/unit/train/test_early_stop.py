@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
@@ -16,7 +18,7 @@ RUN = "c" * 64
 
 def stops_after(losses: list[float], patience: int | None) -> int | None:
     """The number of checkpoints after which the run ends early, or None."""
-    told = [{"heldout_loss": loss} for loss in losses]
+    told: list[Any] = [{"heldout_loss": loss} for loss in losses]
     return next((n for n in range(1, len(told) + 1) if _stale(told[: n - 1], told[n - 1], patience)), None)
 
 
