@@ -1,17 +1,21 @@
 """Measures of the data stage, each with its peer beside it: `python -m bench.data [--json] [SECTION ...]`.
 
     function   tokenize, mask and pack in memory, one core: pocket tokenizer and a 100k-vocabulary BPE trained here
-    peers      one example at a time through `datasets.map` and the chat template, as TRL does it; TRL's packing
+    peers      the same rows one at a time through `datasets.map` and the chat template, as TRL does it, and through ours;
+               then both ways to packed Parquet
     ray        the whole stage on Ray Data against the same work in a plain loop
     fill       how full packs are at 4,096 and 8,192 tokens on 50,000 rows
     memory     peak memory of all processes while millions of rows are prepared (not run unless named)
+    near       the same with near-duplicates dropped: nearly all rows are (not run unless named)
 
-Text is made from the words of Python's own library, as frequent as there; `--alpaca FILE` adds real rows to `fill`.
+Text is made from the words of Python's own library, as frequent as there, in rows of Alpaca's lengths; with `--alpaca FILE`
+`fill` repeats that file's rows to 50,000 instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -29,6 +33,7 @@ os.environ["RAY_worker_niceness"] = "0"  # else other work on the machine slows 
 import numpy as np
 
 from bench._memory import peak_memory
+from bench._peers import map_and_pack
 from bench._text import long_vocabulary_tokenizer, write_rows
 from pipelines.chat import ChatRenderer, TokenizerSpec
 from pipelines.contracts import SILENT, Conversation
@@ -43,6 +48,7 @@ from pipelines.recipe import DataConfig, Recipe, parse_recipe
 
 POCKET = Path(__file__).resolve().parent.parent / "assets" / "pocket" / "model"
 ROW_TOKENS = 4096
+PEER_ROWS, MAPPED_ROWS = 20_000, 4000
 
 
 @dataclass(frozen=True)
@@ -115,41 +121,27 @@ def measure_function(folder: Path, num_rows: int) -> Iterator[Measure]:
 
 
 def measure_peers(folder: Path, num_rows: int) -> Iterator[Measure]:
-    """`datasets.map` with one example a call, ids and mask alone, against our function and our whole way to Parquet."""
-    import datasets  # pyright: ignore[reportMissingImports]  (the extra bench)
-    from transformers import PreTrainedTokenizerFast
-    from trl.data_utils import pack_dataset  # pyright: ignore[reportMissingImports]
-
-    datasets.disable_progress_bars()
-    datasets.disable_caching()
-    path = write_rows(folder / "peers.jsonl", min(num_rows, 20_000))
+    """From the same rows in memory, lists of messages, to ids and masks; then from rows to packed Parquet."""
+    path = write_rows(folder / "peers.jsonl", min(num_rows, PEER_ROWS))
+    rows = [{"messages": to_conversation(json.loads(line)).messages()} for line in path.open()]
+    with open(folder / "messages.jsonl", "w") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
     for name, renderer in renderers(folder).items():
-        import tokenizers
+        theirs = map_and_pack(renderer.spec, rows[:MAPPED_ROWS], ROW_TOKENS, folder / "theirs.parquet")
 
-        backend = tokenizers.Tokenizer.from_str(renderer.spec.tokenizer_json)
-        theirs = PreTrainedTokenizerFast(
-            tokenizer_object=backend, chat_template=renderer.spec.template, **renderer.spec.named_tokens
-        )
+        def masked(renderer: ChatRenderer = renderer) -> int:
+            talks = (to_conversation(row) for row in rows)
+            batches = [renderer.render_batch(batch) for batch in iter(lambda: list(itertools.islice(talks, 1024)), [])]
+            return sum(len(batch.ids) for batch in batches)
 
-        def tokenize(row: dict[str, Any], theirs: Any = theirs) -> dict[str, Any]:
-            messages = to_conversation(row).messages()
-            found = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-            return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
-
-        rows = datasets.Dataset.from_list([json.loads(line) for line in path.open()][:4000])
-        start = time.process_time()
-        mapped = rows.map(tokenize, remove_columns=rows.column_names)
-        seconds = time.process_time() - start
-        their_rate = sum(map(len, mapped["input_ids"])) / seconds
-        peer = f"datasets.map per example: {their_rate / 1e6:.2f} M tokens/s"
-        conversations = [to_conversation(json.loads(line)) for line in path.open()]
-        ours = best_of(3, lambda renderer=renderer, rows=conversations: tokenize_mask_pack(renderer, rows))
-        yield Measure(f"tokenize, mask, pack / datasets.map: {name}", ours / their_rate, "x", ("at_least", 12), peer)
-        whole = best_of(2, lambda renderer=renderer: plain_loop(recipe_for(path), renderer, folder))
-        yield Measure(f"file to packed Parquet, one core: {name}", whole / 1e6, "M tokens/s per core", None, peer)
-        packed = pack_dataset(mapped.select_columns(["input_ids"]), seq_length=ROW_TOKENS, strategy="bfd")
-        fill = sum(map(len, packed["input_ids"])) / (len(packed) * ROW_TOKENS)
-        yield Measure(f"TRL's best-fit packing of the same rows, fill: {name}", 100 * fill, "%")
+        ours, peer = best_of(3, masked), f"datasets.map per example: {theirs.masked / 1e6:.2f} M tokens/s"
+        yield Measure(f"rows to ids and masks: {name}", ours / 1e6, "M tokens/s per core", None, peer)
+        yield Measure(f"the same / datasets.map: {name}", ours / theirs.masked, "x", ("at_least", 12), peer)
+        recipe = recipe_for(folder / "messages.jsonl")
+        whole = best_of(2, lambda renderer=renderer, recipe=recipe: plain_loop(recipe, renderer, folder))
+        peer = f"datasets.map, TRL's best-fit, to_parquet: {theirs.packed / 1e6:.2f} M tokens/s"
+        yield Measure(f"file to packed Parquet: {name}", whole / 1e6, "M tokens/s per core", None, peer)
+        yield Measure(f"TRL's best-fit packing of the same rows, fill: {name}", 100 * theirs.fill, "%")
 
 
 def recipe_for(path: Path, **data: Any) -> Recipe:
@@ -227,19 +219,25 @@ def measure_fill(folder: Path, alpaca: Path | None) -> Iterator[Measure]:
         yield Measure(f"fill at {row_tokens}, {name}", fill, "%", ("at_least", 99.5), f"packed in {seconds:.3f} s")
 
 
-def measure_memory(folder: Path, num_rows: int) -> Iterator[Measure]:
-    """Peak of this process and all below it, shared pages counted once (proportional set size)."""
+def measure_memory(folder: Path, num_rows: int, **data: Any) -> Iterator[Measure]:
+    """Peak of this process and all below it, shared pages counted once (proportional set size). Duplicates are dropped and
+    a rule is asked.
+    """
     from jobs.cluster import ray_cluster
     from pipelines.data.dataset import prepare
     from pipelines.storage import Store
 
     path = write_rows(folder / "memory.jsonl", num_rows)
+    recipe = recipe_for(path, duplicates="drop", keep=["answer_chars >= 2"], **data)
     with ray_cluster(), peak_memory() as peaks:
         start = time.perf_counter()
-        prepared = prepare(recipe_for(path), Store(folder / "store"), SILENT)
+        prepared = prepare(recipe, Store(folder / "store"), SILENT)
         seconds = time.perf_counter() - start
-    note = f"{prepared.train.num_tokens / seconds / 1e6:.1f} M tokens/s, {seconds:.0f} s"
-    yield Measure(f"peak of all processes, {num_rows:,} rows", max(peaks["all"]) / 2**30, "GiB", ("at_most", 3.0), note)
+    counts = ", ".join(f"{name} {count:,}" for name, count in prepared.counts.items() if count)
+    what = f"{num_rows:,} rows{', near-duplicates' if data else ''}"
+    note = f"{seconds:.0f} s; {counts}"
+    yield Measure(f"peak of all processes, {what}", max(peaks["all"]) / 2**30, "GiB", ("at_most", 3.0), note)
+    yield Measure(f"peak of the driver, {what}", max(peaks["driver"]) / 2**30, "GiB")
     half = len(peaks["driver"]) // 2
     growth = (max(peaks["driver"][half:]) - max(peaks["driver"][: half or 1])) / 2**30
     yield Measure("driver: growth of its peak in the second half", growth, "GiB")
@@ -247,7 +245,7 @@ def measure_memory(folder: Path, num_rows: int) -> Iterator[Measure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=[], help="function, peers, ray, fill, memory")
+    parser.add_argument("sections", nargs="*", default=[], help="function, peers, ray, fill, memory, near")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--rows", type=int, default=500_000, help="rows of the ray section")
     parser.add_argument("--memory-rows", type=int, default=2_000_000)
@@ -261,6 +259,7 @@ def main() -> int:
             "ray": lambda: measure_ray(folder, args.rows),
             "fill": lambda: measure_fill(folder, args.alpaca),
             "memory": lambda: measure_memory(folder, args.memory_rows),
+            "near": lambda: measure_memory(folder, args.memory_rows, near_duplicates=0.9),
         }
         held = True
         for section in args.sections or ["function", "peers", "ray", "fill"]:

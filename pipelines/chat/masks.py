@@ -70,10 +70,10 @@ def _trained_in_others(encoded: Encoded, places: Sequence[Places], weights: np.n
     bases = encoded.bases.tolist()
     spans = [(base + a, base + b) for base, one in zip(bases, places, strict=False) for a, b in one.others]
     table = np.array(spans, np.int64).reshape(-1, 2)
-    before = np.concatenate(([0], np.cumsum(weights > 0)))
+    trained = np.flatnonzero(weights)
     first = np.searchsorted(encoded.ends, table[:, 0], side="right")
     last = np.searchsorted(encoded.starts, table[:, 1])
-    return before[np.maximum(first, last)] - before[first]
+    return np.maximum(np.searchsorted(trained, last) - np.searchsorted(trained, first), 0)
 
 
 def _per_text(counts: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -163,12 +163,12 @@ class ChatRenderer:
 
     def _place(self, conversation: Conversation) -> _Placed:
         turns, tools = conversation.turns, conversation.tools
-        if any(_holds_marks(turn) for turn in turns) or (tools and MARKS.search(_spelled(tools))):
-            raise TemplateError("the text holds a Unicode noncharacter of U+FDD0 to U+FDD3")
         if not tools:
             placed = self._place_planned(turns)
             if placed is not None:
                 return placed
+        if any(_holds_marks(turn) for turn in turns) or (tools and MARKS.search(_spelled(tools))):
+            raise TemplateError("the text holds a Unicode noncharacter of U+FDD0 to U+FDD3")
         messages, tools, places = adapt(conversation.messages(), tools, self._can)
         weights = _weights_of_turns(turns, places, len(messages))
         layout = self._layouter.lay_out(messages, tools)
@@ -187,7 +187,7 @@ class ChatRenderer:
             roles.append(turn.role)
             contents.append(turn.content)
         for content in contents:
-            if self._encoder.holds_control_text(content):
+            if self._encoder.holds_control_text(content) or not (content.isascii() or MARKS.search(content) is None):
                 return None
         plan = self._layouter.plan(roles, contents)
         if plan is None:

@@ -143,7 +143,9 @@ def _call(call: Any, where: str) -> Mapping[str, Any]:
 
 
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
-    tools = _decoded(row.get("tools")) or ()
+    if row.get("tools") is None:
+        return ()
+    tools = _decoded(row["tools"]) or ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("tools: expected a list of objects, or the same as JSON text")
     _check_json(tools, "tools")
