@@ -135,8 +135,9 @@ def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
     said, _ = driver.communicate()
     assert said.count("train: failed: worker") == 2, said
     run.wait_for(lambda: not workers_on(both[0]) and not workers_on(both[1]))
-    snapshot = run.folder / "checkpoint_manager_snapshot.json"
-    snapshot.write_bytes(snapshot.read_bytes()[: snapshot.stat().st_size // 2])
+    snapshot = run.folder / "checkpoint_manager_snapshot.json"  # Ray has not written it yet where the kills came fast
+    whole = snapshot.read_bytes() if snapshot.exists() else b'{"ray_version": "2.60.0", "checkpoint_results": []}'
+    snapshot.write_bytes(whole[: len(whole) // 2])
     said = run.finish(run.start())
     assert re.search(rf"goes on from step 1[05] of {SHORT}", said), said
     check_like(run, unbroken, SHORT)
