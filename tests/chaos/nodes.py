@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,19 +88,24 @@ class Run:
     address: str
     options: Sequence[str]
     _whole: set[Path] = field(default_factory=set)
+    _output: Any = None
 
     def start(self, verb: str = "train") -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "jobs.cli", verb, RECIPE, "--store", str(self.store), *self.options]
         env = os.environ | {"RAY_ADDRESS": self.address, "PYTHONUNBUFFERED": "1"}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+        self._output = tempfile.TemporaryFile("w+")  # not a pipe, which nobody would read before it is full
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=self._output, stderr=subprocess.STDOUT, text=True)
+
+    def said(self) -> str:
+        """What the last command has printed."""
+        self._output.seek(0)
+        return self._output.read()
 
     def finish(self, process: subprocess.Popen[str], code: int = 0) -> str:
         """Wait for the command's end with this exit code; returns what it printed."""
         self.wait_for(lambda: process.poll() is not None, 2 * PATIENCE_S)
-        said, _ = process.communicate()
-        assert process.returncode == code, said
-        return said
+        assert process.returncode == code, self.said()
+        return self.said()
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
         """Wait, and watch that every checkpoint is whole from the moment on when it has its name."""

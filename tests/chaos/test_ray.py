@@ -132,8 +132,8 @@ def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
     assert ["failed" in news for news in failures(run)] == [True, True]
     run.wait_for(lambda: run.step >= 13)
     driver.kill()
-    said, _ = driver.communicate()
-    assert said.count("train: failed: worker") == 2, said
+    driver.wait()
+    assert run.said().count("train: failed: worker") == 2, run.said()
     run.wait_for(lambda: not workers_on(both[0]) and not workers_on(both[1]))
     snapshot = run.folder / "checkpoint_manager_snapshot.json"  # Ray has not written it yet where the kills came fast
     whole = snapshot.read_bytes() if snapshot.exists() else b'{"ray_version": "2.60.0", "checkpoint_results": []}'
