@@ -93,7 +93,7 @@ class Run:
     def start(self, verb: str = "train") -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "jobs.cli", verb, RECIPE, "--store", str(self.store), *self.options]
         env = os.environ | {"RAY_ADDRESS": self.address, "PYTHONUNBUFFERED": "1"}
-        self._output = tempfile.TemporaryFile("w+")  # not a pipe, which nobody would read before it is full
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (not a pipe, which nobody would read)
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=self._output, stderr=subprocess.STDOUT, text=True)
 
     def said(self) -> str:
