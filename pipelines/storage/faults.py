@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.contracts import UserError
@@ -36,11 +36,13 @@ _REMOTE_ERRORS = {
 
 
 @contextlib.contextmanager
-def explaining(root: str, path: str, first: bool = False, wants_bytes: int = 0) -> Iterator[None]:
+def explaining(
+    root: str, path: str, first: bool = False, wants_bytes: Callable[[], int] | None = None
+) -> Iterator[None]:
     """Turn what the local store at `root` refuses into a UserError; errors of other files pass through.
 
-    `first` marks the check before any work, where every error is the store's. `wants_bytes` is what the work at `path`
-    needs there, where that is known.
+    `first` marks the check before any work, where every error is the store's. `wants_bytes` says what the work at `path`
+    needs there; 0 where that is not known.
     """
     try:
         yield
@@ -54,7 +56,8 @@ def explaining(root: str, path: str, first: bool = False, wants_bytes: int = 0) 
         reason = reasons.get(code, str(error) if first and isinstance(error, OSError) else "")
         if not reason or not (first or _belongs(named, root)):
             raise
-        wanted = f", {max(1, wants_bytes >> 20)} MiB wanted" if wants_bytes else ""
+        wants = wants_bytes() if wants_bytes and code in _FULL else 0
+        wanted = f", {max(1, wants >> 20)} MiB wanted" if wants else ""
         full = f" ({_free_mib(path)} MiB free{wanted}); free space and give the same command again, or {_ELSEWHERE}"
         advice = full if code in _FULL else f"; {_ELSEWHERE}"
         raise UserError(f"{named or path}: {reason}{advice}") from error

@@ -84,6 +84,12 @@ def checkpoint_bytes(num_trained: int) -> int:
     return 16 * num_trained
 
 
+def largest_bytes(store: Store, run_id: str) -> int:
+    """What the largest checkpoint of a run takes on the disk, 0 where it has none."""
+    found = store.list(checkpoint_kind(run_id))
+    return max((sum(file["bytes"] for file in artifact.files.values()) for artifact in found), default=0)
+
+
 def check_space(store: Store, num_trained: int) -> None:
     """Raise UserError unless a local store has twice the room that a checkpoint of so many trained parameters takes."""
     if not store.is_local:

@@ -28,7 +28,7 @@ from pipelines.contracts import (
 from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.storage import Artifact, Store, claimed, explaining
-from pipelines.train.checkpoint import checkpoint_kind, list_checkpoints, newest_sound, sweep
+from pipelines.train.checkpoint import checkpoint_kind, largest_bytes, list_checkpoints, newest_sound, sweep
 from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
 from pipelines.train.loop import Schedule
@@ -85,7 +85,10 @@ def train(
     folder = _run_folder(store, run_id)
     plan = WorkerPlan(recipe, store, prepared, run_id, parents, folder, open_feed)
     schedule = Schedule(prepared.train.num_rows, recipe.train)
-    with explaining(store.uri, str(folder)), claimed(folder, "trains this run"):
+    with (
+        explaining(store.uri, str(folder), wants_bytes=lambda: 2 * largest_bytes(store, run_id)),
+        claimed(folder, "trains this run"),
+    ):
         started_at, damaged = newest_sound(store, run_id)
         for line in damaged:
             progress.note(f"train: checkpoint damaged, {line}")

@@ -175,9 +175,12 @@ class _Rank:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Inside, what a rank's disk refuses ends all ranks with the same UserError. Collective."""
-        wants = 2 * checkpoint_bytes(self._num_trained)
-        with together(self._engine.device), explaining(self._store.uri, str(self._plan.folder), wants_bytes=wants):
+        store, folder = self._store, str(self._plan.folder)
+        with together(self._engine.device), explaining(store.uri, folder, wants_bytes=self._wants):
             yield
+
+    def _wants(self) -> int:
+        return 2 * checkpoint_bytes(self._num_trained)
 
     def _build(self, device: torch.device, snapshot: Snapshot | None) -> tuple[Any, Any]:
         recipe = self._recipe
