@@ -17,7 +17,7 @@ SHINGLE_CHARS = 5
 NUM_PERMUTATIONS = 64
 GRAM_WORDS = 13
 _BAND_ROWS = 4
-_GROUP_HEADS, _BLOCK_PAIRS = 8, 1 << 17
+_GROUP_HEADS, _BLOCK_PAIRS = 8, 1 << 16
 _MIXERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], np.uint64)
 
 
@@ -115,18 +115,27 @@ def nearly_repeated(signatures: np.ndarray, threshold: float, among: np.ndarray 
     """
     mask = np.zeros(len(signatures), bool)
     rows = np.arange(len(signatures)) if among is None else among
-    found = [np.empty((0, 2), np.int64)]
+    found = np.empty(0, np.int64)  # later << 32 | earlier, so that their order is that of judging
     for band in range(0, NUM_PERMUTATIONS, _BAND_ROWS):
+        parts = [found]
         for later, earlier in _candidates(np.ascontiguousarray(signatures[rows, band : band + _BAND_ROWS])):
             for first in range(0, len(later), _BLOCK_PAIRS):
-                pair = np.stack(
-                    [rows[later[first : first + _BLOCK_PAIRS]], rows[earlier[first : first + _BLOCK_PAIRS]]], 1
-                )
-                equal = np.count_nonzero(signatures[pair[:, 0]] == signatures[pair[:, 1]], axis=1)
-                found.append(pair[equal >= threshold * NUM_PERMUTATIONS])
-    for later, earlier in np.unique(np.concatenate(found), axis=0).tolist():
-        mask[later] |= not mask[earlier]
+                pair = (rows[later[first : first + _BLOCK_PAIRS]] << 32) | rows[earlier[first : first + _BLOCK_PAIRS]]
+                pair = pair[~_among(pair, found)]  # the bands mostly find the same pairs
+                equal = np.count_nonzero(signatures[pair >> 32] == signatures[pair & 0xFFFFFFFF], axis=1)
+                parts.append(pair[equal >= threshold * NUM_PERMUTATIONS])
+        found = np.unique(np.concatenate(parts))
+    for first in range(0, len(found), _BLOCK_PAIRS):
+        for pair in found[first : first + _BLOCK_PAIRS].tolist():
+            mask[pair >> 32] |= not mask[pair & 0xFFFFFFFF]
     return mask
+
+
+def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which values are in a sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
 
 
 def _candidates(band: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
