@@ -116,7 +116,7 @@ def _contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) ->
     if batch % micro:
         yield f"train.global_batch={batch} is not a multiple of train.micro_batch={micro}: set global_batch to a multiple"
     if quantized != "none" and (train.zero == 3 or train.offload == "parameters"):
-        bits = {"nf4": "4-bit", "int8": "8-bit"}[quantized]
+        bits = {"nf4": "4-bit", "int8": "8-bit", "fp8": "float8"}[quantized]
         given = "train.zero=3 splits" if train.zero == 3 else "train.offload=parameters moves"
         yield f"{given} the base's weights, which {bits} weights do not support: set train.zero=2 and train.offload=none"
     if train.offload == "parameters" and train.zero not in (3, "auto"):
@@ -129,6 +129,8 @@ def _contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) ->
         yield f"lora.init=loftq corrects nf4's rounding: set model.quantization=nf4 (given: {quantized})"
     if lora.init == "pissa" and quantized != "none":
         yield f"lora.init=pissa changes the base's weights: set model.quantization=none (given: {quantized})"
+    if lora.dora and quantized == "fp8":
+        yield "lora.dora=true reads the base's weights, which model.quantization=fp8 hides: set model.quantization=none"
     if lora.dora and lora.init in ("pissa", "loftq"):
         yield f"lora.dora=true keeps the base's norms, which lora.init={lora.init} changes: set one of the two"
     if train.method == "full" and quantized != "none":

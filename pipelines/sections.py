@@ -23,7 +23,9 @@ class ModelConfig(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 on a GPU, fp32 on CPU"
     )
-    quantization: Literal["none", "nf4", "int8"] = Field(default="none", description="nf4: QLoRA; int8: LLM.int8()")
+    quantization: Literal["none", "nf4", "int8", "fp8"] = Field(
+        default="none", description="nf4: QLoRA; int8: LLM.int8(); fp8: float8 matrix products, the fastest on Hopper GPUs"
+    )
     double_quantization: bool = Field(default=True, description="nf4: quantize the quantization constants too")
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="nf4: auto is model.dtype"
@@ -154,6 +156,9 @@ class TrainConfig(Section):
     offload: Literal["auto", "none", "optimizer", "parameters"] = Field(default="none", description="to CPU memory")
     gradient_checkpointing: Literal["auto", "off", "selective", "full"] = Field(
         default="off", description="recompute: no layer, every second one, every one; auto: as little as fits"
+    )
+    fused: Literal["auto", "on", "off"] = Field(
+        default="auto", description="hand-written layers: auto: on a GPU where the model fits them; on: or fail"
     )
     save_every: int = Field(default=50, ge=1, description="steps between checkpoints; the last step is always saved")
     keep: int = Field(default=2, ge=1, description="checkpoints kept, best held-out loss first")

@@ -60,7 +60,8 @@ def default_device() -> str:
 def load_base(config: ModelConfig, device: str | None = None, attention: str = "sdpa") -> PreTrainedModel:
     """Load the base, frozen and in eval mode, on `device` (None: the GPU where there is one).
 
-    With `quantization: nf4` (or `int8`) every linear but the head is a bitsandbytes Linear4bit (Linear8bitLt). Weights
+    With `quantization: nf4` (or `int8`) every linear but the head is a bitsandbytes Linear4bit (Linear8bitLt), with `fp8`
+    a Fp8Linear. Weights
     come from safetensors only and no code from the model's folder runs. Raises UserError when it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
@@ -69,7 +70,7 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
     dtype = resolve_dtype(config, device)
     folder = local_base_dir(config.base, config.revision)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "device_map": {"": device}}
-    if config.quantization != "none":
+    if config.quantization in ("nf4", "int8"):
         options["quantization_config"] = _quantization(config, dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
@@ -81,7 +82,18 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
             # dequantize it, then read wrong numbers.
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
     model.requires_grad_(False)
+    if config.quantization == "fp8":
+        _make_fp8(model)
     return model.eval()
+
+
+def _make_fp8(model: PreTrainedModel) -> None:
+    from pipelines.model.fp8 import fp8_unsupported, to_fp8
+
+    reason = fp8_unsupported(model.device)
+    if reason:
+        raise UserError(f"model.quantization=fp8: {reason}: set model.quantization=none or nf4")
+    to_fp8(model, model.get_output_embeddings())
 
 
 def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:

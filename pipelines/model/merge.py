@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 def merge_adapter(config: ModelConfig, adapter_dir: Path, device: str | None = None) -> PreTrainedModel:
     """A plain model in the base's dtype with the adapter folded in.
 
-    A quantized base is dequantized first, because that is the model the adapter was trained on. It is always loaded afresh:
-    bitsandbytes repacks a 4-bit weight for the CPU on its first forward, after which dequantizing reads it wrongly.
+    A 4-bit or 8-bit base is dequantized first, because that is the model the adapter was trained on; a float8 one is loaded
+    as it was before. It is always loaded afresh: bitsandbytes repacks a 4-bit weight for the CPU on its first forward, after which dequantizing reads it wrongly.
     """
+    if config.quantization == "fp8":
+        config = config.model_copy(update={"quantization": "none"})
     model: Any = load_base(config, device)
     if config.quantization != "none":
         model = model.dequantize()

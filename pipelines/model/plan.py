@@ -20,7 +20,7 @@ from pipelines.recipe import Recipe, TrainConfig
 if TYPE_CHECKING:
     import torch
 
-_BITS = {"nf4": 4.5, "int8": 8.25}  # a weight with its quantization constants
+_BITS = {"nf4": 4.13, "int8": 8.02, "fp8": 16.02}  # a weight with its quantization constants; fp8 is held twice
 _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _RESERVE = 1.15  # fragmentation, the CUDA context and what this page leaves out
 _STAGES = (0, 1, 2, 3)

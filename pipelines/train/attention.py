@@ -2,8 +2,9 @@
 
 T = tokens of a micro-batch laid end to end, N = samples in it, H / K = query / key-value heads, D = head size.
 Registered with transformers under `PACKED`; the sample boundaries travel as keyword arguments of the model's forward,
-built once a micro-batch. On a GPU in half precision it is torch's variable-length flash attention; elsewhere the
-samples are laid out as a padded [N, H, longest, D] batch for causal SDPA, so its cost is the samples', not the row's.
+built once a micro-batch. On a GPU in half precision it is the variable-length flash attention that ships with torch;
+elsewhere the samples are laid out as a padded [N, H, longest, D] batch for causal SDPA, so its cost is the samples',
+not the row's.
 """
 
 from __future__ import annotations
@@ -61,29 +62,70 @@ def packed_attention(
         raise ValueError("packed attention needs the micro-batch's sample bounds")
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, bounds, scaling)[None], None
-    return _padded(query, key, value, bounds, scaling)[None], None
+        return cast(torch.Tensor, _Flash.apply(query, key, value, bounds, scaling))[None], None
+    return padded_attention(query, key, value, bounds, scaling)[None], None
 
 
-def _padded(
+def padded_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SampleBounds, scaling: float | None
 ) -> torch.Tensor:
+    """query [T, H, D], key and value [T, K, D] -> [T, H, D], on any device in any dtype."""
     q, k, v = (tensor[bounds.gather].transpose(1, 2) for tensor in (query, key, value))
     out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).flatten(0, 1)[bounds.scatter]
 
 
-def _varlen(
+def flash_forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SampleBounds, scaling: float | None
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """query [T, H, D], key and value [T, K, D] -> [T, H, D], and what the backward needs besides. GPU, half precision.
 
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # torch 2.11 knows no grouped queries here
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    starts, longest = bounds.starts, bounds.longest
-    out = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0))
-    return cast(torch.Tensor, out)
+    The operator beneath torch.nn.attention.varlen, because that one's gradients of fewer key-value heads came in 2.13.
+    """
+    ends, longest = bounds.starts, bounds.longest
+    out, *held = torch.ops.aten._flash_attention_forward(
+        query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scaling
+    )
+    return out, held[:3]
+
+
+def flash_backward(
+    d_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    held: list[torch.Tensor],
+    bounds: SampleBounds,
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value, each of its own shape."""
+    ends, longest, (lse, *state) = bounds.starts, bounds.longest, held
+    return torch.ops.aten._flash_attention_backward(
+        d_out, query, key, value, out, lse, ends, ends, longest, longest, 0.0, True, *state, scale=scaling
+    )
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: SampleBounds,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        out, held = flash_forward(query, key, value, bounds, scaling)
+        ctx.bounds, ctx.scaling = bounds, scaling
+        ctx.save_for_backward(query, key, value, out, *held)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        query, key, value, out, *held = ctx.saved_tensors
+        d_out = grads[0].contiguous()
+        return *flash_backward(d_out, query, key, value, out, held, ctx.bounds, ctx.scaling), None, None
 
 
 AttentionInterface.register(PACKED, packed_attention)

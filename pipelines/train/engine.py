@@ -53,7 +53,7 @@ class Engine(Protocol):
     device: torch.device
     scale_lowered: bool
 
-    def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> float: ...
+    def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> torch.Tensor: ...
 
     def step(self, lr: float) -> float: ...
 
@@ -79,10 +79,12 @@ class DeepSpeedEngine:
         named = trainable(model)
         self._names = {parameter: name for name, parameter in named.items()}
         optimizer = build_optimizer(named, config, b_ratio)
-        settings = _settings(config, _compute_dtype(model))
+        settings = _settings(config, _compute_dtype(model), sum(p.numel() for p in named.values()))
         self.zero = settings["zero_optimization"]["stage"]
         if settings["fp16"]["enabled"] and device.type == "cpu":
             raise UserError("model.dtype=fp16 trains on a GPU only: set model.dtype=bf16 or fp32")
+        if self.zero == 3:
+            _gather_by_layer(model, settings["zero_optimization"])
         self._engine, *_ = deepspeed.initialize(model=PackedLoss(model), optimizer=optimizer, config=settings)
         self._plain_norm, self._quantized = 0.0, config.optimizer != "adamw"
         if self.zero == 0:
@@ -90,12 +92,12 @@ class DeepSpeedEngine:
         # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
         self._create_adam_state(0)
 
-    def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> float:
-        """Add this micro-batch's share of the step's gradient; returns its summed loss."""
+    def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> torch.Tensor:
+        """Add this micro-batch's share of the step's gradient; returns its summed loss, without waiting for it."""
         self._engine.train()
         loss = self._engine(batch)
         self._engine.backward(loss * (self.world_size / global_loss_tokens), scale_wrt_gas=False)
-        return float(loss.detach())
+        return loss.detach()
 
     def step(self, lr: float) -> float:
         """Reduce, clip, update at rate `lr`, zero the gradients; returns the global gradient norm before clipping.
@@ -240,10 +242,24 @@ def _compute_dtype(model: Any) -> torch.dtype:
     return model.get_input_embeddings().weight.dtype
 
 
-def _settings(config: TrainConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _gather_by_layer(model: Any, zero: dict[str, Any]) -> None:
+    """Under ZeRO-3 bring a decoder layer's weights with one call, and those of the next while this one computes."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
+    if not layers:
+        return
+    set_z3_leaf_modules(model, [type(layers[0])])
+    size = sum(p.numel() for p in layers[0].parameters())
+    zero |= {"overlap_comm": True, "stage3_prefetch_bucket_size": 2 * size, "stage3_max_live_parameters": 6 * size}
+
+
+def _settings(config: TrainConfig, dtype: torch.dtype, num_trainable: int) -> dict[str, Any]:
     assert isinstance(config.zero, int) and config.offload != "auto", "the plan resolves auto"
     stage = config.zero if dtype == torch.float32 else max(1, config.zero)
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
+    # The bucket is allocated whole: as large as the gradients, not DeepSpeed's 500 million values.
+    bucket = min(500_000_000, num_trainable)
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket}
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if config.offload == "parameters":

@@ -72,10 +72,10 @@ def train_steps(
         torch.manual_seed(hash((config.seed, step, engine.rank)))  # dropout repeats after a resume
         batches = collate_all(mine, config.micro_batch, micro_batches, engine.device)
         num_loss, num_tokens = engine.sum_over_ranks(sum(b.loss_tokens for b in batches), count_tokens(mine))
-        local_loss = sum(engine.accumulate(batch, num_loss) for batch in batches)
+        local_losses = [engine.accumulate(batch, num_loss) for batch in batches]
         rate = learning_rate(config, step, schedule.num_steps)
         grad_norm = engine.step(rate)
-        (total,) = engine.sum_over_ranks(local_loss)
+        (total,) = engine.sum_over_ranks(sum(float(loss) for loss in local_losses))
         seconds = time.perf_counter() - started
         values = {"loss": total / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
         skips = _check_finite(config, step + 1, values, engine.scale_lowered, skips)

@@ -40,6 +40,7 @@ from pipelines.train.checkpoint import (
     write_checkpoint,
 )
 from pipelines.train.engine import DeepSpeedEngine
+from pipelines.train.fused import checkpoint_gradients, fuse_layers
 from pipelines.train.loop import Schedule, heldout_loss, train_steps
 from pipelines.train.meter import Meter, ModelSize, matmul_rate
 from pipelines.train.metrics import MetricsLog, SampleLog
@@ -121,6 +122,7 @@ class _Rank:
         self._data = plan.store.local_dir(plan.prepared.ref)
         with together(device):
             self._model, self._pissa = self._build(device, snapshot)
+            fuse_layers(self._model, recipe.train, device)
         self._num_trained = sum(parameter.numel() for parameter in trainable(self._model).values())
         b_ratio = recipe.lora.lr_ratio if recipe.train.method == "lora" else 1.0
         self._engine = DeepSpeedEngine(self._model, recipe.train, device, b_ratio)
@@ -186,7 +188,7 @@ class _Rank:
         recipe = self._recipe
         base = load_base(recipe.model, str(device), PACKED)
         self._size = ModelSize.of(base)
-        _checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
+        checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
         if recipe.train.method == "full":
             return unfreeze(base), None
         model, pissa = attach(base, recipe.lora, recipe.train.seed), None
@@ -277,16 +279,6 @@ def _stale(history: list[Mapping[str, float]], metrics: Mapping[str, float], pat
     """Whether the last `patience` checkpoints, this one included, brought no better held-out loss than before them."""
     losses = [m["heldout_loss"] for m in [*history, metrics]]
     return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
-
-
-def _checkpoint_gradients(base: Any, mode: str) -> None:
-    """Recompute activations in the backward pass: of every layer (full) or of every second one (selective)."""
-    if mode == "off":
-        return
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [m for m in base.modules() if getattr(m, "gradient_checkpointing", False) and hasattr(m, "self_attn")]
-    for layer in layers[1::2] if mode == "selective" else ():
-        layer.gradient_checkpointing = False
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Models of true shapes with random weights, made on the device, and rows of Alpaca's lengths: what training speed needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "8b": {
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "1b": {
+        "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "70b": {
+        "vocab_size": 128_256, "hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8,
+    },
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+"""Llama 3's and 3.2's, whose heads are counted apart from the embeddings here, and one for the tests."""
+
+LEARNABLE = 256  # token ids of the learnable rows
+
+
+def config_of(shape: str, attention: str) -> Any:
+    """The transformers configuration of a shape."""
+    from transformers import LlamaConfig
+
+    rope = {"rope_type": "default", "rope_theta": 500_000.0}
+    return LlamaConfig(**SHAPES[shape], rope_parameters=rope, tie_word_embeddings=False, attn_implementation=attention)
+
+
+def random_model(shape: str, attention: str, quantization: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A frozen model with normal weights (0.02), filled module by module so that a 4-bit 70B never exists in 16 bits."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(shape, attention)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if getattr(module, "weight", None) is None:
+                continue
+            weight = torch.ones(module.weight.shape, dtype=dtype, device=device)
+            if weight.dim() == 2:
+                weight.normal_(0, 0.02, generator=generator)
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            if quantization == "nf4" and isinstance(module, torch.nn.Linear) and module is not head:
+                setattr(parent, name, _nf4(module, device, dtype))
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    if quantization == "fp8":
+        from pipelines.model.fp8 import to_fp8
+
+        to_fp8(model, head)
+    return model.requires_grad_(False).eval()
+
+
+def _nf4(linear: torch.nn.Linear, device: torch.device, dtype: torch.dtype) -> Any:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    with torch.device("meta"):
+        quantized = Linear4bit(
+            linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", quant_storage=dtype
+        )
+    options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True, "quant_storage": dtype}
+    quantized.weight = Params4bit(linear.weight.data, requires_grad=False, module=quantized, **options).to(device)
+    return quantized
+
+
+def sample_lengths(total: int, random: np.random.Generator) -> np.ndarray:
+    """Lengths of about 200 tokens, as Alpaca's with a chat template, that fill `total` tokens exactly; int64."""
+    cuts = np.cumsum(np.clip(random.lognormal(5.15, 0.55, max(4, total // 16)), 16, 1000).astype(np.int64))
+    return np.diff(np.append(cuts[cuts < total], total), prepend=0)
+
+
+def random_row(index: int, total: int, vocabulary: int, trained: float = 2 / 3, learnable: bool = False) -> dict[str, Any]:
+    """One pack; the last `trained` share of each sample is in the loss.
+
+    Random tokens, or, when learnable, tokens that follow each other by one fixed permutation of 256.
+    """
+    random = np.random.default_rng(index)
+    lengths = sample_lengths(total, random)
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    within = np.arange(total) - starts
+    weights = (within >= np.repeat((lengths * (1 - trained)).astype(np.int64), lengths)).astype(np.float32)
+    ids = random.integers(0, vocabulary, total, dtype=np.int64)
+    if learnable:
+        follow = np.random.default_rng(0).permutation(min(LEARNABLE, vocabulary))
+        ids = ids % len(follow)
+        for at in np.flatnonzero(within):
+            ids[at] = follow[ids[at - 1]]
+    return {
+        "input_ids": ids.astype(np.int32), "loss_weights": weights, "sample_lengths": lengths, "sample_ids": [str(index)],
+    }  # fmt: skip

@@ -1,0 +1,312 @@
+"""The speed and memory of a training step, beside its peers and the machine's own matrix products.
+
+    python -m bench.train [--json] [--steps 24] [--profile] [ARM ...]        (no arm: every one that fits the machine)
+
+Each arm runs in a process of its own: the product's layers, loop and engine over packed rows of Alpaca's lengths, or
+TRL's SFTTrainer on the same lengths. Tokens are real ones; steps are timed by events on the GPU, the median after warm-up.
+"rate" is (4 x matrix parameters + attention) x tokens/s, its share is of the 8-second rate of 8192-cubed bf16 products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bench._shapes import SHAPES, random_model, random_row
+
+WARM_UP = 4
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained and how. `tokens` a pack, `packs` a step; `recompute` is train.gradient_checkpointing."""
+
+    shape: str = "8b"
+    quantization: str = "none"
+    tokens: int = 16_384
+    packs: int = 1
+    recompute: str = "off"
+    fused: str = "on"
+    trained: float = 1.0
+    optimizer: str = "adamw"
+    learnable: bool = False
+    steps: int | None = None
+    peer: str = ""
+
+
+ARMS = {
+    "matmul": Arm(),
+    "lora": Arm(),
+    "lora-8k": Arm(tokens=8192),
+    "lora-unfused": Arm(tokens=8192, fused="off"),
+    "lora-masked": Arm(trained=2 / 3),
+    "qlora": Arm(quantization="nf4"),
+    "fp8": Arm(quantization="fp8"),
+    "lora-checkpointed": Arm(recompute="full"),
+    "qlora-small": Arm(quantization="nf4", tokens=2048, packs=2, recompute="full"),
+    "qlora-70b": Arm(shape="70b", quantization="nf4", tokens=4096, recompute="full"),
+    "learn-lora": Arm(tokens=4096, learnable=True, steps=200),
+    "learn-fp8": Arm(tokens=4096, learnable=True, steps=200, quantization="fp8"),
+    "trl-defaults": Arm(peer="defaults"),
+    "trl-best": Arm(peer="best"),
+    "smoke": Arm(shape="tiny", tokens=256),
+}
+ALONE = ("smoke",)
+
+
+def main() -> int:
+    """Run the arms, print the table; 1 when an arm failed or a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--arm", action="append", default=[], choices=list(ARMS), help="the same, one at a time")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--profile", action="store_true", help="print where the GPU's time of a step goes")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    import torch
+
+    names = [*given.arms, *given.arm] or [name for name in ARMS if name not in ALONE]
+    if not torch.cuda.is_available() and names != ["smoke"]:
+        print("bench.train: skipped, it needs a GPU (the arm smoke does not)")
+        return 0
+    if given.here:
+        print(json.dumps(run_arm(names[0], given.steps, given.profile)), flush=True)
+        return 0
+    results = {}
+    for name in names:
+        results[name] = in_own_process(name, given)
+        if given.json:
+            print(json.dumps(results[name]), flush=True)
+    return report(results)
+
+
+def in_own_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The arm's result, or {"failed": its last lines}."""
+    command = [sys.executable, "-m", "bench.train", name, "--here", "--steps", str(given.steps)]
+    ended = subprocess.run(command + ["--profile"] * given.profile, capture_output=True, text=True, check=False)
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    shown = [line for line in ended.stdout.splitlines() if line.startswith("|")]
+    if shown:
+        print("\n".join([name, *shown]), flush=True)
+    if ended.returncode or not lines:
+        return {"arm": name, "failed": (ended.stdout + ended.stderr)[-1500:]}
+    return json.loads(lines[-1])
+
+
+def run_arm(name: str, steps: int, profile: bool) -> dict[str, Any]:
+    """One arm in this process."""
+    arm = ARMS[name]
+    arm = arm if arm.steps else replace(arm, steps=steps)
+    if name == "matmul":
+        return {"arm": name, **matmul_rates()}
+    if arm.peer:
+        from bench._trl import run_trl
+
+        return {"arm": name, **run_trl(arm.peer, steps)}
+    return {"arm": name, **run_ours(arm, profile)}
+
+
+def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
+    """The product's layers, engine and loop on one device."""
+    import torch
+
+    from pipelines.model.lora import attach, trainable
+    from pipelines.sections import LoraConfig
+    from pipelines.train.attention import PACKED
+    from pipelines.train.engine import DeepSpeedEngine
+    from pipelines.train.loop import train_steps
+    from pipelines.train.worker import checkpoint_gradients, fuse_layers
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    _process_group(device)
+    base = random_model(arm.shape, PACKED, arm.quantization, device, dtype)
+    checkpoint_gradients(base, arm.recompute)
+    model = attach(base, LoraConfig(r=16, alpha=32), seed=0)
+    schedule = _schedule(arm)
+    fuse_layers(model, schedule.config, device)
+    engine = DeepSpeedEngine(model, schedule.config, device)
+    marks, losses, waits = [_mark(device)], [], []
+    traced = _tracer() if profile else None
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        marks.append(_mark(device))
+        losses.append(values["loss"])
+        waits.append(values["data_wait_s"])
+        if step == WARM_UP and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if traced:
+            traced.step()
+
+    vocabulary = SHAPES[arm.shape]["vocab_size"]
+    rows = (random_row(i, arm.tokens, vocabulary, arm.trained, arm.learnable) for i in range(10**9))
+    ready = _ahead(rows, schedule.num_steps * arm.packs)
+    train_steps(engine, schedule, ready, 0, on_step)
+    seconds = _seconds(marks, device)[WARM_UP:]
+    per_s = arm.tokens * arm.packs / float(np.median(seconds))
+    if traced:
+        _print_trace(traced)
+    return {
+        "tokens_per_s": per_s, "step_s": float(np.median(seconds)), "steps": len(seconds),
+        "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
+        "tflops": per_s * flops_a_token(arm) / 1e12, "data_wait": float(np.median(waits[WARM_UP:]) / np.median(seconds)),
+        "peak_gib": _peak(device), "floor_gib": floor_bytes(arm, sum(p.numel() for p in trainable(model).values())) / 2**30,
+        "first_loss": losses[0], "last_loss": float(np.mean(losses[-10:])), "losses": losses if arm.learnable else [],
+    }  # fmt: skip
+
+
+def _ahead(rows: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    """Rows that are there before the first step, so that making random tokens is not measured."""
+    return iter([next(rows) for _ in range(count)])
+
+
+def _schedule(arm: Arm) -> Any:
+    from pipelines.sections import TrainConfig
+    from pipelines.train.loop import Schedule
+
+    assert arm.steps
+    config = TrainConfig(
+        zero=2, max_steps=arm.steps, epochs=1, global_batch=arm.packs, micro_batch=1, lr=2e-3 if arm.learnable else 2e-4,
+        optimizer=arm.optimizer, fused=arm.fused, gradient_checkpointing=arm.recompute, schedule="constant",
+    )  # type: ignore[arg-type]  # fmt: skip
+    return Schedule(arm.steps * arm.packs, config)
+
+
+def flops_a_token(arm: Arm) -> float:
+    """(4 x matrix parameters + attention) a token: 2 forward, 2 for dx; attention over the mean context, 2 + 4 products."""
+    shape = SHAPES[arm.shape]
+    h, i, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    kv = h // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    lengths = random_row(0, arm.tokens, 8)["sample_lengths"]
+    context = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
+    layer = 2 * h * h + 2 * h * kv + 3 * h * i
+    return 4.0 * (layers * layer + arm.trained * h * shape["vocab_size"]) + layers * 12.0 * h * context
+
+
+def floor_bytes(arm: Arm, trained: int) -> float:
+    """The least that a step without recomputing must hold: weights; the trained weights' bf16 copy and gradient, fp32
+    master and moments; for each token and layer its input, q, k, v, attention's output, the MLP's input, gates and ups.
+    With full recomputing only the layers' inputs and one layer's share.
+    """
+    shape = SHAPES[arm.shape]
+    h, i, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    kv = h // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    linear = layers * (2 * h * h + 2 * h * kv + 3 * h * i)
+    bits = {"none": 16, "nf4": 4 + 8 / 64 + 32 / (64 * 256), "fp8": 32 / 2}[arm.quantization]
+    weights = linear * bits / 8 + 2 * 2 * h * shape["vocab_size"]
+    layer = 2.0 * arm.tokens * (4 * h + 2 * kv + 2 * i)
+    kept = layers * layer if arm.recompute == "off" else layer + layers * 2.0 * arm.tokens * h
+    return weights + 16.0 * trained + kept
+
+
+def matmul_rates() -> dict[str, float]:
+    """TFLOP/s of 8192-cubed bf16 products: the best of short bursts, and over eight seconds."""
+    import torch
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    operations = 2 * 8192**3
+
+    def timed(count: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            a @ b
+        end.record()
+        torch.cuda.synchronize()
+        return operations * count / (start.elapsed_time(end) / 1e3) / 1e12
+
+    timed(5)
+    time.sleep(1)
+    burst = max(timed(5) for _ in range(5))
+    return {"burst_tflops": burst, "sustained_tflops": timed(int(8 * burst * 1e12 / operations))}
+
+
+def _process_group(device: Any) -> None:
+    import torch.distributed as dist
+
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("MASTER_PORT", "0" if device.type == "cpu" else "29511")
+    if device.type == "cpu":
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group("nccl", device_id=device)
+
+
+def _mark(device: Any) -> Any:
+    import torch
+
+    if device.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(marks: list[Any], device: Any) -> list[float]:
+    import torch
+
+    if device.type == "cpu":
+        return list(np.diff(marks))
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def _peak(device: Any) -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+
+
+def _tracer() -> Any:
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    traced = profile(
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], schedule=schedule(wait=5, warmup=2, active=2)
+    )
+    traced.start()
+    return traced
+
+
+def _print_trace(traced: Any) -> None:
+    traced.stop()
+    events = [e for e in traced.key_averages() if e.self_device_time_total > 0 and e.device_type.name != "CPU"]
+    whole = sum(e.self_device_time_total for e in events)
+    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:28]:
+        time_ms = event.self_device_time_total / 2e3
+        print(f"| {time_ms:8.2f} ms a step {100 * event.self_device_time_total / whole:5.1f} %  x{event.count // 2:<5} {event.key[:110]}")
+    print(f"| {whole / 2e3:8.2f} ms of kernels a step")
+
+
+def report(results: dict[str, dict[str, Any]]) -> int:
+    """The table of all arms; 1 when one failed."""
+    sustained = results.get("matmul", {}).get("sustained_tflops")
+    if sustained:
+        print(f"8192-cubed bf16 products: {results['matmul']['burst_tflops']:.0f} TFLOP/s in bursts, {sustained:.0f} over 8 s")
+    head = f"{'arm':<20}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'peak GiB':>10}{'over floor':>12}{'wait':>8}{'loss':>18}"
+    print(head)
+    for name, r in results.items():
+        if "failed" in r:
+            print(f"{name:<20} FAILED: {r['failed']}")
+        elif "tokens_per_s" in r:
+            tflops = r.get("tflops", float("nan"))
+            share = f"{tflops / sustained:.1%}" if sustained else "-"
+            over = f"{r['peak_gib'] / r['floor_gib']:.2f}" if "floor_gib" in r else "-"
+            loss = f"{r.get('first_loss', float('nan')):.3f} > {r.get('last_loss', float('nan')):.3f}"
+            wait = f"{r.get('data_wait', 0):.2%}"
+            print(f"{name:<20}{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{share:>8}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{loss:>18}")
+    return int(any("failed" in r for r in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

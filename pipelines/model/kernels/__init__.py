@@ -1,0 +1,23 @@
+"""The element-wise work between a layer's matrix products: Triton on a GPU, the same in torch elsewhere.
+
+`reference` is what each function means and what tests compare `gpu` with. T = tokens, h = hidden width.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+FP8_MAX = 448.0  # the largest finite value of float8_e4m3fn
+
+
+def kernels_for(tensor: torch.Tensor) -> ModuleType:
+    """The module whose functions run where `tensor` lies."""
+    if tensor.is_cuda:
+        from pipelines.model.kernels import gpu
+
+        return gpu
+    from pipelines.model.kernels import reference
+
+    return reference

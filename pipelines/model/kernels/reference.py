@@ -1,0 +1,73 @@
+"""What every kernel computes, in plain torch: fp32 inside, rounded once to the dtype of the result."""
+
+from __future__ import annotations
+
+import torch
+
+from pipelines.model.kernels import FP8_MAX
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, h] / rms(x) * weight [h], and 1 / rms [T] in fp32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    rstd = torch.rsqrt(x.float().square().mean(-1) + eps)
+    return rms_apply(x, weight, rstd), rstd
+
+
+def rms_apply(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+    """The normalized x again, from its saved 1 / rms."""
+    return (x.float() * rstd[:, None] * weight.float()).to(x.dtype)
+
+
+def rms_norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, residual: torch.Tensor | None
+) -> torch.Tensor:
+    """dx [T, h] for a frozen weight; `residual` [T, h] is what x gets from elsewhere, added in the same pass."""
+    unit, scaled = x.float() * rstd[:, None], dy.float() * weight.float()
+    dx = rstd[:, None] * (scaled - unit * (scaled * unit).mean(-1, keepdim=True))
+    return (dx if residual is None else dx + residual.float()).to(x.dtype)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, of gate_up [T, 2 i] with the gates in front -> [T, i] (Shazeer 2020, arXiv:2002.05202)."""
+    gate, up = gate_up.float().chunk(2, -1)
+    return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+
+
+def swiglu_backward_(d_act: torch.Tensor, gate_up: torch.Tensor) -> None:
+    """In place: d_act [T, i] becomes the activation silu(gate) * up again, gate_up [T, 2 i] its own gradient."""
+    gate, up = gate_up.float().chunk(2, -1)
+    sigmoid, d = torch.sigmoid(gate), d_act.float()
+    silu = gate * sigmoid
+    gradient = torch.cat([d * up * (sigmoid + silu * (1 - sigmoid)), d * silu], -1)
+    d_act.copy_(silu * up)
+    gate_up.copy_(gradient)
+
+
+def rotate(
+    source: torch.Tensor, out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool = False
+) -> None:
+    """Rotary embedding of source [T, heads, D] into `out`, which may be the same (Su et al. 2021, arXiv:2104.09864).
+
+    cos and sin are [T, D] with two equal halves, as transformers gives them; `inverse` turns back.
+    """
+    half = source.shape[-1] // 2
+    c, s = (table[:, None, :half].float() for table in (cos, sin))
+    first, second = source.float().split(half, -1)
+    s = -s if inverse else s
+    out.copy_(torch.cat([first * c - second * s, second * c + first * s], -1))
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, h] as float8_e4m3fn and one fp32 scale a row [T, 1], so that x = fp8 * scale."""
+    scale = (x.float().abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-12)
+    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
+
+
+def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Losses [M] in fp32 of logits [M, V]; the logits become the gradient of sum(weights * losses)."""
+    logp = logits.float().log_softmax(-1)
+    losses = -logp.gather(1, targets[:, None])[:, 0]
+    gradient = logp.exp()
+    gradient[torch.arange(len(targets)), targets] -= 1
+    logits.copy_(gradient * weights[:, None])
+    return losses

@@ -1,0 +1,153 @@
+"""The fused layers and the frozen head against transformers and PEFT: loss and every adapter gradient, fp32 on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+
+from pipelines.model.fp8 import to_fp8
+from pipelines.model.lora import attach, trainable
+from pipelines.recipe import LoraConfig
+from pipelines.train.attention import PACKED
+from pipelines.train.batch import collate
+from pipelines.train.fused.layer import fuse
+from pipelines.train.loss import PackedLoss
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+FAMILIES = {"llama": LlamaConfig, "llama-biased": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+
+
+def base_of(family: str) -> Any:
+    extra = {"attention_bias": True, "mlp_bias": True} if family == "llama-biased" else {}
+    torch.manual_seed(0)
+    config = FAMILIES[family](**SIZES, **extra, attn_implementation=PACKED)
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    for parameter in model.parameters():  # biases and norms that a fresh model leaves at 0 and 1
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def adapted(family: str, lora: LoraConfig, fp8: bool = False) -> Any:
+    base = base_of(family)
+    if fp8:
+        to_fp8(base, base.lm_head)
+    model = attach(base, lora, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in trainable(model).values():
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def packed_batch() -> Any:
+    random = np.random.default_rng(3)
+    lengths = np.array([5, 17, 1, 9])
+    weights = random.choice([0.0, 0.5, 1.0], lengths.sum()).astype(np.float32)
+    ids = random.integers(0, 96, lengths.sum()).astype(np.int32)
+    return collate([{"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": []}])
+
+
+def loss_and_gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = PackedLoss(model)(packed_batch())
+    loss.backward()
+    found = {}
+    for name, parameter in trainable(model).items():
+        assert parameter.grad is not None, name
+        found[name], parameter.grad = parameter.grad, None
+    return float(loss.detach()), found
+
+
+def assert_equal(model: Any, reference: tuple[float, dict[str, torch.Tensor]], tolerance: float = 2e-5) -> None:
+    loss, gradients = loss_and_gradients(model)
+    assert loss == pytest.approx(reference[0], rel=tolerance)
+    for name, gradient in gradients.items():
+        worst = (gradient - reference[1][name]).abs().max() / reference[1][name].abs().max()
+        assert worst < tolerance, f"{name}: {worst}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stack", [True, False])
+def test_fused_layers_equal_peft(family: str, stack: bool) -> None:
+    model = adapted(family, LoraConfig(r=4, alpha=8))
+    reference = loss_and_gradients(model)
+    assert fuse(model, stack) == ""
+    assert_equal(model, reference)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraConfig(r=4, alpha=8, targets="qv"),
+        LoraConfig(r=4, alpha=8, targets=["k_proj", "down_proj"], rslora=True),
+        LoraConfig(r=2, alpha=8, rank_pattern={"up_proj": 8}, alpha_pattern={"q_proj": 3}),
+    ],
+)
+def test_fused_layers_equal_peft_for_some_targets_and_ranks(lora: LoraConfig) -> None:
+    model = adapted("llama", lora)
+    reference = loss_and_gradients(model)
+    assert fuse(model, True) == ""
+    assert_equal(model, reference)
+
+
+def test_fused_layers_equal_peft_when_recomputed() -> None:
+    model = adapted("llama", LoraConfig(r=4, alpha=8)).train()
+    reference = loss_and_gradients(model)
+    base = model.get_base_model()
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert fuse(model, True) == ""
+    assert_equal(model, reference)
+
+
+def test_fused_layers_equal_peft_on_float8() -> None:
+    """The same quantized numbers go in on both sides; what differs is where gradients are rounded to float8."""
+    model = adapted("llama", LoraConfig(r=4, alpha=8), fp8=True)
+    reference = loss_and_gradients(model)
+    assert fuse(model, True) == ""
+    assert_equal(model, reference, 0.1)
+
+
+def test_stacked_weights_are_the_modules_own() -> None:
+    model = adapted("llama", LoraConfig(r=4, alpha=8))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert fuse(model, True) == ""
+    attention = model.get_base_model().model.layers[0].self_attn
+    q, k = attention.q_proj.get_base_layer().weight, attention.k_proj.get_base_layer().weight
+    assert k.data_ptr() == q.data_ptr() + q.numel() * q.element_size()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        (LoraConfig(r=4, alpha=8, dropout=0.1), "dropout"),
+        (LoraConfig(r=4, alpha=8, dora=True), "DoRA"),
+        (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["down_proj"]), "trained whole"),
+    ],
+)
+def test_what_cannot_be_fused_says_why(lora: LoraConfig, reason: str) -> None:
+    model = attach(base_of("llama"), lora, seed=1)
+    assert reason in fuse(model, True)
+    assert "forward" not in vars(model.get_base_model().model.layers[0])
+
+
+def test_frozen_head_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("llama", LoraConfig(r=4, alpha=8))
+    reference = loss_and_gradients(model)
+    monkeypatch.setattr("pipelines.train.loss._CHUNK_BYTES", 96 * 4 * 3)
+    assert_equal(model, reference)
+    causal, batch = model.get_base_model(), packed_batch()
+    hidden = causal.model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, bounds=batch.bounds
+    ).last_hidden_state
+    logits = causal.lm_head(hidden[0, batch.trained])
+    plain = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none") @ batch.weights
+    plain.backward()
+    assert reference[0] == pytest.approx(float(plain.detach()), rel=1e-6)
+    for name, parameter in trainable(model).items():
+        assert torch.allclose(parameter.grad, reference[1][name], rtol=1e-4, atol=1e-6), name  # type: ignore[arg-type]
