@@ -33,6 +33,7 @@ ONE: dict[str, dict[str, Any]] = {
     "fp16_overflow": {"model": FP16, "lora": TOO_LOUD, "train": {"zero": 2, "lr": 1e-6}},
     "nf4_zero2": {"model": NF4, "train": {"zero": 2}},
     "nf4_paged_8bit": {"model": NF4, "train": {"zero": 1, "optimizer": "paged_adamw_8bit"}},
+    "fp8_zero2": {"model": {"dtype": "bf16", "quantization": "fp8"}, "train": {"zero": 2}},
     "bf16_checkpointing": {"model": BF16, "train": {"zero": 2, "gradient_checkpointing": "full"}},
 }
 TWO: dict[str, dict[str, Any]] = {
