@@ -99,7 +99,7 @@ def in_own_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
     if shown:
         print("\n".join([name, *shown]), flush=True)
     if ended.returncode or not lines:
-        return {"arm": name, "failed": (ended.stdout + ended.stderr)[-1500:]}
+        return {"arm": name, "failed": (ended.stdout + ended.stderr)[-700:]}
     return json.loads(lines[-1])
 
 
@@ -127,7 +127,7 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     from pipelines.train.loop import train_steps
     from pipelines.train.worker import checkpoint_gradients, fuse_layers
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     _process_group(device)
     base = random_model(arm.shape, PACKED, arm.quantization, device, dtype)

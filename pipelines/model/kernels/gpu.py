@@ -178,5 +178,6 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    _cross_entropy[(len(logits),)](logits, targets, weights, losses, logits.shape[1], 8192, num_warps=16)
+    given = (targets.contiguous(), weights.contiguous())
+    _cross_entropy[(len(logits),)](logits, *given, losses, logits.shape[1], 8192, num_warps=16)
     return losses
