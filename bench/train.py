@@ -272,7 +272,7 @@ def _tracer() -> Any:
     from torch.profiler import ProfilerActivity, profile, schedule
 
     traced = profile(
-        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], schedule=schedule(wait=5, warmup=2, active=2)
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], schedule=schedule(wait=6, warmup=2, active=2, repeat=1)
     )
     traced.start()
     return traced

@@ -25,8 +25,8 @@ class Fp8Linear(torch.nn.Linear):
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         weight = linear.weight.detach()
         by_out, self.scale_out = kernels_for(weight).quantize_rows(weight)
-        self.weight, self.scale_in = _bits(by_out), scale_in
-        self.transposed = _bits((weight.T.float() / scale_in).to(torch.float8_e4m3fn).contiguous())
+        self.weight, self.scale_in = torch.nn.Parameter(by_out.view(torch.uint8), requires_grad=False), scale_in
+        self.transposed = (weight.T.float() / scale_in).to(torch.float8_e4m3fn).contiguous()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, _Product.apply(x, self))
@@ -62,9 +62,9 @@ def to_fp8(model: torch.nn.Module, head: torch.nn.Module) -> None:
                 setattr(parent, name, Fp8Linear(linears[name], torch.stack(scales).amax(0)))
 
 
-def scaled_product(x: torch.Tensor, bits: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x [T, K] times a float8 matrix [N, K] (as bits) transposed, with its row scales [N, 1]; in x's dtype, [T, N]."""
-    weight = bits.view(torch.float8_e4m3fn)
+def scaled_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x [T, K] times a float8 matrix [N, K] (or its bits) transposed, with its row scales [N, 1]; x's dtype, [T, N]."""
+    weight = weight.view(torch.float8_e4m3fn)
     rows, row_scale = kernels_for(x).quantize_rows(x)
     if x.is_cuda:
         product = torch._scaled_mm(rows, weight.T, row_scale, scale.T, out_dtype=torch.bfloat16, use_fast_accum=True)
@@ -82,7 +82,3 @@ def fp8_unsupported(device: torch.device) -> str:
 def _largest(weight: torch.Tensor) -> torch.Tensor:
     """The scale [in, 1] of the transposed weight's rows."""
     return (weight.abs().amax(0).float() / FP8_MAX).clamp(min=1e-12)[:, None]
-
-
-def _bits(values: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(values.view(torch.uint8), requires_grad=False)

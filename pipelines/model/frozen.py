@@ -31,11 +31,13 @@ class FrozenLinears:
         if self.kind == "fp8":
             self._stack_fp8()
         elif self.kind == "plain" and stack:
-            self._whole = _joined([linear.weight for linear in linears], 0)
+            self._whole = _joined([linear.weight for linear in linears])
 
     def _stack_fp8(self) -> None:
-        self._out = _joined([linear.weight for linear in self.linears], 0)
-        self._in = _joined([linear.transposed for linear in self.linears], 1)
+        self._out = _joined([linear.weight for linear in self.linears])
+        self._in = torch.cat([linear.transposed for linear in self.linears], 1)
+        for linear, part in zip(self.linears, self._in.split(self.widths, 1), strict=True):
+            linear.transposed = part
         self._scale_out = torch.cat([linear.scale_out for linear in self.linears])
         self._scale_in = self.linears[0].scale_in
         if not all(torch.equal(linear.scale_in, self._scale_in) for linear in self.linears):
@@ -96,11 +98,11 @@ def kind_of(linear: Any) -> str:
     return "nf4" if type(linear).__name__ == "Linear4bit" else ""
 
 
-def _joined(parameters: Sequence[torch.nn.Parameter], axis: int) -> torch.Tensor:
-    """One buffer of all, of which the parameters become views."""
+def _joined(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    """One buffer of all, below each other, of which the parameters become views."""
     if len(parameters) == 1:
         return parameters[0].data
-    whole = torch.cat([parameter.data for parameter in parameters], axis)
-    for parameter, part in zip(parameters, whole.split([p.shape[axis] for p in parameters], axis), strict=True):
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
         parameter.data = part
     return whole
