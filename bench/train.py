@@ -124,8 +124,8 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     from pipelines.sections import LoraConfig
     from pipelines.train.attention import PACKED
     from pipelines.train.engine import DeepSpeedEngine
+    from pipelines.train.fused import checkpoint_gradients, fuse_layers
     from pipelines.train.loop import train_steps
-    from pipelines.train.worker import checkpoint_gradients, fuse_layers
 
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -89,6 +89,9 @@ class DeepSpeedEngine:
         self._plain_norm, self._quantized = 0.0, config.optimizer != "adamw"
         if self.zero == 0:
             self._engine.clip_fp32_gradients = self._clip_plain
+        elif self.zero < 3 and config.offload == "none":
+            self._engine.optimizer.get_grad_norm_direct = self._norm_at_once
+            self._engine.optimizer.has_overflow = lambda partition_gradients=True: False  # the norm shows it
         # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
         self._create_adam_state(0)
 
@@ -121,6 +124,16 @@ class DeepSpeedEngine:
         self._plain_norm = float(norm)
         for parameter in self._names if not math.isfinite(self._plain_norm) else ():
             parameter.grad = None
+
+    def _norm_at_once(self, gradients: list[torch.Tensor], params: Any, norm_type: int = 2) -> torch.Tensor:
+        """The global norm, -1 when not finite, as DeepSpeed wants it, which launches ten kernels a tensor and waits."""
+        held = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+        kind = torch.float32 if self.device.type == "cuda" else torch.float64
+        norms = torch._foreach_norm(held, norm_type, dtype=kind) if held else [torch.zeros((), device=self.device)]
+        total = torch.stack(norms).square().sum().float()
+        dist.all_reduce(total)
+        norm = total.sqrt()
+        return torch.where(norm.isfinite(), norm, -torch.ones_like(norm))
 
     @torch.no_grad()
     def loss_sum(self, batch: MicroBatch) -> float:

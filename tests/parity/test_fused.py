@@ -76,7 +76,7 @@ def assert_equal(model: Any, reference: tuple[float, dict[str, torch.Tensor]], t
 def test_fused_layers_equal_peft(family: str, stack: bool) -> None:
     model = adapted(family, LoraConfig(r=4, alpha=8))
     reference = loss_and_gradients(model)
-    assert fuse(model, stack) == ""
+    assert fuse(model, stack, "off") == ""
     assert_equal(model, reference)
 
 
@@ -86,21 +86,21 @@ def test_fused_layers_equal_peft(family: str, stack: bool) -> None:
         LoraConfig(r=4, alpha=8, targets="qv"),
         LoraConfig(r=4, alpha=8, targets=["k_proj", "down_proj"], rslora=True),
         LoraConfig(r=2, alpha=8, rank_pattern={"up_proj": 8}, alpha_pattern={"q_proj": 3}),
+        LoraConfig(r=2, alpha=8, rank_pattern={"up_proj": 80, "down_proj": 70, "v_proj": 66}),
     ],
 )
 def test_fused_layers_equal_peft_for_some_targets_and_ranks(lora: LoraConfig) -> None:
     model = adapted("llama", lora)
     reference = loss_and_gradients(model)
-    assert fuse(model, True) == ""
+    assert fuse(model, True, "off") == ""
     assert_equal(model, reference)
 
 
-def test_fused_layers_equal_peft_when_recomputed() -> None:
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_fused_layers_equal_peft_when_recomputed(recompute: str) -> None:
     model = adapted("llama", LoraConfig(r=4, alpha=8)).train()
     reference = loss_and_gradients(model)
-    base = model.get_base_model()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert fuse(model, True) == ""
+    assert fuse(model, True, recompute) == ""
     assert_equal(model, reference)
 
 
@@ -108,14 +108,14 @@ def test_fused_layers_equal_peft_on_float8() -> None:
     """The same quantized numbers go in on both sides; what differs is where gradients are rounded to float8."""
     model = adapted("llama", LoraConfig(r=4, alpha=8), fp8=True)
     reference = loss_and_gradients(model)
-    assert fuse(model, True) == ""
+    assert fuse(model, True, "off") == ""
     assert_equal(model, reference, 0.1)
 
 
 def test_stacked_weights_are_the_modules_own() -> None:
     model = adapted("llama", LoraConfig(r=4, alpha=8))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    assert fuse(model, True) == ""
+    assert fuse(model, True, "off") == ""
     attention = model.get_base_model().model.layers[0].self_attn
     q, k = attention.q_proj.get_base_layer().weight, attention.k_proj.get_base_layer().weight
     assert k.data_ptr() == q.data_ptr() + q.numel() * q.element_size()
@@ -132,7 +132,7 @@ def test_stacked_weights_are_the_modules_own() -> None:
 )
 def test_what_cannot_be_fused_says_why(lora: LoraConfig, reason: str) -> None:
     model = attach(base_of("llama"), lora, seed=1)
-    assert reason in fuse(model, True)
+    assert reason in fuse(model, True, "off")
     assert "forward" not in vars(model.get_base_model().model.layers[0])
 
 

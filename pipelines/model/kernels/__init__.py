@@ -6,10 +6,19 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
 FP8_MAX = 448.0  # the largest finite value of float8_e4m3fn
+
+
+class LowRank(NamedTuple):
+    """scale * low weight^T, which a kernel adds to what it reads: low [T, r], weight [n, r], of any strides."""
+
+    low: torch.Tensor
+    weight: torch.Tensor
+    scale: float
 
 
 def kernels_for(tensor: torch.Tensor) -> ModuleType:

@@ -8,7 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from pipelines.model.kernels import FP8_MAX
+from pipelines.model.kernels import FP8_MAX, LowRank
+
+
+_TILE = (64, 64)  # tokens and columns of a program that adds an adapter's part
 
 
 def _block(width: int) -> tuple[int, int]:
@@ -47,28 +50,62 @@ def _rms_backward(dy, x, weight, rstd, residual, dx, h, RESIDUAL: tl.constexpr, 
 
 
 @triton.jit
-def _swiglu(gate_up, act, i, BLOCK: tl.constexpr):  # noqa: N803
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < i
-    gate = tl.load(gate_up + row * 2 * i + at, mask, 0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * i + i + at, mask, 0.0).to(tl.float32)
-    tl.store(act + row * i + at, (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty), mask)
+def _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R: tl.constexpr):  # noqa: N803
+    """low [T, rank] times weight [n, rank] transposed, for one tile, in fp32."""
+    k = tl.arange(0, R)
+    a = tl.load(low + rows[:, None] * low_row + k[None, :], row_mask[:, None] & (k[None, :] < rank), 0.0)
+    at = columns[None, :] * weight_n + k[:, None] * weight_k
+    b = tl.load(weight + at, column_mask[None, :] & (k[:, None] < rank), 0.0)
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
-def _swiglu_backward(d_act, gate_up, i, BLOCK: tl.constexpr):  # noqa: N803
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < i
-    gates, ups, acts = gate_up + row * 2 * i + at, gate_up + row * 2 * i + i + at, d_act + row * i + at
-    gate, up = tl.load(gates, mask, 0.0).to(tl.float32), tl.load(ups, mask, 0.0).to(tl.float32)
-    d = tl.load(acts, mask, 0.0).to(tl.float32)
+def _add(
+    y, residual, low, low_row, weight, weight_n, weight_k, rank, scale, tokens, n,
+    R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip  # noqa: N803
+    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    row_mask, column_mask = rows < tokens, columns < n
+    mask = row_mask[:, None] & column_mask[None, :]
+    at = rows[:, None] * n + columns[None, :]
+    value = tl.load(y + at, mask, 0.0).to(tl.float32) + tl.load(residual + at, mask, 0.0).to(tl.float32)
+    if R > 0:
+        value += scale * _added(
+            low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R
+        )
+    tl.store(y + at, value.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _swiglu(
+    gate_up, act, d_act, tokens, i,
+    g_low, g_row, g_weight, g_n, g_k, g_rank, g_scale,
+    u_low, u_row, u_weight, u_n, u_k, u_rank, u_scale,
+    d_low, d_row, d_weight, d_n, d_k, d_rank, d_scale,
+    GR: tl.constexpr, UR: tl.constexpr, DR: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip  # noqa: N803
+    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    row_mask, column_mask = rows < tokens, columns < i
+    mask = row_mask[:, None] & column_mask[None, :]
+    at, gates = rows[:, None] * i + columns[None, :], rows[:, None] * 2 * i + columns[None, :]
+    gate = tl.load(gate_up + gates, mask, 0.0).to(tl.float32)
+    if GR > 0:
+        gate += g_scale * _added(g_low, g_row, g_weight, g_n, g_k, g_rank, rows, columns, row_mask, column_mask, GR)
+    up = tl.load(gate_up + gates + i, mask, 0.0).to(tl.float32)
+    if UR > 0:
+        up += u_scale * _added(u_low, u_row, u_weight, u_n, u_k, u_rank, rows, columns, row_mask, column_mask, UR)
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
-    tl.store(gates, (d * up * (sigmoid + silu * (1 - sigmoid))).to(gate_up.dtype.element_ty), mask)
-    tl.store(ups, (d * silu).to(gate_up.dtype.element_ty), mask)
-    tl.store(acts, (silu * up).to(d_act.dtype.element_ty), mask)
+    if BACKWARD:
+        d = tl.load(d_act + at, mask, 0.0).to(tl.float32)
+        if DR > 0:
+            d += d_scale * _added(d_low, d_row, d_weight, d_n, d_k, d_rank, rows, columns, row_mask, column_mask, DR)
+        d_gate = d * up * (sigmoid + silu * (1 - sigmoid))
+        tl.store(gate_up + gates, d_gate.to(gate_up.dtype.element_ty), mask)
+        tl.store(gate_up + gates + i, (d * silu).to(gate_up.dtype.element_ty), mask)
+    tl.store(act + at, (silu * up).to(act.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -142,21 +179,47 @@ def rms_norm_backward(
     return dx
 
 
-def _element_grid(rows: int, width: int) -> tuple[Any, int]:
-    return (rows, triton.cdiv(width, 1024)), 1024
+def _lora(added: LowRank | None, held: torch.Tensor) -> tuple[tuple[Any, ...], int]:
+    """A kernel's arguments for what is added, and its rank as a tile's; 0 where nothing is."""
+    if added is None:
+        return (held, 0, held, 0, 0, 0, 0.0), 0
+    low, weight, scale = added
+    assert low.stride(1) == 1 and low.dtype == weight.dtype
+    arguments = (low, low.stride(0), weight, *weight.stride(), low.shape[1], scale)
+    return arguments, max(16, triton.next_power_of_2(low.shape[1]))
 
 
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    width = gate_up.shape[1] // 2
-    act = gate_up.new_empty(len(gate_up), width)
-    grid, block = _element_grid(len(gate_up), width)
-    _swiglu[grid](gate_up, act, width, block)
+def add_(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> None:
+    (tokens, n), (lora, rank) = y.shape, _lora(added, y)
+    assert residual.is_contiguous()
+    _add[(triton.cdiv(n, _TILE[1]), triton.cdiv(tokens, _TILE[0]))](y, residual, *lora, tokens, n, rank, *_TILE)
+
+
+def swiglu(gate_up: torch.Tensor, gate_added: LowRank | None, up_added: LowRank | None) -> torch.Tensor:
+    act = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+    _run_swiglu(gate_up, act, None, (gate_added, up_added, None))
     return act
 
 
-def swiglu_backward_(d_act: torch.Tensor, gate_up: torch.Tensor) -> None:
-    grid, block = _element_grid(*d_act.shape)
-    _swiglu_backward[grid](d_act, gate_up, d_act.shape[1], block)
+def swiglu_backward_(
+    d_act: torch.Tensor,
+    gate_up: torch.Tensor,
+    gate_added: LowRank | None,
+    up_added: LowRank | None,
+    d_act_added: LowRank | None,
+) -> None:
+    _run_swiglu(gate_up, d_act, d_act, (gate_added, up_added, d_act_added))
+
+
+def _run_swiglu(
+    gate_up: torch.Tensor, act: torch.Tensor, d_act: torch.Tensor | None, added: tuple[LowRank | None, ...]
+) -> None:
+    tokens, width = act.shape
+    loras = [_lora(part, act) for part in added]
+    arguments = [value for values, _ in loras for value in values]
+    grid = (triton.cdiv(width, _TILE[1]), triton.cdiv(tokens, _TILE[0]))
+    ranks = [rank for _, rank in loras]
+    _swiglu[grid](gate_up, act, act, tokens, width, *arguments, *ranks, d_act is not None, *_TILE)
 
 
 def rotate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.model.kernels import FP8_MAX
+from pipelines.model.kernels import FP8_MAX, LowRank
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,16 +27,31 @@ def rms_norm_backward(
     return (dx if residual is None else dx + residual.float()).to(x.dtype)
 
 
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, of gate_up [T, 2 i] with the gates in front -> [T, i] (Shazeer 2020, arXiv:2002.05202)."""
-    gate, up = gate_up.float().chunk(2, -1)
-    return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+def add_(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> None:
+    """y [T, n] += added + residual [T, n]."""
+    y.copy_(_plus(y, added) + residual.float())
 
 
-def swiglu_backward_(d_act: torch.Tensor, gate_up: torch.Tensor) -> None:
+def swiglu(gate_up: torch.Tensor, gate_added: LowRank | None, up_added: LowRank | None) -> torch.Tensor:
+    """silu(gate) * up, of gate_up [T, 2 i] with the gates in front -> [T, i] (Shazeer 2020, arXiv:2002.05202).
+
+    Both are read with what the adapters add to them; gate_up itself stays as it is.
+    """
+    gate, up = gate_up.chunk(2, -1)
+    return (torch.nn.functional.silu(_plus(gate, gate_added)) * _plus(up, up_added)).to(gate_up.dtype)
+
+
+def swiglu_backward_(
+    d_act: torch.Tensor,
+    gate_up: torch.Tensor,
+    gate_added: LowRank | None,
+    up_added: LowRank | None,
+    d_act_added: LowRank | None,
+) -> None:
     """In place: d_act [T, i] becomes the activation silu(gate) * up again, gate_up [T, 2 i] its own gradient."""
-    gate, up = gate_up.float().chunk(2, -1)
-    sigmoid, d = torch.sigmoid(gate), d_act.float()
+    gate, up = gate_up.chunk(2, -1)
+    gate, up, d = _plus(gate, gate_added), _plus(up, up_added), _plus(d_act, d_act_added)
+    sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     gradient = torch.cat([d * up * (sigmoid + silu * (1 - sigmoid)), d * silu], -1)
     d_act.copy_(silu * up)
@@ -61,6 +76,12 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, h] as float8_e4m3fn and one fp32 scale a row [T, 1], so that x = fp8 * scale."""
     scale = (x.float().abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-12)
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
+
+
+def _plus(y: torch.Tensor, added: LowRank | None) -> torch.Tensor:
+    if added is None:
+        return y.float()
+    return y.float() + added.scale * (added.low.float() @ added.weight.float().T)
 
 
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

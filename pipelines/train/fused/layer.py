@@ -1,25 +1,27 @@
-"""Put the fused forward on every decoder layer that it fits, and say why not on the others."""
+"""Put the fused forward on every decoder layer of a model that it fits, or say why not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 
 from pipelines.model.frozen import kind_of
 from pipelines.model.kernels import kernels_for
-from pipelines.train.attention import SampleBounds, padded_attention
-from pipelines.train.fused.functions import GatedAdded, LinearsAdded, NormedLinears, RotaryAttention, split_heads
-from pipelines.train.fused.linears import AdaptedLinears
+from pipelines.train.attention import SampleBounds
+from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where
 
 _FAMILIES = ("Llama", "Mistral", "Qwen2")
 _LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
-def fuse(model: Any, stack: bool) -> str:
+def fuse(model: Any, stack: bool, recompute: str) -> str:
     """Give the decoder layers of an adapted model their fused forward; returns why that was not possible, else "".
 
-    `stack` lays the weights of linears with one input into one buffer; ZeRO-3 cannot have that.
+    `stack` lays the weights of linears with one input into one buffer; ZeRO-3 cannot have that. `recompute` is the
+    recipe's gradient_checkpointing: off keeps 4 h + 2 kv + 2 i values a token and layer, selective has gates and ups
+    computed again, full keeps the layer's input only. No mode computes the MLP's last product again.
     """
     base = model.get_base_model()
     layers = list(base.model.layers) if hasattr(base, "model") and hasattr(base.model, "layers") else []
@@ -27,21 +29,19 @@ def fuse(model: Any, stack: bool) -> str:
     if reason:
         return reason
     for layer in layers:
-        layer.forward = _FusedLayer(layer, stack)
-    base.model.norm.forward = _FusedNorm(base.model.norm)
+        layer.gradient_checkpointing = False
+        layer.forward = _FusedLayer(layer, stack, recompute)
+    base.model.norm.forward = _fused_norm(base.model.norm)
     return ""
 
 
 class _FusedLayer:
     """A decoder layer's forward over one packed micro-batch: hidden_states [1, T, h] -> [1, T, h]."""
 
-    def __init__(self, layer: Any, stack: bool) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self._attention, self._norms = attention, (layer.input_layernorm, layer.post_attention_layernorm)
-        self._qkv = AdaptedLinears([attention.q_proj, attention.k_proj, attention.v_proj], stack)
-        self._o = AdaptedLinears([attention.o_proj], stack)
-        self._gate_up = AdaptedLinears([mlp.gate_proj, mlp.up_proj], stack)
-        self._down = AdaptedLinears([mlp.down_proj], stack)
+    def __init__(self, layer: Any, stack: bool, recompute: str) -> None:
+        self.attention = AttentionHalf(layer.self_attn, layer.input_layernorm, stack)
+        self.mlp = MlpHalf(layer.mlp, layer.post_attention_layernorm, stack)
+        self.recompute = recompute
 
     def __call__(
         self,
@@ -50,37 +50,40 @@ class _FusedLayer:
         bounds: SampleBounds,
         **_: Any,
     ) -> torch.Tensor:
-        x = hidden_states[0]
-        tables = (position_embeddings[0][0], position_embeddings[1][0])
-        qkv, x = cast(Any, NormedLinears.apply(x, self._norms[0], self._qkv, *self._qkv.adapters()))
-        x = LinearsAdded.apply(self._attend(qkv, tables, bounds), x, self._o, *self._o.adapters())
-        gate_up, x = cast(Any, NormedLinears.apply(x, self._norms[1], self._gate_up, *self._gate_up.adapters()))
-        x = GatedAdded.apply(gate_up, x, self._down, *self._down.adapters())
-        return cast(torch.Tensor, x)[None]
-
-    def _attend(
-        self, qkv: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], bounds: SampleBounds
-    ) -> torch.Tensor:
-        if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
-            return cast(torch.Tensor, RotaryAttention.apply(qkv, tables, bounds, self._attention))
-        q, k, v = split_heads(qkv, self._attention)
-        q, k = (_turned(heads, *tables) for heads in (q, k))
-        return padded_attention(q, k, v, bounds, self._attention.scaling).flatten(1)
+        where = Where(position_embeddings[0][0], position_embeddings[1][0], bounds)
+        adapters = [*self.attention.adapters(), *self.mlp.adapters()]
+        return cast(torch.Tensor, _Layer.apply(hidden_states[0], self, where, *adapters))[None]
 
 
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: _FusedLayer, where: Where, *adapters: torch.Tensor) -> torch.Tensor:
+        middle, of_attention = layer.attention.forward(x, where)
+        y, of_mlp = layer.mlp.forward(cast(torch.Tensor, middle))
+        ctx.layer, ctx.where, ctx.num_attention = layer, where, len(of_attention)
+        kept = {"off": (x, middle, *of_attention, *of_mlp), "selective": (x, middle, *of_attention), "full": (x,)}
+        ctx.save_for_backward(*kept[layer.recompute])
+        return cast(torch.Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        layer, where, count = ctx.layer, ctx.where, ctx.num_attention
+        x, *kept = ctx.saved_tensors
+        if kept:
+            middle, of_attention, of_mlp = kept[0], tuple(kept[1 : 1 + count]), tuple(kept[1 + count :])
+        else:
+            middle, of_attention = layer.attention.forward(x, where)
+            of_mlp = ()
+        if not of_mlp:
+            _, of_mlp = layer.mlp.forward(middle, whole=False)
+        d_middle, of_mlp_found = layer.mlp.backward(grads[0].contiguous(), middle, of_mlp)
+        dx, found = layer.attention.backward(d_middle, x, where, of_attention, ctx.needs_input_grad[0])
+        return dx, None, None, *found, *of_mlp_found
 
 
-class _FusedNorm:
-    """The final norm, [1, T, h] -> [1, T, h]."""
-
-    def __init__(self, norm: Any) -> None:
-        self._norm = norm
-
-    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, _Norm.apply(hidden_states[0], self._norm))[None]
+def _fused_norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The final norm's forward, [1, T, h] -> [1, T, h]."""
+    return lambda hidden_states: cast(torch.Tensor, _Norm.apply(hidden_states[0], norm))[None]
 
 
 class _Norm(torch.autograd.Function):
@@ -107,24 +110,22 @@ def _misfit(config: Any, layers: list[Any]) -> str:
     for layer in layers:
         for part, names in _LINEARS.items():
             for name in names:
-                module = getattr(getattr(layer, part), name)
-                reason = _odd_adapter(module)
+                reason = _odd_linear(getattr(getattr(layer, part), name))
                 if reason:
                     return f"{part}.{name} {reason}"
     return ""
 
 
-def _odd_adapter(module: Any) -> str:
-    """What makes an adapted (or plain) linear other than W0 x + scale B A x, or ""."""
-    if hasattr(module, "original_module"):
+def _odd_linear(module: Any) -> str:
+    """What makes an adapted (or plain) linear other than W0 x + scale B A x with a frozen W0, or ""."""
+    adapted = hasattr(module, "lora_A")
+    base = module.get_base_layer() if adapted else module
+    if hasattr(module, "original_module") or (kind_of(base) and base.weight.requires_grad):
         return "is trained whole"
-    base = module.get_base_layer() if hasattr(module, "lora_A") else module
-    if not kind_of(base) or base.weight.requires_grad:
-        return f"is a {type(base).__name__}" if not kind_of(base) else "is trained whole"
-    if base is module:
-        return ""
-    if any(getattr(dropout, "p", 0.0) > 0 for dropout in module.lora_dropout.values()):
+    if not kind_of(base):
+        return f"is a {type(base).__name__}"
+    if adapted and any(getattr(dropout, "p", 0.0) > 0 for dropout in module.lora_dropout.values()):
         return "has LoRA dropout"
-    if any(getattr(module, "use_dora", {}).values()):
+    if adapted and any(getattr(module, "use_dora", {}).values()):
         return "has DoRA"
     return ""
