@@ -21,7 +21,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 64, "num_key_value_heads": 8,
     },
     "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     },
 }  # fmt: skip

@@ -10,6 +10,7 @@ not the row's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -17,30 +18,40 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 PACKED = "loraforge_packed"
+BLOCK = 64  # tokens that a program of the fused layers' attention takes
 
 
 @dataclass(frozen=True)
 class SampleBounds:
-    """Where samples lie in a micro-batch: cumulative starts [N + 1] int32, the longest, and the padded layout's index.
+    """Where samples lie in a micro-batch: cumulative starts [N + 1] int32, the longest, and their blocks of tokens.
 
-    `gather` [N, longest] holds each sample's token positions (the last token repeated as filler); `scatter` [T] holds
-    where token t lies in the flattened padded layout.
+    `blocks` [., 3] int32 has a sample's start and end and the first of at most BLOCK of its tokens.
     """
 
     starts: torch.Tensor
     longest: int
-    gather: torch.Tensor
-    scatter: torch.Tensor
+    blocks: torch.Tensor
 
     @staticmethod
-    def of(lengths: torch.Tensor) -> SampleBounds:
-        """Bounds of samples with these lengths (int64 [N], all positive)."""
+    def of(lengths: torch.Tensor, device: torch.device | str | None = None) -> SampleBounds:
+        """Bounds of samples with these lengths (int64 [N], all positive), on `device` or where the lengths are."""
+        device, lengths = device or lengths.device, lengths.cpu()
         starts = functional.pad(lengths.cumsum(0), (1, 0))
-        longest = int(lengths.max())
-        within = torch.arange(longest, device=lengths.device)
-        gather = starts[:-1, None] + torch.minimum(within[None, :], (lengths - 1)[:, None])
-        real = within[None, :] < lengths[:, None]
-        return SampleBounds(starts.to(torch.int32), longest, gather, real.flatten().nonzero().squeeze(1))
+        counts = (lengths + BLOCK - 1) // BLOCK
+        sample = torch.repeat_interleave(counts)
+        within = torch.arange(len(sample)) - (counts.cumsum(0) - counts)[sample]
+        blocks = torch.stack([starts[sample], starts[sample + 1], starts[sample] + BLOCK * within], 1)
+        whole = [tensor.to(torch.int32).to(device, non_blocking=True) for tensor in (starts, blocks)]
+        return SampleBounds(whole[0], int(lengths.max()), whole[1])
+
+    @cached_property
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The padded layout: `gather` [N, longest] holds each sample's token positions (the last one repeated as filler),
+        `scatter` [T] where token t lies in the flattened layout.
+        """
+        starts, lengths = self.starts[:-1, None].long(), self.starts.diff()[:, None]
+        within = torch.arange(self.longest, device=starts.device)[None, :]
+        return starts + torch.minimum(within, lengths - 1), (within < lengths).flatten().nonzero().squeeze(1)
 
 
 def packed_attention(
@@ -70,9 +81,10 @@ def padded_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: SampleBounds, scaling: float | None
 ) -> torch.Tensor:
     """query [T, H, D], key and value [T, K, D] -> [T, H, D], on any device in any dtype."""
-    q, k, v = (tensor[bounds.gather].transpose(1, 2) for tensor in (query, key, value))
+    gather, scatter = bounds.padded
+    q, k, v = (tensor[gather].transpose(1, 2) for tensor in (query, key, value))
     out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2).flatten(0, 1)[bounds.scatter]
+    return out.transpose(1, 2).flatten(0, 1)[scatter]
 
 
 def flash_forward(

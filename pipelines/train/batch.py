@@ -43,8 +43,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
     """
     if not rows:
         zero = torch.zeros(1, dtype=torch.int64, device=device)
-        one = torch.ones(1, dtype=torch.int64, device=device)
-        return MicroBatch(zero[None], zero[None], SampleBounds.of(one), zero, zero, torch.zeros(1, device=device))
+        return MicroBatch(zero[None], zero[None], SampleBounds.of(torch.ones(1, dtype=torch.int64), device), zero, zero, torch.zeros(1, device=device))
     lengths = np.concatenate([np.asarray(row["sample_lengths"], dtype=np.int64) for row in rows])
     used = [int(np.sum(row["sample_lengths"])) for row in rows]
     ids = np.concatenate([np.asarray(row["input_ids"])[:n] for row, n in zip(rows, used, strict=True)])
@@ -61,7 +60,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
     return MicroBatch(
         input_ids=tensor(ids.astype(np.int64))[None],
         position_ids=tensor(positions)[None],
-        bounds=SampleBounds.of(tensor(lengths)),
+        bounds=SampleBounds.of(torch.from_numpy(lengths), device),
         trained=tensor(labels - 1),
         targets=tensor(ids[labels].astype(np.int64)),
         weights=tensor(weights[labels]),

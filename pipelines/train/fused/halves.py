@@ -45,11 +45,10 @@ class AttentionHalf:
         q, k, v = self._heads(qkv)
         turned = qkv[:, : (q.shape[1] + k.shape[1]) * q.shape[2]].unflatten(1, (-1, q.shape[2]))
         kernels_for(x).rotate(turned, turned, where.cos, where.sin)
-        out, held = _attend(q, k, v, where.bounds, self._module.scaling)
-        flat = out.flatten(1)
+        out, held = self._attend(qkv, where)
         if not whole:
-            return None, (rstd, low, qkv, out, self._o.low(flat), *held)
-        y, low_o = self._o.forward(flat)
+            return None, (rstd, low, qkv, out, self._o.low(out), *held)
+        y, low_o = self._o.forward(out)
         kernels_for(x).add_(y, self._o.added(low_o)[0], x)
         return y, (rstd, low, qkv, out, low_o, *held)
 
@@ -58,19 +57,50 @@ class AttentionHalf:
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         rstd, low, qkv, out, low_o, *held = cast(Any, kept)
         d_low_o = self._o.d_low(dy)
-        d_out = self._o.dx(dy, d_low_o).view_as(out)
-        found_o = self._o.gradients(dy, out.flatten(1), low_o, d_low_o)
-        d_heads = _attend_backward(d_out, self._heads(qkv), out, held, where.bounds, self._module.scaling)
-        d_qkv = torch.empty_like(qkv)
-        for into, gradient in zip(self._heads(d_qkv)[:2], d_heads[:2], strict=True):
-            kernels_for(x).rotate(gradient, into, where.cos, where.sin, inverse=True)
-        self._heads(d_qkv)[2].copy_(d_heads[2])
+        d_out = self._o.dx(dy, d_low_o)
+        found_o = self._o.gradients(dy, out, low_o, d_low_o)
+        d_qkv = self._attend_backward(d_out, qkv, out, held, where)
+        del d_out
         d_low = self._qkv.d_low(d_qkv)
         normed = kernels_for(x).rms_apply(x, self._norm.weight, rstd) if d_low is not None else x
         found = self._qkv.gradients(d_qkv, normed, low, d_low) + found_o
         if not wants_dx:
             return None, found
         return kernels_for(x).rms_norm_backward(self._qkv.dx(d_qkv, d_low), x, self._norm.weight, rstd, dy), found
+
+    def _attend(self, qkv: torch.Tensor, where: Where) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """qkv [T, (H + 2 K) D], turned -> [T, H D], and what the backward needs besides."""
+        if not self._short(qkv):
+            q, k, v = self._heads(qkv)
+            out, held = _general(q, k, v, where.bounds, self._module.scaling)
+            return out.flatten(1), held
+        from pipelines.train.fused.attention import short_forward
+
+        group = self._module.num_key_value_groups
+        out, lse = short_forward(qkv, self._heads(qkv)[0].shape[1], group, where.bounds.blocks, self._module.scaling)
+        return out, [lse]
+
+    def _attend_backward(
+        self, d_out: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, held: list[torch.Tensor], where: Where
+    ) -> torch.Tensor:
+        """The gradient of qkv as it was before q and k were turned."""
+        scaling, tables = self._module.scaling, (where.cos, where.sin)
+        if self._short(qkv):
+            from pipelines.train.fused.attention import short_backward
+
+            group = self._module.num_key_value_groups
+            return short_backward(d_out, qkv, out, held[0], tables, group, where.bounds.blocks, scaling)
+        heads = self._heads(qkv)
+        gradients = _general_backward(d_out.view_as(heads[0]), heads, out, held, where.bounds, scaling)
+        d_qkv = torch.empty_like(qkv)
+        for into, gradient in zip(self._heads(d_qkv)[:2], gradients[:2], strict=True):
+            kernels_for(qkv).rotate(gradient, into, *tables, inverse=True)
+        self._heads(d_qkv)[2].copy_(gradients[2])
+        return d_qkv
+
+    def _short(self, qkv: torch.Tensor) -> bool:
+        """Whether the kernels for short samples run: on a GPU, in half precision, for the head sizes that they know."""
+        return _on_gpu_in_half(qkv) and self._module.head_dim in (32, 64, 128)
 
     def _heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of q [T, H, D], k and v [T, K, D] in qkv [T, (H + 2 K) D]."""
@@ -119,15 +149,15 @@ class MlpHalf:
         return kernels.rms_norm_backward(d_normed, x, self._norm.weight, rstd, dy), found
 
 
-def _attend(
+def _general(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: SampleBounds, scaling: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if _on_gpu_in_half(q):
         return flash_forward(q, k, v, bounds, scaling)
     return padded_attention(q, k, v, bounds, scaling), []
 
 
-def _attend_backward(
+def _general_backward(
     d_out: torch.Tensor,
     heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     out: torch.Tensor,
@@ -136,8 +166,12 @@ def _attend_backward(
     scaling: float,
 ) -> tuple[torch.Tensor, ...]:
     if held:
-        return flash_backward(d_out, *heads, out, held, bounds, scaling)
+        return flash_backward(d_out, *heads, out.view_as(d_out), held, bounds, scaling)
     with torch.enable_grad():  # no flash attention here: run it again and let autograd find its gradients
         leaves = [tensor.detach().requires_grad_() for tensor in heads]
-        again = padded_attention(*leaves, bounds, scaling)
+        again = padded_attention(leaves[0], leaves[1], leaves[2], bounds, scaling)
     return torch.autograd.grad(again, leaves, d_out)
+
+
+def _on_gpu_in_half(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
