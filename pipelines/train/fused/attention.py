@@ -150,7 +150,7 @@ def short_forward(
     out = qkv.new_empty(tokens, heads * size)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=qkv.device)
     _forward[(heads, len(blocks))](
-        qkv, out, lse, blocks, qkv.stride(0), tokens, scaling * _LOG2E, heads, group, size, BLOCK
+        qkv, out, lse, blocks, qkv.stride(0), tokens, scaling * _LOG2E, heads, group, size, BLOCK, num_stages=1
     )
     return out, lse
 
@@ -171,6 +171,6 @@ def short_backward(
     d_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
     cos, sin = tables
     common = (cos, sin, blocks, qkv.stride(0), cos.stride(0), tokens, scaling, scaling * _LOG2E, heads, group, size, BLOCK)
-    _backward_q[(heads, len(blocks))](qkv, d_qkv, out, d_out, lse, delta, *common)
-    _backward_kv[(heads // group, len(blocks))](qkv, d_qkv, d_out, lse, delta, *common)
+    _backward_q[(heads, len(blocks))](qkv, d_qkv, out, d_out, lse, delta, *common, num_stages=2)
+    _backward_kv[(heads // group, len(blocks))](qkv, d_qkv, d_out, lse, delta, *common, num_stages=2)
     return d_qkv
