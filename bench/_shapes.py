@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ def config_of(shape: str, attention: str) -> Any:
     from transformers import LlamaConfig
 
     rope = {"rope_type": "default", "rope_theta": 500_000.0}
-    return LlamaConfig(**SHAPES[shape], rope_parameters=rope, tie_word_embeddings=False, attn_implementation=attention)
+    settings: dict[str, Any] = {"rope_parameters": rope, "attn_implementation": attention}
+    return LlamaConfig(**SHAPES[shape], **settings)
 
 
 def random_model(shape: str, attention: str, quantization: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -66,14 +67,20 @@ def random_model(shape: str, attention: str, quantization: str, device: torch.de
 
 
 def _nf4(linear: torch.nn.Linear, device: torch.device, dtype: torch.dtype) -> Any:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    import bitsandbytes.nn as bnb
 
     with torch.device("meta"):
-        quantized = Linear4bit(
-            linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", quant_storage=dtype
+        quantized: Any = cast(Any, bnb).Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            compute_dtype=dtype,
+            quant_type="nf4",
+            quant_storage=dtype,
         )
     options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True, "quant_storage": dtype}
-    quantized.weight = Params4bit(linear.weight.data, requires_grad=False, module=quantized, **options).to(device)
+    packed = cast(Any, bnb).Params4bit(linear.weight.data, requires_grad=False, module=quantized, **options)
+    quantized.weight = packed.to(device)
     return quantized
 
 
@@ -83,7 +90,9 @@ def sample_lengths(total: int, random: np.random.Generator) -> np.ndarray:
     return np.diff(np.append(cuts[cuts < total], total), prepend=0)
 
 
-def random_row(index: int, total: int, vocabulary: int, trained: float = 2 / 3, learnable: bool = False) -> dict[str, Any]:
+def random_row(
+    index: int, total: int, vocabulary: int, trained: float = 2 / 3, learnable: bool = False
+) -> dict[str, Any]:
     """One pack; the last `trained` share of each sample is in the loss.
 
     Random tokens, or, when learnable, tokens that follow each other by one fixed permutation of 256.

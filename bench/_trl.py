@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,16 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
     from peft import LoraConfig
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+
+    trl: Any = importlib.import_module("trl")
 
     steps = min(steps, 14) if which == "best" else min(steps, 10)
     vocabulary = SHAPES["8b"]["vocab_size"]
     model = random_model("8b", "sdpa", "none", torch.device("cuda"), torch.bfloat16)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"<e>": 0, "<u>": 1}, unk_token="<u>")), eos_token="<e>", pad_token="<e>"
+        tokenizer_object=Tokenizer(models.WordLevel({"<e>": 0, "<u>": 1}, unk_token="<u>")),
+        eos_token="<e>",
+        pad_token="<e>",
     )
     random = np.random.default_rng(0)
     lengths = np.concatenate([sample_lengths(16_384, np.random.default_rng(i)) for i in range(steps)])
@@ -47,8 +52,8 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
         "output_dir": "/tmp/trl", "max_steps": steps, "bf16": True, "report_to": "none", "save_strategy": "no",
         "logging_steps": 1, "dataset_num_proc": 1, **SETTINGS[which],
     }  # fmt: skip
-    trainer = SFTTrainer(
-        model=model, args=SFTConfig(**settings), train_dataset=Dataset.from_dict({"input_ids": rows}),
+    trainer = trl.SFTTrainer(
+        model=model, args=trl.SFTConfig(**settings), train_dataset=Dataset.from_dict({"input_ids": rows}),
         processing_class=tokenizer, peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
         callbacks=[Marks()],
     )  # fmt: skip
@@ -62,7 +67,7 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
     trainer.compute_loss = counting  # type: ignore[method-assign]
     trainer.train()
     torch.cuda.synchronize()
-    seconds = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)][_WARM_UP:]
+    seconds = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)][_WARM_UP:]
     tokens = seen[1 + _WARM_UP : len(marks)]
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {

@@ -10,6 +10,7 @@ TRL's SFTTrainer on the same lengths. Tokens are real ones; steps are timed by e
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -175,10 +176,11 @@ def _schedule(arm: Arm) -> Any:
     from pipelines.train.loop import Schedule
 
     assert arm.steps
-    config = TrainConfig(
-        zero=2, max_steps=arm.steps, epochs=1, global_batch=arm.packs, micro_batch=1, lr=2e-3 if arm.learnable else 2e-4,
-        optimizer=arm.optimizer, fused=arm.fused, gradient_checkpointing=arm.recompute, schedule="constant",
-    )  # type: ignore[arg-type]  # fmt: skip
+    settings = {
+        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 2e-3 if arm.learnable else 2e-4,
+        "optimizer": arm.optimizer, "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "constant",
+    }  # fmt: skip
+    config = TrainConfig.model_validate(settings)
     return Schedule(arm.steps * arm.packs, config)
 
 
@@ -220,7 +222,7 @@ def matmul_rates() -> dict[str, float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(count):
-            a @ b
+            _ = a @ b
         end.record()
         torch.cuda.synchronize()
         return operations * count / (start.elapsed_time(end) / 1e3) / 1e12
@@ -238,7 +240,7 @@ def _process_group(device: Any) -> None:
         os.environ.setdefault(key, value)
     os.environ.setdefault("MASTER_PORT", "0" if device.type == "cpu" else "29511")
     if device.type == "cpu":
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=cast(Any, dist).HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group("nccl", device_id=device)
 
@@ -259,7 +261,7 @@ def _seconds(marks: list[Any], device: Any) -> list[float]:
     if device.type == "cpu":
         return list(np.diff(marks))
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
 def _peak(device: Any) -> float:
@@ -272,7 +274,8 @@ def _tracer() -> Any:
     from torch.profiler import ProfilerActivity, profile, schedule
 
     traced = profile(
-        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], schedule=schedule(wait=6, warmup=2, active=2, repeat=1)
+        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
+        schedule=schedule(wait=6, warmup=2, active=2, repeat=1),
     )
     traced.start()
     return traced
@@ -284,7 +287,9 @@ def _print_trace(traced: Any) -> None:
     whole = sum(e.self_device_time_total for e in events)
     for event in sorted(events, key=lambda e: -e.self_device_time_total)[:28]:
         time_ms = event.self_device_time_total / 2e3
-        print(f"| {time_ms:8.2f} ms a step {100 * event.self_device_time_total / whole:5.1f} %  x{event.count // 2:<5} {event.key[:110]}")
+        print(
+            f"| {time_ms:8.2f} ms a step {100 * event.self_device_time_total / whole:5.1f} %  x{event.count // 2:<5} {event.key[:110]}"
+        )
     print(f"| {whole / 2e3:8.2f} ms of kernels a step")
 
 
@@ -292,7 +297,9 @@ def report(results: dict[str, dict[str, Any]]) -> int:
     """The table of all arms; 1 when one failed."""
     sustained = results.get("matmul", {}).get("sustained_tflops")
     if sustained:
-        print(f"8192-cubed bf16 products: {results['matmul']['burst_tflops']:.0f} TFLOP/s in bursts, {sustained:.0f} over 8 s")
+        print(
+            f"8192-cubed bf16 products: {results['matmul']['burst_tflops']:.0f} TFLOP/s in bursts, {sustained:.0f} over 8 s"
+        )
     head = f"{'arm':<20}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'peak GiB':>10}{'over floor':>12}{'wait':>8}{'loss':>18}"
     print(head)
     for name, r in results.items():
@@ -304,7 +311,9 @@ def report(results: dict[str, dict[str, Any]]) -> int:
             over = f"{r['peak_gib'] / r['floor_gib']:.2f}" if "floor_gib" in r else "-"
             loss = f"{r.get('first_loss', float('nan')):.3f} > {r.get('last_loss', float('nan')):.3f}"
             wait = f"{r.get('data_wait', 0):.2%}"
-            print(f"{name:<20}{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{share:>8}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{loss:>18}")
+            print(
+                f"{name:<20}{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{share:>8}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{loss:>18}"
+            )
     return int(any("failed" in r for r in results.values()))
 
 

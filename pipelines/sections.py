@@ -24,7 +24,8 @@ class ModelConfig(Section):
         default="auto", description="auto: bf16 on a GPU, fp32 on CPU"
     )
     quantization: Literal["none", "nf4", "int8", "fp8"] = Field(
-        default="none", description="nf4: QLoRA; int8: LLM.int8(); fp8: float8 matrix products, the fastest on Hopper GPUs"
+        default="none",
+        description="nf4: QLoRA; int8: LLM.int8(); fp8: float8 matrix products, the fastest on Hopper GPUs",
     )
     double_quantization: bool = Field(default=True, description="nf4: quantize the quantization constants too")
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(

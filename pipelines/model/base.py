@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.contracts import UserError, digest_of
 from pipelines.recipe import ModelConfig
@@ -93,7 +93,7 @@ def _make_fp8(model: PreTrainedModel) -> None:
     reason = fp8_unsupported(model.device)
     if reason:
         raise UserError(f"model.quantization=fp8: {reason}: set model.quantization=none or nf4")
-    to_fp8(model, model.get_output_embeddings())
+    to_fp8(model, cast(Any, model).get_output_embeddings())
 
 
 def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:

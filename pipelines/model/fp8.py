@@ -67,7 +67,9 @@ def scaled_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -
     weight = weight.view(torch.float8_e4m3fn)
     rows, row_scale = kernels_for(x).quantize_rows(x)
     if x.is_cuda:
-        product = torch._scaled_mm(rows, weight.T, row_scale, scale.T, out_dtype=torch.bfloat16, use_fast_accum=True)
+        product = cast(Any, torch)._scaled_mm(
+            rows, weight.T, row_scale, scale.T, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
         return product.to(x.dtype)
     return (rows.float() @ weight.float().T * row_scale * scale.T).to(x.dtype)
 

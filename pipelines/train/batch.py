@@ -43,7 +43,14 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
     """
     if not rows:
         zero = torch.zeros(1, dtype=torch.int64, device=device)
-        return MicroBatch(zero[None], zero[None], SampleBounds.of(torch.ones(1, dtype=torch.int64), device), zero, zero, torch.zeros(1, device=device))
+        return MicroBatch(
+            zero[None],
+            zero[None],
+            SampleBounds.of(torch.ones(1, dtype=torch.int64), device),
+            zero,
+            zero,
+            torch.zeros(1, device=device),
+        )
     lengths = np.concatenate([np.asarray(row["sample_lengths"], dtype=np.int64) for row in rows])
     used = [int(np.sum(row["sample_lengths"])) for row in rows]
     ids = np.concatenate([np.asarray(row["input_ids"])[:n] for row, n in zip(rows, used, strict=True)])

@@ -129,7 +129,11 @@ class DeepSpeedEngine:
         """The global norm, -1 when not finite, as DeepSpeed wants it, which launches ten kernels a tensor and waits."""
         held = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
         kind = torch.float32 if self.device.type == "cuda" else torch.float64
-        norms = torch._foreach_norm(held, norm_type, dtype=kind) if held else [torch.zeros((), device=self.device)]
+        norms = (
+            cast(Any, torch)._foreach_norm(held, norm_type, dtype=kind)
+            if held
+            else [torch.zeros((), device=self.device)]
+        )
         total = torch.stack(norms).square().sum().float()
         dist.all_reduce(total)
         norm = total.sqrt()

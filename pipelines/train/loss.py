@@ -37,7 +37,7 @@ class PackedLoss(torch.nn.Module):
             losses = functional.cross_entropy(head(hidden[batch.trained]).float(), batch.targets, reduction="none")
             return cast(torch.Tensor, losses @ batch.weights)
         # Called as the module that it is, because ZeRO-3 brings a module's weights when it is called.
-        head.forward = lambda states: _FrozenHeadLoss.apply(states, head.weight, batch)
+        cast(Any, head).forward = lambda states: _FrozenHeadLoss.apply(states, head.weight, batch)
         try:
             return cast(torch.Tensor, head(hidden))
         finally:

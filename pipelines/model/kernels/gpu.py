@@ -1,5 +1,8 @@
 """The kernels in Triton. One program a row, except where the work is the same for every element."""
 
+# Triton is there only beside a GPU build of torch, and a kernel is called by a grid in brackets.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +12,6 @@ import triton
 import triton.language as tl
 
 from pipelines.model.kernels import FP8_MAX, LowRank
-
 
 # Tokens and columns of a program that adds an adapter's part, and its warps: the fastest of twelve on an H200.
 _TILE, _WARPS = (64, 64), 4
@@ -23,7 +25,7 @@ def _block(width: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _rms(x, weight, y, rstd, eps, h, RECOMPUTE: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def _rms(x, weight, y, rstd, eps, h, RECOMPUTE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < h
@@ -38,7 +40,7 @@ def _rms(x, weight, y, rstd, eps, h, RECOMPUTE: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _rms_backward(dy, x, weight, rstd, residual, dx, h, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def _rms_backward(dy, x, weight, rstd, residual, dx, h, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < h
@@ -52,7 +54,7 @@ def _rms_backward(dy, x, weight, rstd, residual, dx, h, RESIDUAL: tl.constexpr, 
 
 
 @triton.jit
-def _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R: tl.constexpr):  # noqa: N803
+def _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R: tl.constexpr):
     """low [T, rank] times weight [n, rank] transposed, for one tile, in fp32."""
     k = tl.arange(0, R)
     a = tl.load(low + rows[:, None] * low_row + k[None, :], row_mask[:, None] & (k[None, :] < rank), 0.0)
@@ -65,7 +67,7 @@ def _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_ma
 def _add(
     y, residual, low, low_row, weight, weight_n, weight_k, rank, scale, tokens, n,
     R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip  # noqa: N803
+):  # fmt: skip
     rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     row_mask, column_mask = rows < tokens, columns < n
@@ -73,9 +75,7 @@ def _add(
     at = rows[:, None] * n + columns[None, :]
     value = tl.load(y + at, mask, 0.0).to(tl.float32) + tl.load(residual + at, mask, 0.0).to(tl.float32)
     if R > 0:
-        value += scale * _added(
-            low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R
-        )
+        value += scale * _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R)
     tl.store(y + at, value.to(y.dtype.element_ty), mask)
 
 
@@ -86,7 +86,7 @@ def _swiglu(
     u_low, u_row, u_weight, u_n, u_k, u_rank, u_scale,
     d_low, d_row, d_weight, d_n, d_k, d_rank, d_scale,
     GR: tl.constexpr, UR: tl.constexpr, DR: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip  # noqa: N803
+):  # fmt: skip
     rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     row_mask, column_mask = rows < tokens, columns < i
@@ -111,7 +111,9 @@ def _swiglu(
 
 
 @triton.jit
-def _rotate(source, out, cos, sin, source_row, out_row, table_row, heads, sign, HALF: tl.constexpr, HEADS: tl.constexpr):  # noqa: N803, E501
+def _rotate(
+    source, out, cos, sin, source_row, out_row, table_row, heads, sign, HALF: tl.constexpr, HEADS: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     head, lane = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (head < heads) & (lane < HALF)
@@ -125,7 +127,7 @@ def _rotate(source, out, cos, sin, source_row, out_row, table_row, heads, sign, 
 
 
 @triton.jit
-def _quantize(x, out, scales, x_row, h, largest, BLOCK: tl.constexpr):  # noqa: N803
+def _quantize(x, out, scales, x_row, h, largest, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < h
@@ -137,7 +139,7 @@ def _quantize(x, out, scales, x_row, h, largest, BLOCK: tl.constexpr):  # noqa: 
 
 
 @triton.jit
-def _cross_entropy(logits, targets, weights, losses, width: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def _cross_entropy(logits, targets, weights, losses, width: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     line = logits + row * width
     peak, total = -float("inf"), 0.0

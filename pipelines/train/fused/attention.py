@@ -6,6 +6,9 @@ tokens; blocks come from a table that the micro-batch brings (`SampleBounds.bloc
 (Dao 2023, arXiv:2307.08691). T = tokens, H / K = query / key-value heads, D = head size; q, k, v lie in qkv [T, (H + 2 K) D].
 """
 
+# Triton is there only beside a GPU build of torch, and a kernel is called by a grid in brackets.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -20,7 +23,7 @@ _LOG2E = 1.4426950408889634
 @triton.jit
 def _forward(
     qkv, out, lse, blocks, row, tokens, scale, HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, B: tl.constexpr
-):  # fmt: skip  # noqa: N803
+):  # fmt: skip
     entry, head = blocks + 3 * tl.program_id(1), tl.program_id(0)
     start, end, first = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     lane, within = tl.arange(0, D), tl.arange(0, B)
@@ -52,7 +55,7 @@ def _forward(
 
 
 @triton.jit
-def _turned_back(first, second, cos, sin, rows, table_row, mask, HALF: tl.constexpr):  # noqa: N803
+def _turned_back(first, second, cos, sin, rows, table_row, mask, HALF: tl.constexpr):
     at = rows.to(tl.int64)[:, None] * table_row + tl.arange(0, HALF)[None, :]
     c, s = tl.load(cos + at, mask, 0.0).to(tl.float32), tl.load(sin + at, mask, 0.0).to(tl.float32)
     return first * c + second * s, second * c - first * s
@@ -62,8 +65,8 @@ def _turned_back(first, second, cos, sin, rows, table_row, mask, HALF: tl.conste
 def _backward_q(
     qkv, d_qkv, out, d_out, lse, delta, cos, sin, blocks, row, table_row, tokens, scale, scale2,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip  # noqa: N803
-    HALF: tl.constexpr = D // 2  # noqa: N806
+):  # fmt: skip
+    HALF: tl.constexpr = D // 2
     entry, head = blocks + 3 * tl.program_id(1), tl.program_id(0)
     start, end, first = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     lane, half, within = tl.arange(0, D), tl.arange(0, HALF), tl.arange(0, B)
@@ -104,8 +107,8 @@ def _backward_q(
 def _backward_kv(
     qkv, d_qkv, d_out, lse, delta, cos, sin, blocks, row, table_row, tokens, scale, scale2,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip  # noqa: N803
-    HALF: tl.constexpr = D // 2  # noqa: N806
+):  # fmt: skip
+    HALF: tl.constexpr = D // 2
     entry, kv_head = blocks + 3 * tl.program_id(1), tl.program_id(0)
     end, first = tl.load(entry + 1), tl.load(entry + 2)
     lane, half, within = tl.arange(0, D), tl.arange(0, HALF), tl.arange(0, B)
@@ -170,7 +173,20 @@ def short_backward(
     size = out.shape[1] // heads
     d_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
     cos, sin = tables
-    common = (cos, sin, blocks, qkv.stride(0), cos.stride(0), tokens, scaling, scaling * _LOG2E, heads, group, size, BLOCK)
+    common = (
+        cos,
+        sin,
+        blocks,
+        qkv.stride(0),
+        cos.stride(0),
+        tokens,
+        scaling,
+        scaling * _LOG2E,
+        heads,
+        group,
+        size,
+        BLOCK,
+    )
     _backward_q[(heads, len(blocks))](qkv, d_qkv, out, d_out, lse, delta, *common, num_stages=2)
     _backward_kv[(heads // group, len(blocks))](qkv, d_qkv, d_out, lse, delta, *common, num_stages=2)
     return d_qkv

@@ -42,7 +42,7 @@ class AttentionHalf:
         normed, rstd = kernels_for(x).rms_norm(x, self._norm.weight, self._norm.variance_epsilon)
         qkv, low = self._qkv.forward(normed)
         self._qkv.add_(qkv, low)
-        q, k, v = self._heads(qkv)
+        q, k, _ = self._heads(qkv)
         turned = qkv[:, : (q.shape[1] + k.shape[1]) * q.shape[2]].unflatten(1, (-1, q.shape[2]))
         kernels_for(x).rotate(turned, turned, where.cos, where.sin)
         out, held = self._attend(qkv, where)

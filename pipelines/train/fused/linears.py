@@ -47,7 +47,9 @@ class AdaptedLinears:
     def added(self, low: torch.Tensor | None) -> list[LowRank | None]:
         """What each module's output lacks after `forward`."""
         found: list[LowRank | None] = [None] * len(self._modules)
-        for index, ranks, scale, b in self._parts() if low is not None and self._inline else ():
+        if low is None or not self._inline:
+            return found
+        for index, ranks, scale, b in self._parts():
             found[index] = LowRank(low[:, ranks], b.to(low.dtype), scale)
         return found
 
