@@ -267,6 +267,9 @@ def _gather_by_layer(model: Any, zero: dict[str, Any]) -> None:
     if not layers:
         return
     set_z3_leaf_modules(model, [type(layers[0])])
+    # A module whose input has no gradient is taken to be done before its backward has begun: the first layer would lose
+    # its weights just then.
+    model.enable_input_require_grads()
     size = sum(p.numel() for p in layers[0].parameters())
     zero |= {"overlap_comm": True, "stage3_prefetch_bucket_size": 2 * size, "stage3_max_live_parameters": 6 * size}
 
