@@ -13,10 +13,12 @@ import argparse
 import itertools
 import json
 import os
+import queue
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -54,9 +56,9 @@ ARMS = {
     "fp8": Arm(quantization="fp8"),
     "lora-checkpointed": Arm(recompute="full"),
     "qlora-small": Arm(quantization="nf4", tokens=2048, packs=2, recompute="full"),
-    "qlora-70b": Arm(shape="70b", quantization="nf4", tokens=4096, recompute="full"),
-    "learn-lora": Arm(tokens=4096, learnable=True, steps=200),
-    "learn-fp8": Arm(tokens=4096, learnable=True, steps=200, quantization="fp8"),
+    "qlora-70b": Arm(shape="70b", quantization="nf4", tokens=4096, recompute="full", steps=WARM_UP + 8),
+    "learn-lora": Arm(tokens=2048, learnable=True, steps=200),
+    "learn-fp8": Arm(tokens=2048, learnable=True, steps=200, quantization="fp8"),
     "trl-defaults": Arm(peer="defaults"),
     "trl-best": Arm(peer="best"),
     "smoke": Arm(shape="tiny", tokens=256),
@@ -83,24 +85,31 @@ def main() -> int:
     if given.here:
         print(json.dumps(run_arm(names[0], given.steps, given.profile)), flush=True)
         return 0
-    results = {}
-    for name in names:
-        results[name] = in_own_process(name, given)
-        if given.json:
-            print(json.dumps(results[name]), flush=True)
-    return report(results)
+    free: queue.Queue[int] = queue.Queue()
+    for number in range(max(1, torch.cuda.device_count())):
+        free.put(number)
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        results = dict(zip(names, pool.map(lambda name: in_own_process(name, given, free), names), strict=True))
+    return report(results, given.json)
 
 
-def in_own_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The arm's result, or {"failed": its last lines}."""
+def in_own_process(name: str, given: argparse.Namespace, free: queue.Queue[int]) -> dict[str, Any]:
+    """The arm's result from one of the machine's free GPUs, or {"failed": its last lines}."""
+    gpu = free.get()
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "MASTER_PORT": str(29_511 + gpu)}
     command = [sys.executable, "-m", "bench.train", name, "--here", "--steps", str(given.steps)]
-    ended = subprocess.run(command + ["--profile"] * given.profile, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command + ["--profile"] * given.profile, capture_output=True, text=True, check=False, env=environment
+    )
+    free.put(gpu)
     lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     shown = [line for line in ended.stdout.splitlines() if line.startswith("|")]
     if shown:
         print("\n".join([name, *shown]), flush=True)
     if ended.returncode or not lines:
         return {"arm": name, "failed": (ended.stdout + ended.stderr)[-700:]}
+    if given.json:
+        print(lines[-1], flush=True)
     return json.loads(lines[-1])
 
 
@@ -238,7 +247,7 @@ def _process_group(device: Any) -> None:
 
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
-    os.environ.setdefault("MASTER_PORT", "0" if device.type == "cpu" else "29511")
+    os.environ.setdefault("MASTER_PORT", "29511")
     if device.type == "cpu":
         dist.init_process_group("gloo", store=cast(Any, dist).HashStore(), rank=0, world_size=1)
     else:
@@ -293,28 +302,58 @@ def _print_trace(traced: Any) -> None:
     print(f"| {whole / 2e3:8.2f} ms of kernels a step")
 
 
-def report(results: dict[str, dict[str, Any]]) -> int:
-    """The table of all arms; 1 when one failed."""
-    sustained = results.get("matmul", {}).get("sustained_tflops")
+def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
+    """The table of all arms and the bars, one JSON object each if asked; 1 when an arm failed or a bar is missed."""
+    rates = results.get("matmul", {})
+    sustained = rates.get("sustained_tflops")
     if sustained:
-        print(
-            f"8192-cubed bf16 products: {results['matmul']['burst_tflops']:.0f} TFLOP/s in bursts, {sustained:.0f} over 8 s"
-        )
-    head = f"{'arm':<20}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'peak GiB':>10}{'over floor':>12}{'wait':>8}{'loss':>18}"
-    print(head)
+        print(f"8192-cubed bf16 products: {rates['burst_tflops']:.0f} TFLOP/s in bursts, {sustained:.0f} over 8 s")
+    print(
+        f"{'arm':<18}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'peak GiB':>10}{'over floor':>12}{'wait':>8}{'loss':>18}"
+    )
     for name, r in results.items():
         if "failed" in r:
-            print(f"{name:<20} FAILED: {r['failed']}")
+            print(f"{name:<18} FAILED: {r['failed']}")
         elif "tokens_per_s" in r:
             tflops = r.get("tflops", float("nan"))
             share = f"{tflops / sustained:.1%}" if sustained else "-"
             over = f"{r['peak_gib'] / r['floor_gib']:.2f}" if "floor_gib" in r else "-"
-            loss = f"{r.get('first_loss', float('nan')):.3f} > {r.get('last_loss', float('nan')):.3f}"
-            wait = f"{r.get('data_wait', 0):.2%}"
-            print(
-                f"{name:<20}{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{share:>8}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{loss:>18}"
+            figures = f"{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{share:>8}{r['peak_gib']:>10.1f}{over:>12}"
+            print(f"{name:<18}{figures}{r.get('data_wait', 0):>8.2%}{r['first_loss']:>9.3f}{r['last_loss']:>9.3f}")
+    missed = False
+    for bar in bars({name: r for name, r in results.items() if "failed" not in r}):
+        met = bar["value"] >= bar.get("at_least", -np.inf) and bar["value"] <= bar.get("at_most", np.inf)
+        missed |= not met
+        print(json.dumps(bar) if as_json else f"{bar['bar']}: {bar['value']:.3f}{'' if met else '  MISSED'}")
+    return int(missed or any("failed" in r for r in results.values()))
+
+
+def bars(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What this run should reach, as far as its arms allow to say."""
+    speed = {name: r["tokens_per_s"] for name, r in found.items() if "tokens_per_s" in r}
+    ratios = (("lora", "trl-best", 1.8), ("lora", "trl-defaults", 8.0), ("qlora", "lora", 0.95), ("fp8", "lora", 1.42))
+    said: list[dict[str, Any]] = [
+        {"bar": f"tokens/s, {a} over {b}", "value": speed[a] / speed[b], "at_least": least, "peer": b}
+        for a, b, least in ratios
+        if a in speed and b in speed
+    ]
+    if "lora" in found and "matmul" in found:
+        share = found["lora"]["tflops"] / found["matmul"]["sustained_tflops"]
+        said.append({"bar": "lora: share of the matrix products' 8-second rate", "value": share, "at_least": 0.8})
+    if "lora" in found:
+        over = found["lora"]["peak_gib"] / found["lora"]["floor_gib"]
+        said.append({"bar": "lora: peak memory over the floor", "value": over, "at_most": 1.15})
+    if "learn-lora" in found and "learn-fp8" in found:
+        ours, exact = found["learn-fp8"]["last_loss"], found["learn-lora"]["last_loss"]
+        said.append({"bar": "fp8: loss after 200 steps over lora's", "value": ours / exact, "at_most": 1.01})
+    for name, most in (("qlora-small", 8.0), ("qlora-70b", 60.0)):
+        if name in found:
+            said.append(
+                {"bar": f"{name}: peak memory", "value": found[name]["peak_gib"], "at_most": most, "unit": "GiB"}
             )
-    return int(any("failed" in r for r in results.values()))
+    if "qlora-70b" in speed:
+        said.append({"bar": "qlora-70b: tokens/s", "value": speed["qlora-70b"], "at_least": 900})
+    return said
 
 
 if __name__ == "__main__":

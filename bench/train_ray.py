@@ -88,13 +88,21 @@ def recipe_of(arm: str, given: argparse.Namespace) -> Recipe:
     return parse_recipe(
         {
             "name": "bench",
-            "model": {"base": str(ROOT / "base"), "dtype": "bf16", "quantization": quantization},
+            "model": {"base": str(given.base), "dtype": "bf16", "quantization": quantization},
             "lora": {"r": 16, "alpha": 32},
             "data": {"sources": ["none.json"], "row_tokens": given.tokens},
             "train": train,
             "resources": {"workers": workers, "gpus_per_worker": 1, "cpus_per_worker": 4},
         }
     )
+
+
+def write_base(folder: Path, shape: str) -> None:
+    """A shape's random weights, as a base that the product loads."""
+    import torch
+
+    random_model(shape, "sdpa", "none", torch.device("cuda:0"), torch.bfloat16).save_pretrained(folder)
+    torch.cuda.empty_cache()
 
 
 class Killer(threading.Thread):
@@ -160,6 +168,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--shape", default="8b", choices=list(SHAPES))
+    parser.add_argument("--base", type=Path, help="write the base there, or use the one that is there")
     given = parser.parse_args()
     import torch
 
@@ -171,10 +180,9 @@ def main() -> int:
 
     shutil.rmtree(ROOT, ignore_errors=True)
     results = [run_plain(given)] if "plain" in names else []
-    model = random_model(given.shape, "sdpa", "none", torch.device("cuda:0"), torch.bfloat16)
-    model.save_pretrained(ROOT / "base")
-    del model
-    torch.cuda.empty_cache()
+    given.base = given.base or ROOT / "base"
+    if not (given.base / "model.safetensors.index.json").exists() and not (given.base / "model.safetensors").exists():
+        write_base(given.base, given.shape)
     with ray_cluster():
         for name in (name for name in names if name != "plain"):
             results.append(run_arm(name, given))

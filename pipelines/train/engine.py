@@ -26,6 +26,7 @@ from pipelines.recipe import TrainConfig
 from pipelines.train.batch import MicroBatch
 from pipelines.train.loss import PackedLoss
 from pipelines.train.optim import build_optimizer
+from pipelines.train.zero_settings import zero_settings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -79,7 +80,7 @@ class DeepSpeedEngine:
         named = trainable(model)
         self._names = {parameter: name for name, parameter in named.items()}
         optimizer = build_optimizer(named, config, b_ratio)
-        settings = _settings(config, _compute_dtype(model), sum(p.numel() for p in named.values()))
+        settings = zero_settings(config, _compute_dtype(model), sum(p.numel() for p in named.values()))
         self.zero = settings["zero_optimization"]["stage"]
         if settings["fp16"]["enabled"] and device.type == "cpu":
             raise UserError("model.dtype=fp16 trains on a GPU only: set model.dtype=bf16 or fp32")
@@ -272,30 +273,6 @@ def _gather_by_layer(model: Any, zero: dict[str, Any]) -> None:
     model.enable_input_require_grads()
     size = sum(p.numel() for p in layers[0].parameters())
     zero |= {"overlap_comm": True, "stage3_prefetch_bucket_size": 2 * size, "stage3_max_live_parameters": 6 * size}
-
-
-def _settings(config: TrainConfig, dtype: torch.dtype, num_trainable: int) -> dict[str, Any]:
-    assert isinstance(config.zero, int) and config.offload != "auto", "the plan resolves auto"
-    stage = config.zero if dtype == torch.float32 else max(1, config.zero)
-    # The bucket is allocated whole: as large as the gradients, not DeepSpeed's 500 million values.
-    bucket = min(500_000_000, num_trainable)
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket}
-    if config.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if config.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": config.clip_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "fp16": {"enabled": dtype == torch.float16},
-        "steps_per_print": 1 << 30,
-    }
 
 
 def _import_deepspeed(device: torch.device) -> Any:
