@@ -27,7 +27,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Llama 3's and 3.2's, whose heads are counted apart from the embeddings here, and one for the tests."""
 
-LEARNABLE = 256  # token ids of the learnable rows
+LEARNABLE, KNOWN = 256, 0.7
+"""Token ids of the learnable rows, and how many of their tokens follow from the one before."""
 
 
 def config_of(shape: str, attention: str) -> Any:
@@ -95,7 +96,8 @@ def random_row(
 ) -> dict[str, Any]:
     """One pack; the last `trained` share of each sample is in the loss.
 
-    Random tokens, or, when learnable, tokens that follow each other by one fixed permutation of 256.
+    Random tokens, or, when learnable, tokens of which seven in ten follow from the one before by a permutation of 256:
+    the best loss is 2.27 nats, from ln(256) = 5.55 for one who knows which tokens there are.
     """
     random = np.random.default_rng(index)
     lengths = sample_lengths(total, random)
@@ -105,8 +107,8 @@ def random_row(
     ids = random.integers(0, vocabulary, total, dtype=np.int64)
     if learnable:
         follow = np.random.default_rng(0).permutation(min(LEARNABLE, vocabulary))
-        ids = ids % len(follow)
-        for at in np.flatnonzero(within):
+        ids, known = ids % len(follow), random.random(total) < KNOWN
+        for at in np.flatnonzero(known & (within > 0)):
             ids[at] = follow[ids[at - 1]]
     return {
         "input_ids": ids.astype(np.int32), "loss_weights": weights, "sample_lengths": lengths, "sample_ids": [str(index)],

@@ -107,7 +107,7 @@ def in_own_process(name: str, given: argparse.Namespace, free: queue.Queue[int])
     if shown:
         print("\n".join([name, *shown]), flush=True)
     if ended.returncode or not lines:
-        return {"arm": name, "failed": (ended.stdout + ended.stderr)[-700:]}
+        lines = [json.dumps({"arm": name, "failed": (ended.stdout + ended.stderr)[-700:]})]
     if given.json:
         print(lines[-1], flush=True)
     return json.loads(lines[-1])
@@ -186,7 +186,7 @@ def _schedule(arm: Arm) -> Any:
 
     assert arm.steps
     settings = {
-        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 2e-3 if arm.learnable else 2e-4,
+        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 5e-4 if arm.learnable else 2e-4,
         "optimizer": arm.optimizer, "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)

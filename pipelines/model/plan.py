@@ -108,7 +108,9 @@ def plan_for(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, cho
         "weights": 0.0 if offload == "parameters" else weights,
         "gradients": gradients,
         "optimizer": 0.0 if offload != "none" else moments,
-        "activations": _activation_bytes(shape, recipe.train.micro_batch * row_tokens, plain, checkpointing),
+        "activations": (_fused_bytes if _fuses(recipe) else _activation_bytes)(
+            shape, recipe.train.micro_batch * row_tokens, plain, checkpointing
+        ),
     }
     return Plan(zero, offload, checkpointing, {name: int(size) for name, size in parts.items()})
 
@@ -119,6 +121,23 @@ def _activation_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str)
     kept = {"off": shape.layers, "selective": shape.layers / 2, "full": 1}[checkpointing]
     borders = tokens * plain * shape.hidden * shape.layers
     return layer * kept + borders + 8.0 * tokens * shape.vocabulary
+
+
+def _fused_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str) -> float:
+    """What the fused layers keep, what one of them holds in its backward besides, and the head's logits of one chunk."""
+    attention, mlp = 4 * shape.hidden + 2 * shape.kv, 2 * shape.intermediate
+    kept = {"off": attention + mlp, "selective": attention, "full": shape.hidden}[checkpointing]
+    at_work = attention + mlp + 3 * shape.intermediate + 2 * shape.hidden
+    return tokens * plain * (kept * shape.layers + at_work + 2 * shape.hidden) + 2.0**28
+
+
+def _fuses(recipe: Recipe) -> bool:
+    """Whether the fused layers are to be expected; what only the loaded model can tell is left out."""
+    import torch
+
+    lora, train = recipe.lora, recipe.train
+    fits = train.method == "lora" and not (lora.dropout or lora.dora or recipe.model.quantization == "int8")
+    return fits and (train.fused == "on" or (train.fused == "auto" and torch.cuda.is_available()))
 
 
 def legal_plans(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int) -> Iterator[Plan]:

@@ -151,3 +151,25 @@ def test_frozen_head_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPa
     assert reference[0] == pytest.approx(float(plain.detach()), rel=1e-6)
     for name, parameter in trainable(model).items():
         assert torch.allclose(parameter.grad, reference[1][name], rtol=1e-4, atol=1e-6), name  # type: ignore[arg-type]
+
+
+def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
+    """Held-out loss within 1 % of the plain base's, on rows of which it learns something."""
+    from bench._shapes import random_model, random_row
+
+    losses = {}
+    for quantization in ("none", "fp8"):
+        base = random_model("tiny", PACKED, quantization, torch.device("cpu"), torch.float32)
+        model = attach(base, LoraConfig(r=16, alpha=32), seed=0).train()
+        assert fuse(model, True, "off") == ""
+        loss_of, optimizer = PackedLoss(model), torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0)
+        for step in range(40):
+            batch = collate([random_row(step, 256, 512, learnable=True)])
+            (loss_of(batch) / batch.loss_tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        held = collate([random_row(1000, 2048, 512, learnable=True)])
+        with torch.no_grad():
+            losses[quantization] = float(loss_of(held)) / held.loss_tokens
+    assert losses["none"] < 0.9 * np.log(512)
+    assert losses["fp8"] == pytest.approx(losses["none"], rel=0.01)

@@ -1,4 +1,4 @@
-"""The kernels in Triton. One program a row, except where the work is the same for every element."""
+"""The kernels in Triton: one program a row, or a tile where an adapter's part is added. `reference` says what they mean."""
 
 # Triton is there only beside a GPU build of torch, and a kernel is called by a grid in brackets.
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -160,6 +160,7 @@ def _cross_entropy(logits, targets, weights, losses, width: tl.constexpr, BLOCK:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, h] -> normalized x and 1 / rms [T]."""
     y, rstd = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
     block, warps = _block(x.shape[1])
     _rms[(len(x),)](x, weight, y, rstd, eps, x.shape[1], False, block, num_warps=warps)
@@ -167,6 +168,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.T
 
 
 def rms_apply(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+    """The normalized x from its 1 / rms."""
     y = torch.empty_like(x)
     block, warps = _block(x.shape[1])
     _rms[(len(x),)](x, weight, y, rstd, 0.0, x.shape[1], True, block, num_warps=warps)
@@ -176,6 +178,7 @@ def rms_apply(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torc
 def rms_norm_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, residual: torch.Tensor | None
 ) -> torch.Tensor:
+    """dx [T, h], `residual` added."""
     dx = torch.empty_like(x)
     block, warps = _block(x.shape[1])
     added = x if residual is None else residual.contiguous()
@@ -194,6 +197,7 @@ def _lora(added: LowRank | None, held: torch.Tensor) -> tuple[tuple[Any, ...], i
 
 
 def add_(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> None:
+    """y += added + residual, in place."""
     (tokens, n), (lora, rank) = y.shape, _lora(added, y)
     assert residual.is_contiguous()
     grid = (triton.cdiv(n, _TILE[1]), triton.cdiv(tokens, _TILE[0]))
@@ -201,6 +205,7 @@ def add_(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> None
 
 
 def swiglu(gate_up: torch.Tensor, gate_added: LowRank | None, up_added: LowRank | None) -> torch.Tensor:
+    """gate_up [T, 2 i] -> [T, i]."""
     act = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
     _run_swiglu(gate_up, act, None, (gate_added, up_added, None))
     return act
@@ -213,6 +218,7 @@ def swiglu_backward_(
     up_added: LowRank | None,
     d_act_added: LowRank | None,
 ) -> None:
+    """d_act becomes the activation, gate_up its own gradient."""
     _run_swiglu(gate_up, d_act, d_act, (gate_added, up_added, d_act_added))
 
 
@@ -231,6 +237,7 @@ def _run_swiglu(
 def rotate(
     source: torch.Tensor, out: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool = False
 ) -> None:
+    """Rotary embedding of source [T, heads, D] into `out`; heads lie next to each other."""
     tokens, heads, size = source.shape
     assert source.stride()[1:] == (size, 1) and out.stride()[1:] == (size, 1)
     strides, sign = (source.stride(0), out.stride(0), cos.stride(0)), -1.0 if inverse else 1.0
@@ -238,6 +245,7 @@ def rotate(
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, h] -> float8 [T, h] and scales [T, 1]."""
     out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     block, warps = _block(x.shape[1])
@@ -246,6 +254,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Losses [M]; logits [M, V] become their gradient."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     given = (targets.contiguous(), weights.contiguous())
     _cross_entropy[(len(logits),)](logits, *given, losses, logits.shape[1], 8192, num_warps=16)
