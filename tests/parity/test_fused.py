@@ -166,7 +166,7 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
         assert fuse(model, True, "off") == ""
         loss_of, optimizer = PackedLoss(model), torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0)
         for step in range(60):
-            batch = collate([random_row(step, 256, 512, learnable=True)])
+            batch = collate([random_row(step, 512, 512, learnable=True)])
             (loss_of(batch) / batch.loss_tokens).backward()
             optimizer.step()
             optimizer.zero_grad()
