@@ -32,7 +32,7 @@ from pipelines.recipe import DataConfig, Recipe
 from pipelines.storage import Artifact, Store
 
 KIND = "prepared"
-SCHEMA_VERSION = 3  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 4  # raise it when the same inputs would give other shards
 FEED_ROWS = 32  # rows that one feeding task reads
 
 
@@ -87,15 +87,21 @@ class _Inputs:
         return digest_of({"version": SCHEMA_VERSION, "data": self.shaping, **self.parents})
 
     def chunk_keys(self, chunks: Sequence[Chunk]) -> list[str]:
-        """For each chunk the key of its file's tokenized rows, whatever else the recipe's sources hold."""
+        """For each chunk the key of its file's tokenized rows, whatever else the recipe's sources hold.
+
+        The rows are numbered within the file's chunks, so where it is cut belongs to the key.
+        """
         apart = ("sources", "duplicates")
         shaping = {name: value for name, value in self.shaping.items() if name not in apart}
         shaping |= {name: digest for name, digest in self.parents.items() if name != "sources"}
+        cuts: dict[tuple[int, str], list[int]] = {}
+        for chunk in chunks:
+            cuts.setdefault((chunk.source, chunk.path), []).append(chunk.last)
         keys: dict[tuple[int, str], str] = {}
         seen: Counter[str] = Counter()
         for file, content in zip(self.files, self.digests, strict=True):
-            source = self.shaping["sources"][file.source]
-            key = digest_of({"version": SCHEMA_VERSION, "file": [file.kind, content], "source": source, **shaping})
+            source, cut = self.shaping["sources"][file.source], cuts.get((file.source, file.path), [])
+            key = digest_of({"version": SCHEMA_VERSION, "file": [file.kind, content, cut], "source": source, **shaping})
             keys[file.source, file.path] = digest_of([key, seen[key]])  # the same file may be there twice
             seen[key] += 1
         return [keys[chunk.source, chunk.path] for chunk in chunks]

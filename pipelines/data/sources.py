@@ -166,8 +166,7 @@ def content_digest(path: str) -> str:
 
 def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int | None = None) -> list[Chunk]:
     """The files as chunks, in order; where they are cut changes nothing about the rows."""
-    total = sum(file.num_bytes for file in files)
-    chunk_bytes = chunk_bytes or min(max(total // _USUAL_CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
+    chunk_bytes = chunk_bytes or _chunk_bytes(sum(file.num_bytes for file in files))
     chunks = []
     for file in files:
         if file.kind == "jsonl":
@@ -178,6 +177,12 @@ def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int | None = None) -> l
             cuts = [0, file.num_bytes]
         chunks += [Chunk(file.source, file.path, file.kind, a, b) for a, b in itertools.pairwise(cuts)]
     return chunks
+
+
+def _chunk_bytes(total: int) -> int:
+    """A power of two: files that grow a little leave the cuts of the others, and so their cached rows, as they are."""
+    wanted = min(max(total // _USUAL_CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
+    return 1 << (wanted.bit_length() - 1)
 
 
 def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:

@@ -8,8 +8,10 @@ import shutil
 import pytest
 
 from pipelines.contracts import SILENT
-from pipelines.data import dataset
+from pipelines.data import dataset, sources
+from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.dataset import prepare
+from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.recipe import parse_recipe
 from pipelines.storage import Store
 
@@ -55,3 +57,45 @@ def test_a_changed_source_is_the_only_one_tokenized_again(ray_cluster, pocket_ba
     assert fresh.ref.digest == changed.ref.digest
     (line,) = [json.loads(row) for row in (store.local_dir(changed.ref) / "rejects.jsonl").open() if "rejected" in row]
     assert line["origin"] == "part2.jsonl:61"
+
+
+def serially(chunks, renderer, config, benchmarks=None):
+    """The work of `tokenized` in this process."""
+    tokenizer = ChunkTokenizer(renderer, config, benchmarks or Benchmarks())
+    for number, chunk in enumerate(chunks):
+        yield from tokenizer.tables(number, chunk)
+
+
+def test_rows_of_a_file_that_another_files_growth_cuts_differently_are_not_taken_from_the_cache(
+    pocket_base, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sources, "_MIN_CHUNK_BYTES", 1 << 9)
+    monkeypatch.setattr(sources, "_USUAL_CHUNKS", 4)
+    paths = [tmp_path / "b.jsonl", tmp_path / "a.jsonl"]
+    write(paths[0], range(40))
+    write(paths[1], range(100, 160))
+    with paths[1].open("a") as out:
+        out.write("not a row\n")
+    data = {"sources": [str(path) for path in paths], "row_tokens": 256, "heldout_share": 0.2, "max_rejects_share": 0.1}
+    recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
+
+    def cuts():
+        chunks = sources.cut_chunks(sources.find_files(recipe.data.sources))
+        return [(c.first, c.last) for c in chunks if c.path == str(paths[1])]
+
+    store, before = Store(tmp_path / "store"), cuts()
+    prepare(recipe, store, SILENT, serially)
+    write(paths[0], range(40, 200))
+    assert len(before) > len(cuts()) > 1
+    changed = prepare(recipe, store, SILENT, serially)
+    fresh = prepare(recipe, Store(tmp_path / "fresh"), SILENT, serially)
+    assert changed.ref.digest == fresh.ref.digest
+    (line,) = [json.loads(row) for row in (store.local_dir(changed.ref) / "rejects.jsonl").open() if "rejected" in row]
+    assert line["origin"] == "a.jsonl:61"
+
+
+def test_a_file_that_grows_a_little_leaves_the_others_cuts():
+    files = [sources.SourceFile(0, "a", "jsonl", 40 << 20), sources.SourceFile(0, "b", "jsonl", 30 << 20)]
+    grown = [files[0], sources.SourceFile(0, "b", "jsonl", 31 << 20)]
+    cuts = [[c for c in sources.cut_chunks(each) if c.path == "a"] for each in (files, grown)]
+    assert cuts[0] == cuts[1] and len(cuts[0]) > 1
