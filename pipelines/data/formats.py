@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pipelines.chat import MARKS
@@ -75,11 +76,10 @@ def _from_sharegpt(row: Row) -> Conversation:
 def _from_prompt_completion(row: Row) -> Conversation:
     prompt, completion = row.get("prompt"), row.get("completion")
     before = _turns(prompt, "prompt") if isinstance(prompt, list) else (Turn("user", _text(prompt, "prompt")),)
-    if isinstance(completion, list):
-        # What the prompt holds is context: only the completion's answers are trained.
-        context = tuple(Turn(t.role, t.content, False, t.weight, t.tool_calls, t.name) for t in before)
-        return Conversation((*_system(row), *context, *_turns(completion, "completion")), _tools(row))
-    return Conversation((*_system(row), *before, _answer(row, "completion")), _tools(row))
+    # What the prompt holds is context: only the completion's answers are trained.
+    context = tuple(replace(turn, train=False) if turn.role == "assistant" else turn for turn in before)
+    after = _turns(completion, "completion") if isinstance(completion, list) else (_answer(row, "completion"),)
+    return Conversation((*_system(row), *context, *after), _tools(row))
 
 
 def _from_question_answer(row: Row) -> Conversation:

@@ -72,10 +72,12 @@ def test_tool_calls_of_sharegpt_and_openai_become_the_same():
     assert to_conversation(openai).turns[1] == Turn("assistant", "", tool_calls=(CALL,))
 
 
-def test_prompt_and_completion_may_be_lists_of_turns_and_the_prompt_is_never_trained():
+def test_a_prompt_may_be_a_list_of_turns_and_is_never_trained_whatever_the_completion_is():
     prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    talk = to_conversation({"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]})
-    assert [t.content for t in talk.turns if t.role == "assistant" and t.train] == ["d"]
+    for completion in ([{"role": "assistant", "content": "d"}], "d"):
+        talk = to_conversation({"prompt": prompt, "completion": completion})
+        assert [t.content for t in talk.turns if t.role == "assistant" and t.train] == ["d"]
+        assert [t.content for t in talk.turns] == ["a", "b", "c", "d"]
 
 
 def test_turns_carry_train_and_weight():
