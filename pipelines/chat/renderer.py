@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipelines.chat.masks import Masks, Places, masks_of
 from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, load_spec
 from pipelines.chat.trace import Tracer
+from pipelines.chat.typed import disguised, typed_spans, typed_texts
 from pipelines.contracts import Conversation, Turn, UserError
 
 # L: conversations of a batch, T: their tokens
@@ -135,7 +136,8 @@ class ChatRenderer:
         fitted, tools, _ = adapt([_without_marks(m) for m in messages], tools, self._can)
         try:
             if self._holds_control_text(fitted, tools):
-                return self._encode_around(self._layouter.lay_out(fitted, tools, prompt=True)).ids
+                layout = self._layouter.lay_out(fitted, tools, prompt=True)
+                return self._encode_around(self._with_typed(layout, fitted, tools, prompt=True)).ids
             return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
         except UnicodeEncodeError as error:
             raise TemplateError(f"the messages hold text that is not Unicode ({error.reason})") from error
@@ -175,7 +177,7 @@ class ChatRenderer:
         at = byte_offsets(layout.text)
         spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
         others = [(int(at[a]), int(at[b])) for a, b in layout.others]
-        cut = layout if self._holds_control_text(messages, tools) else None
+        cut = self._with_typed(layout, messages, tools) if self._holds_control_text(messages, tools) else None
         return _Placed(layout.text, int(at[-1]), Places(spans, others), cut)
 
     def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
@@ -205,11 +207,15 @@ class ChatRenderer:
 
     def _holds_control_text(self, messages: Messages, tools: Sequence[Any]) -> bool:
         holds = self._encoder.holds_control_text
-        if any(holds(m["content"]) for m in messages):
-            return True
-        return any(holds(str(m["tool_calls"])) for m in messages if "tool_calls" in m) or (
-            bool(tools) and holds(str(tools))
-        )
+        return any(holds(m["content"]) for m in messages) or any(map(holds, typed_texts(messages, tools)))
+
+    def _with_typed(self, layout: Layout, messages: Messages, tools: Sequence[Any], prompt: bool = False) -> Layout:
+        """The layout with the control tokens' text of names, tools and calls among its contents; None where it hides."""
+        if layout.contents is None or not any(map(self._encoder.holds_control_text, typed_texts(messages, tools))):
+            return layout
+        other = self._template.render(*disguised(messages, tools, self._encoder.control_pattern), prompt)
+        spans = typed_spans(layout.text, other.text)
+        return replace(layout, contents=None if spans is None else tuple(sorted([*layout.contents, *spans])))
 
     def _encode_around(self, layout: Layout) -> Encoded:
         if layout.contents is None:
