@@ -46,10 +46,8 @@ def prepare(
     rows, a trained token of a turn that is no answer, or a split that stays empty.
     """
     inputs, renderer = _identify(recipe)
-    found = store.find(KIND, inputs.key)
-    if found:
-        prepared = load_prepared(found)
-        check_rejects(prepared.counts, store.local_dir(found.ref) / "rejects.jsonl", recipe.data)
+    prepared = _find(recipe, store, inputs)
+    if prepared:
         progress.note(f"prepare: {_summary(prepared)} found as {prepared.ref.name}")
         return prepared
     if recipe.data.fast_tokenizer:
@@ -68,9 +66,10 @@ def prepare(
 
 
 def find_prepared(recipe: Recipe, store: Store) -> PreparedDataset | None:
-    """The finished artifact of the recipe's present sources, or None."""
-    found = store.find(KIND, _identify(recipe)[0].key)
-    return load_prepared(found) if found else None
+    """The finished artifact of the recipe's present sources, or None. Raises UserError when too many rows of it were
+    unreadable for the recipe's present limit.
+    """
+    return _find(recipe, store, _identify(recipe)[0])
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,15 @@ def _identify(recipe: Recipe) -> tuple[_Inputs, ChatRenderer]:
     if "strftime_now" in (renderer.spec.template or ""):
         shaping["date"] = date.today().isoformat()  # the template writes it into every row
     return _Inputs(tuple(files), digests, parents, shaping), renderer
+
+
+def _find(recipe: Recipe, store: Store, inputs: _Inputs) -> PreparedDataset | None:
+    found = store.find(KIND, inputs.key)
+    if found is None:
+        return None
+    prepared = load_prepared(found)
+    check_rejects(prepared.counts, lambda: store.local_dir(found.ref) / "rejects.jsonl", recipe.data)
+    return prepared
 
 
 def load_prepared(artifact: Artifact) -> PreparedDataset:

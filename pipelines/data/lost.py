@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -63,7 +63,7 @@ class LostRows:
 
     def check_rejects(self, counts: Mapping[str, int], config: DataConfig) -> None:
         self._out.flush()
-        check_rejects(counts, self.path, config)
+        check_rejects(counts, lambda: self.path, config)
 
     def origin(self, chunk: int, row: int) -> str:
         """`file:line` of a row."""
@@ -99,11 +99,14 @@ def lost_kinds(path: Path) -> list[LostKind]:
     return [LostKind(kind[0], first[kind][0], count, first[kind][1]) for kind, count in counts.most_common()]
 
 
-def check_rejects(counts: Mapping[str, int], path: Path, config: DataConfig) -> None:
-    """Raise UserError, naming the reasons in the `rejects.jsonl` at `path`, when more was rejected than the recipe allows."""
+def check_rejects(counts: Mapping[str, int], path: Callable[[], Path], config: DataConfig) -> None:
+    """Raise UserError, naming the reasons in the `rejects.jsonl` at `path`, when more was rejected than the recipe allows.
+
+    The path is asked for only then: an object store's files must be fetched first.
+    """
     if counts["rejected"] <= config.max_rejects_share * counts["read"]:
         return
-    kinds = [kind for kind in lost_kinds(path) if kind.fate == "rejected"]
+    kinds = [kind for kind in lost_kinds(path()) if kind.fate == "rejected"]
     worst = "; ".join(f"{kind.count} x {kind.reason} (first at {kind.first})" for kind in kinds[:3])
     raise UserError(
         f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used: {worst}; that is more than "

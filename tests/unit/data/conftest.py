@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.collect import Collector
+from pipelines.data.tokenize import ChunkTokenizer
 
 _FATES = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "shortened", "leaked")
 
@@ -24,3 +26,15 @@ def counts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return facts
 
     monkeypatch.setattr(Collector, "finish", checked)
+
+
+@pytest.fixture
+def serially():
+    """The work of `dataset.tokenized` in this process, without Ray."""
+
+    def tokenize(chunks, renderer, config, benchmarks=None):
+        tokenizer = ChunkTokenizer(renderer, config, benchmarks or Benchmarks())
+        for number, chunk in enumerate(chunks):
+            yield from tokenizer.tables(number, chunk)
+
+    return tokenize

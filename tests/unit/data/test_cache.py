@@ -9,9 +9,7 @@ import pytest
 
 from pipelines.contracts import SILENT
 from pipelines.data import dataset, sources
-from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.dataset import prepare
-from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.recipe import parse_recipe
 from pipelines.storage import Store
 
@@ -59,15 +57,8 @@ def test_a_changed_source_is_the_only_one_tokenized_again(ray_cluster, pocket_ba
     assert line["origin"] == "part2.jsonl:61"
 
 
-def serially(chunks, renderer, config, benchmarks=None):
-    """The work of `tokenized` in this process."""
-    tokenizer = ChunkTokenizer(renderer, config, benchmarks or Benchmarks())
-    for number, chunk in enumerate(chunks):
-        yield from tokenizer.tables(number, chunk)
-
-
 def test_rows_of_a_file_that_another_files_growth_cuts_differently_are_not_taken_from_the_cache(
-    pocket_base, tmp_path, monkeypatch
+    pocket_base, tmp_path, monkeypatch, serially
 ):
     monkeypatch.setattr(sources, "_MIN_CHUNK_BYTES", 1 << 9)
     monkeypatch.setattr(sources, "_USUAL_CHUNKS", 4)

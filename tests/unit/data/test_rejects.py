@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
+from jobs.inspect import dataset_digest
+from jobs.run import is_finished, prepared_of
 from pipelines.contracts import SILENT, UserError
 from pipelines.data.dataset import prepare
 from pipelines.recipe import parse_recipe
@@ -153,6 +156,31 @@ def test_a_found_dataset_is_judged_by_the_present_limit(ray_cluster, pocket_base
     with pytest.raises(UserError, match=r"rows cannot be used: .*\(first at rows.jsonl:453\).*=0.001"):
         prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
     assert prepare(recipe_for(pocket_base, path), store, SILENT) == made
+
+
+@pytest.fixture
+def few_bad(tmp_path):
+    """A file with 20 good rows and 2 bad ones."""
+    lines = [row(instruction=f"Say {i}", output=f"It is {i}.") for i in range(20)]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines, b"bad", b"worse"]))
+    return tmp_path / "rows.jsonl"
+
+
+def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(pocket_base, store, few_bad, serially):
+    tolerant = recipe_for(pocket_base, few_bad, max_rejects_share=0.2, heldout_share=0.2)
+    strict = recipe_for(pocket_base, few_bad, max_rejects_share=0.05, heldout_share=0.2)
+    made = prepare(tolerant, store, SILENT, serially)
+    assert dataset_digest(tolerant, store, SILENT, nullcontext) == made.ref.digest and prepared_of(
+        tolerant, store, None
+    )
+    for find in (
+        lambda: dataset_digest(strict, store, SILENT, nullcontext),
+        lambda: prepared_of(strict, store, None),
+        lambda: is_finished(strict, store, "prepare"),
+    ):
+        with pytest.raises(UserError, match=r"2 of 22 rows cannot be used: .*rows.jsonl:21.*max_rejects_share=0.05"):
+            find()
+    assert prepared_of(strict, store, made.ref.digest) == made
 
 
 def test_a_bad_element_of_an_array_costs_that_element(ray_cluster, pocket_base, store, tmp_path):
