@@ -114,13 +114,14 @@ class ChunkTokenizer:
         if config.train_on == "last":
             conversation = _last_only(conversation)
         keys = prompt_keys(conversation)
-        key, opening = keys[-1], keys[_first_asked(conversation)]
+        opening = keys[_first_asked(conversation)]
         if source.split == "auto":
             heldout = config.heldout_share > 0 and share_of(opening, config.seed, "split") < config.heldout_share
         else:
             heldout = source.split == "heldout"
         copies, rest = divmod(source.weight, 1)
-        copies += rest > 0 and share_of(key, config.seed, "weight") < rest
+        if rest:  # by all that the row says: of the answers to one question some are kept
+            copies += share_of(int.from_bytes(content_id(conversation), "little"), config.seed, "weight") < rest
         return _Sample(raw.number, conversation, HELDOUT if heldout else TRAIN, keys, 1 if heldout else int(copies))
 
     def _unwanted(self, sample: _Sample) -> dict[str, Any] | None:

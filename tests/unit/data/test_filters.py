@@ -28,7 +28,7 @@ def talk_of(number, num_exchanges, words=10):
     return {"messages": messages}
 
 
-def run(base, store, tmp_path, rows, heldout=(), **data):
+def run(base, store, tmp_path, rows, heldout=(), tokenize=None, **data):
     """Prepare rows and return the artifact's noun and the decoded texts of its training samples."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [{"path": str(tmp_path / "rows.jsonl"), **data.pop("source", {})}]
@@ -36,7 +36,8 @@ def run(base, store, tmp_path, rows, heldout=(), **data):
         (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heldout))
         sources.append({"path": str(tmp_path / "heldout.jsonl"), "split": "heldout"})
     section = {"sources": sources, "row_tokens": 256, "heldout_share": 0, **data}
-    prepared = prepare(parse_recipe({"name": "t", "model": {"base": base}, "data": section}), store, SILENT)
+    recipe = parse_recipe({"name": "t", "model": {"base": base}, "data": section})
+    prepared = prepare(recipe, store, SILENT, tokenize)
     renderer, texts = ChatRenderer.load(base), []
     for path in sorted(store.local_dir(prepared.ref).glob("train-*.parquet")):
         for row in pq.read_table(path).to_pylist():
@@ -208,6 +209,13 @@ def test_a_rule_that_is_none_is_one_clear_line(rule):
 
 def test_a_rule_that_divides_by_nothing_is_not_fulfilled():
     assert Rules(["1 / prompt_chars > 0"]).broken_by(Conversation((Turn("assistant", "a"),)))
+
+
+def test_a_weight_thins_out_the_answers_to_one_question(pocket_base, store, tmp_path, serially):
+    rows = [{"instruction": "Say a number", "output": f"It is {i}."} for i in range(100)]
+    prepared, _ = run(pocket_base, store, tmp_path, rows, source={"weight": 0.5}, tokenize=serially)
+    assert 30 <= prepared.counts["train"] <= 70
+    assert prepared.counts["skipped"] == 100 - prepared.counts["train"]
 
 
 @pytest.mark.parametrize(("weight", "low", "high"), [(0.5, 30, 70), (1.5, 130, 170), (2, 200, 200), (0, 0, 0)])
