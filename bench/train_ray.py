@@ -157,7 +157,7 @@ def run_plain(given: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.train", "lora-masked", "--here", "--steps", str(given.steps)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(ended.stdout.splitlines()[-1])
-    return {"arm": "plain", "losses": [], "wait": found["data_wait"], "wall_s": 0.0, **found}
+    return {"arm": "plain", "losses": [], "wait": float("nan"), "wall_s": 0.0, **found}
 
 
 def main() -> int:
@@ -173,6 +173,8 @@ def main() -> int:
     import torch
 
     names = given.arms or list(ARMS)
+    if "plain" in names and (given.shape, given.tokens) != ("8b", 16_384):
+        parser.error("the arm plain is of the shape 8b and 16,384 tokens: leave it out for others")
     if torch.cuda.device_count() < max(ARMS[name][0] for name in names):
         print("bench.train_ray: skipped, it needs two GPUs (the arms plain and one: one)")
         return 0

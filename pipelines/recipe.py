@@ -129,6 +129,9 @@ def _contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) ->
         yield f"lora.init=loftq corrects nf4's rounding: set model.quantization=nf4 (given: {quantized})"
     if lora.init == "pissa" and quantized != "none":
         yield f"lora.init=pissa changes the base's weights: set model.quantization=none (given: {quantized})"
+    whole = [name for name in lora.modules_to_save if name not in ("lm_head", "embed_tokens", "norm")]
+    if whole and quantized == "fp8":
+        yield f"lora.modules_to_save={whole!r} train weights that model.quantization=fp8 holds in float8: set it to none"
     if lora.dora and quantized == "fp8":
         yield "lora.dora=true reads the base's weights, which model.quantization=fp8 hides: set model.quantization=none"
     if lora.dora and lora.init in ("pissa", "loftq"):

@@ -88,9 +88,15 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
 
 
 def _make_fp8(model: PreTrainedModel) -> None:
+    import torch
+
     from pipelines.model.fp8 import fp8_unsupported, to_fp8
 
     reason = fp8_unsupported(model.device)
+    for name, module in model.named_modules():
+        odd = type(module) is torch.nn.Linear and (module.in_features % 16 or module.out_features % 16)
+        if odd and model.device.type == "cuda":
+            reason = f"{name} is {module.in_features} to {module.out_features} wide, no multiples of 16"
     if reason:
         raise UserError(f"model.quantization=fp8: {reason}: set model.quantization=none or nf4")
     to_fp8(model, cast(Any, model).get_output_embeddings())

@@ -38,6 +38,7 @@ class Shape:
     intermediate: int
     layers: int
     vocabulary: int
+    family: str = ""
 
     @property
     def num_trainable(self) -> int:
@@ -69,7 +70,15 @@ def shape_of(recipe: Recipe) -> Shape:
     sizes = (config.hidden_size, config.num_key_value_heads * head_size, config.intermediate_size)
     adapted = unfreeze(model) if recipe.train.method == "full" else attach(model, recipe.lora, seed=0)
     counts = trainable_table(adapted)
-    return Shape(total, total - sum(embedded.values()), counts, *sizes, config.num_hidden_layers, config.vocab_size)
+    return Shape(
+        total,
+        total - sum(embedded.values()),
+        counts,
+        *sizes,
+        config.num_hidden_layers,
+        config.vocab_size,
+        config.model_type,
+    )
 
 
 def trainable_table(model: torch.nn.Module) -> dict[str, int]:
@@ -108,7 +117,7 @@ def plan_for(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, cho
         "weights": 0.0 if offload == "parameters" else weights,
         "gradients": gradients,
         "optimizer": 0.0 if offload != "none" else moments,
-        "activations": (_fused_bytes if _fuses(recipe) else _activation_bytes)(
+        "activations": (_fused_bytes if _fuses(recipe, shape) else _activation_bytes)(
             shape, recipe.train.micro_batch * row_tokens, plain, checkpointing
         ),
     }
@@ -131,11 +140,13 @@ def _fused_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str) -> f
     return tokens * plain * (kept * shape.layers + at_work + 2 * shape.hidden) + 2.0**28
 
 
-def _fuses(recipe: Recipe) -> bool:
+def _fuses(recipe: Recipe, shape: Shape) -> bool:
     """Whether the fused layers are to be expected; what only the loaded model can tell is left out."""
     import torch
 
     lora, train = recipe.lora, recipe.train
+    if shape.family not in ("llama", "mistral", "qwen2") or "lm_head" in shape.trainable or lora.modules_to_save:
+        return False
     fits = train.method == "lora" and not (lora.dropout or lora.dora or recipe.model.quantization == "int8")
     return fits and (train.fused == "on" or (train.fused == "auto" and torch.cuda.is_available()))
 

@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from pipelines.contracts import UserError
+
 PACKED = "loraforge_packed"
 BLOCK = 64  # tokens that a program of the fused layers' attention takes
 
@@ -52,6 +54,21 @@ class SampleBounds:
         starts, lengths = self.starts[:-1, None].long(), self.starts.diff()[:, None]
         within = torch.arange(self.longest, device=starts.device)[None, :]
         return starts + torch.minimum(within, lengths - 1), (within < lengths).flatten().nonzero().squeeze(1)
+
+
+def check_base(config: Any, row_tokens: int) -> None:
+    """Raise UserError for a base whose attention or head computes what packed training does not."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window is not None and window < row_tokens:
+        raise UserError(
+            f"model.base attends to the last {window} tokens only, but a pack may hold a sample of data.row_tokens="
+            f"{row_tokens}: set data.row_tokens={window} or less"
+        )
+    for key in ("logits_scaling", "logit_scale", "final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"model.base scales its logits ({key}={getattr(config, key)}), which training here does not know"
+            )
 
 
 def packed_attention(

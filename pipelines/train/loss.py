@@ -57,17 +57,21 @@ class _FrozenHeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        boost = 1024.0 if hidden.dtype == torch.float16 else 1.0  # small gradients exist before the loss scale comes
         for index, targets, weights in zip(
             batch.trained.split(size), batch.targets.split(size), batch.weights.split(size), strict=True
         ):
             logits = hidden[index] @ weight.T
-            total += kernels_for(logits).cross_entropy_(logits, targets, weights) @ weights
+            total += kernels_for(logits).cross_entropy_(logits, targets, boost * weights) @ weights
             if gradient is not None:
                 gradient[index] = logits @ weight
         ctx.save_for_backward(gradient)
+        ctx.boost = boost
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None
+        for rows in gradient.split(2048):
+            rows.copy_(rows.float() * (grads[0] / ctx.boost))
+        return gradient, None, None

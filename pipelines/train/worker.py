@@ -23,7 +23,7 @@ from pipelines.model.start import start_eva, start_loftq, start_pissa
 from pipelines.recipe import Recipe
 from pipelines.storage import Store, explaining, local_base_dir
 from pipelines.train.agree import of_rank_0, together
-from pipelines.train.attention import PACKED
+from pipelines.train.attention import PACKED, check_base
 from pipelines.train.batch import MicroBatch, collate
 from pipelines.train.checkpoint import (
     ADAPTER_DIR,
@@ -187,6 +187,7 @@ class _Rank:
     def _build(self, device: torch.device, snapshot: Snapshot | None) -> tuple[Any, Any]:
         recipe = self._recipe
         base = load_base(recipe.model, str(device), PACKED)
+        check_base(base.config, self._plan.prepared.row_tokens)
         self._size = ModelSize.of(base)
         checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
         if recipe.train.method == "full":

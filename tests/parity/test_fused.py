@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
+from pipelines.contracts import UserError
 from pipelines.model.fp8 import to_fp8
 from pipelines.model.lora import attach, trainable
 from pipelines.recipe import LoraConfig
-from pipelines.train.attention import PACKED
+from pipelines.train.attention import PACKED, check_base
 from pipelines.train.batch import collate
 from pipelines.train.fused.layer import fuse
 from pipelines.train.loss import PackedLoss
@@ -129,6 +131,7 @@ def test_stacked_weights_are_the_modules_own() -> None:
         (LoraConfig(r=4, alpha=8, dropout=0.1), "dropout"),
         (LoraConfig(r=4, alpha=8, dora=True), "DoRA"),
         (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["down_proj"]), "trained whole"),
+        (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["norm"]), "norm is trained whole"),
     ],
 )
 def test_what_cannot_be_fused_says_why(lora: LoraConfig, reason: str) -> None:
@@ -175,3 +178,14 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
             losses[quantization] = float(loss_of(held)) / held.loss_tokens
     assert losses["none"] < 0.95 * np.log(512)
     assert losses["fp8"] == pytest.approx(losses["none"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"sliding_window": 64}, "data.row_tokens=64"), ({"final_logit_softcapping": 30.0}, "final_logit_softcapping")],
+)
+def test_a_base_that_computes_otherwise_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_base(SimpleNamespace(**settings), 128)
+    check_base(SimpleNamespace(sliding_window=64, use_sliding_window=False, logits_scaling=1.0), 128)
+    check_base(SimpleNamespace(sliding_window=4096), 128)

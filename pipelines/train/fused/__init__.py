@@ -33,6 +33,8 @@ def fuse_layers(model: Any, train: TrainConfig, device: torch.device) -> None:
     """
     from pipelines.train.fused.layer import fuse
 
+    if train.fused == "on" and train.method == "full":
+        raise UserError("train.fused=on trains adapters only, but train.method=full: set train.fused=auto")
     if train.fused == "off" or train.method == "full" or (train.fused == "auto" and device.type == "cpu"):
         return
     reason = fuse(model, train.zero != 3, str(train.gradient_checkpointing))

@@ -1,8 +1,8 @@
 """The two halves of a decoder layer, each a forward that says what its backward needs, and that backward.
 
 T = tokens, h = hidden, i = intermediate width, H / K = query / key-value heads, D = head size. A half's `forward` returns
-its output and what it would keep; without `whole` it stops before its last product, as recomputing wants. `backward`
-gives dx and the gradients of its adapters, in the order of `adapters`. The MLP's `backward` overwrites what was kept.
+its output and what it would keep; the MLP's, without `whole`, stops before its last product, as recomputing wants.
+`backward` gives dx and the gradients of its adapters, in the order of `adapters`. The MLP's overwrites what was kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AttentionHalf:
     def adapters(self) -> list[torch.Tensor]:
         return [*self._qkv.adapters(), *self._o.adapters()]
 
-    def forward(self, x: torch.Tensor, where: Where, whole: bool = True) -> tuple[torch.Tensor | None, Kept]:
+    def forward(self, x: torch.Tensor, where: Where) -> tuple[torch.Tensor, Kept]:
         """x [T, h] -> [T, h]."""
         normed, rstd = kernels_for(x).rms_norm(x, self._norm.weight, self._norm.variance_epsilon)
         qkv, low = self._qkv.forward(normed)
@@ -46,8 +46,6 @@ class AttentionHalf:
         turned = qkv[:, : (q.shape[1] + k.shape[1]) * q.shape[2]].unflatten(1, (-1, q.shape[2]))
         kernels_for(x).rotate(turned, turned, where.cos, where.sin)
         out, held = self._attend(qkv, where)
-        if not whole:
-            return None, (rstd, low, qkv, out, self._o.low(out), *held)
         y, low_o = self._o.forward(out)
         kernels_for(x).add_(y, self._o.added(low_o)[0], x)
         return y, (rstd, low, qkv, out, low_o, *held)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from pipelines.model.fp8 import ONE_INPUT
 from pipelines.model.frozen import kind_of
 from pipelines.model.kernels import kernels_for
 from pipelines.train.attention import SampleBounds
@@ -25,7 +26,7 @@ def fuse(model: Any, stack: bool, recompute: str) -> str:
     """
     base = model.get_base_model()
     layers = list(base.model.layers) if hasattr(base, "model") and hasattr(base.model, "layers") else []
-    reason = _misfit(base.config, layers)
+    reason = _misfit(base, layers)
     if reason:
         return reason
     for layer in layers:
@@ -100,30 +101,45 @@ class _Norm(torch.autograd.Function):
         return kernels_for(x).rms_norm_backward(grads[0].contiguous(), x, ctx.norm.weight, rstd, None), None
 
 
-def _misfit(config: Any, layers: list[Any]) -> str:
+def _misfit(base: Any, layers: list[Any]) -> str:
     """Why these layers cannot be fused, or ""."""
+    config, dtype = base.config, base.get_input_embeddings().weight.dtype
     if not layers or type(layers[0]).__name__ not in [f"{family}DecoderLayer" for family in _FAMILIES]:
         name = type(layers[0]).__name__ if layers else "this architecture"
         return f"{name} is not of the families {', '.join(_FAMILIES)}"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}, not silu"
+    size = layers[0].self_attn.head_dim
+    if size & (size - 1) and layers[0].input_layernorm.weight.is_cuda:
+        return f"its heads have {size} values, not a power of two"
     for layer in layers:
-        for part, names in _LINEARS.items():
-            for name in names:
-                reason = _odd_linear(getattr(getattr(layer, part), name))
-                if reason:
-                    return f"{part}.{name} {reason}"
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm, base.model.norm):
+            if hasattr(norm, "original_module") or norm.weight.requires_grad:
+                return "a norm is trained whole"
+        linears = {name: getattr(getattr(layer, part), name) for part, names in _LINEARS.items() for name in names}
+        for name, module in linears.items():
+            reason = _odd_linear(module, dtype)
+            if reason:
+                return f"{name} {reason}"
+        for names in ONE_INPUT:
+            if len({kind_of(_base_of(linears[name])) for name in names}) > 1:
+                return f"{', '.join(names)} are held in different ways"
     return ""
 
 
-def _odd_linear(module: Any) -> str:
+def _base_of(module: Any) -> Any:
+    return module.get_base_layer() if hasattr(module, "lora_A") else module
+
+
+def _odd_linear(module: Any, dtype: torch.dtype) -> str:
     """What makes an adapted (or plain) linear other than W0 x + scale B A x with a frozen W0, or ""."""
-    adapted = hasattr(module, "lora_A")
-    base = module.get_base_layer() if adapted else module
+    adapted, base = hasattr(module, "lora_A"), _base_of(module)
     if hasattr(module, "original_module") or (kind_of(base) and base.weight.requires_grad):
         return "is trained whole"
     if not kind_of(base):
         return f"is a {type(base).__name__}"
+    if kind_of(base) == "nf4" and base.compute_dtype not in (None, dtype):
+        return f"computes in {base.compute_dtype}, other than the model's {dtype}"
     if adapted and any(getattr(dropout, "p", 0.0) > 0 for dropout in module.lora_dropout.values()):
         return "has LoRA dropout"
     if adapted and any(getattr(module, "use_dora", {}).values()):
