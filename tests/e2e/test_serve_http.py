@@ -218,7 +218,7 @@ def test_a_client_that_leaves_frees_its_place(endpoint: Endpoint, client: openai
     assert counts()["finished"] == before["finished"]
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 15) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
