@@ -9,6 +9,7 @@ import io
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts import UserError, to_json
+from pipelines.contracts import UserError, digest_of, to_json
 from pipelines.data.filter import NUM_PERMUTATIONS, known, nearly_repeated, repeated
 from pipelines.data.lost import LostRows
 from pipelines.data.shards import SampleStore, Selection, write_all, write_shards
@@ -33,6 +34,7 @@ from pipelines.data.tokenize import (
     TRAIN,
 )
 from pipelines.recipe import DataConfig
+from pipelines.storage import Store
 
 LOST = {
     REJECTED: "rejected",
@@ -150,6 +152,10 @@ class Collector:
                 "or tool turns would be trained; the chat template of model.base marks answers that are none: mend it"
             )
 
+    def keeping_rejects(self, store: Store, key: str) -> AbstractContextManager[None]:
+        """See LostRows.kept_on_failure. The rejects threshold, which the inputs' `key` leaves out, is added to it."""
+        return self._lost.kept_on_failure(store, digest_of([key, self._config.max_rejects_share]))
+
     def finish(self, folder: Path) -> dict[str, Any]:
         """Write the shards, `heldout_samples.parquet` and `rejects.jsonl`; the facts of the artifact come back.
 
@@ -199,8 +205,9 @@ class Collector:
         if policy == "error" and (leaks.any() or self.counts["leaked"]):
             number = int(np.argmax(leaks)) if leaks.any() else None
             first = self._lost.first("leaked") if number is None else self._lost.origin(*self._place(train, number))
+            self._lose(train, leaks, "leaked", "its question is held out")
             raise UserError(
-                f"data.sources: {int(leaks.sum()) + self.counts['leaked']} training rows ask what is held out or in "
+                f"data.sources: {self.counts['leaked']} training rows ask what is held out or in "
                 f"data.benchmarks (first: {first}); mend the sources, or set data.leakage=drop"
             )
         self._lose(train, leaks, "leaked", "its question is held out")

@@ -171,7 +171,8 @@ def _write(
         with progress.bar("prepare rows") as advance:
             for table in tables:
                 advance(collector.add(table))
-        facts = collector.finish(folder)
+        with collector.keeping_rejects(store, inputs.key):
+            facts = collector.finish(folder)
     facts["sources"] = [
         {"file": PurePosixPath(file.path).name, "source": file.source, "num_bytes": file.num_bytes, "sha256": digest}
         for file, digest in zip(inputs.files, inputs.digests, strict=True)

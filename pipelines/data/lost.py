@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +18,10 @@ from pipelines.contracts import UserError
 from pipelines.data.raw import printable
 from pipelines.data.sources import Chunk, lines_between
 from pipelines.recipe import DataConfig
+from pipelines.storage import Store
 
+KIND = "rejects"  # of the rows of a stage that failed; a finished one has them in its own artifact
+FILE = "rejects.jsonl"
 _MAX_KINDS = 10_000
 
 
@@ -64,6 +69,19 @@ class LostRows:
     def check_rejects(self, counts: Mapping[str, int], config: DataConfig) -> None:
         self._out.flush()
         check_rejects(counts, lambda: self.path, config)
+
+    @contextmanager
+    def kept_on_failure(self, store: Store, key: str) -> Iterator[None]:
+        """Put what was written so far into the store when a UserError ends the stage, and say in it where that is."""
+        try:
+            yield
+        except UserError as error:
+            self._out.flush()
+            if not self.path.stat().st_size:
+                raise
+            with store.writing(KIND, key) as draft:
+                shutil.copyfile(self.path, draft.path / FILE)
+            raise UserError(f"{error}; all lost rows: {store.folder(KIND, key)}/{FILE}") from error
 
     def origin(self, chunk: int, row: int) -> str:
         """`file:line` of a row."""

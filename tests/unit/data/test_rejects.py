@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -181,6 +183,37 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(pocket_base, sto
         with pytest.raises(UserError, match=r"2 of 22 rows cannot be used: .*rows.jsonl:21.*max_rejects_share=0.05"):
             find()
     assert prepared_of(strict, store, made.ref.digest) == made
+
+
+@pytest.mark.parametrize(
+    ("more", "settings", "reason", "fates"),
+    [
+        ([], {"max_rejects_share": 0.05}, "rows cannot be used", {"rejected": 2}),
+        (["Say 3"], {"max_rejects_share": 0.2}, "1 training rows ask what is held out", {"rejected": 2, "leaked": 1}),
+        (
+            [],
+            {"max_rejects_share": 0.2, "keep": ["answer_chars > 999"]},
+            "no row left",
+            {"rejected": 2, "filtered": 20},
+        ),
+    ],
+)
+def test_a_stage_that_fails_leaves_its_rejects_where_it_says(
+    pocket_base, store, tmp_path, few_bad, serially, more, settings, reason, fates
+):
+    recipe = recipe_for(pocket_base, few_bad, heldout_share=0, **settings)
+    if more:
+        (tmp_path / "asked.jsonl").write_bytes(b"\n".join(row(instruction=each, output="x") for each in more))
+        sources = [str(few_bad), {"path": str(tmp_path / "asked.jsonl"), "split": "heldout"}]
+        recipe = recipe_for(pocket_base, few_bad, **{"sources": sources, "heldout_share": 0, **settings})
+    for _ in range(2):  # the second time they are there already
+        with pytest.raises(UserError, match=f"{reason}.*; all lost rows: .*/rejects/.*/rejects.jsonl$") as error:
+            prepare(recipe, store, SILENT, serially)
+    path = Path(str(error.value).rpartition("rows: ")[2])
+    lost = [json.loads(line) for line in path.read_text().splitlines()]
+    assert Counter(line["fate"] for line in lost) == fates and "\n" not in str(error.value)
+    assert {"rows.jsonl:21", "rows.jsonl:22"} <= {line["origin"] for line in lost}
+    assert not store.list("prepared")
 
 
 def test_a_bad_element_of_an_array_costs_that_element(ray_cluster, pocket_base, store, tmp_path):
