@@ -17,7 +17,6 @@ import queue
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -40,7 +39,6 @@ class Arm:
     recompute: str = "off"
     fused: str = "on"
     trained: float = 1.0
-    optimizer: str = "adamw"
     learnable: bool = False
     steps: int | None = None
     peer: str = ""
@@ -158,9 +156,10 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
             traced.step()
 
     vocabulary = SHAPES[arm.shape]["vocab_size"]
-    rows = (random_row(i, arm.tokens, vocabulary, arm.trained, arm.learnable) for i in range(10**9))
-    ready = _ahead(rows, schedule.num_steps * arm.packs)
-    train_steps(engine, schedule, ready, 0, on_step)
+    # All rows are there before the first step, so that making random tokens is not measured.
+    count = schedule.num_steps * arm.packs
+    rows = [random_row(i, arm.tokens, vocabulary, arm.trained, arm.learnable) for i in range(count)]
+    train_steps(engine, schedule, iter(rows), 0, on_step)
     seconds = _seconds(marks, device)[WARM_UP:]
     per_s = arm.tokens * arm.packs / float(np.median(seconds))
     if traced:
@@ -174,11 +173,6 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ahead(rows: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
-    """Rows that are there before the first step, so that making random tokens is not measured."""
-    return iter([next(rows) for _ in range(count)])
-
-
 def _schedule(arm: Arm) -> Any:
     from pipelines.sections import TrainConfig
     from pipelines.train.loop import Schedule
@@ -186,7 +180,7 @@ def _schedule(arm: Arm) -> Any:
     assert arm.steps
     settings = {
         "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 5e-4 if arm.learnable else 2e-4,
-        "optimizer": arm.optimizer, "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "constant",
+        "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)
     return Schedule(arm.steps * arm.packs, config)

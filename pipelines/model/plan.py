@@ -24,6 +24,8 @@ _BITS = {"nf4": 4.13, "int8": 8.02, "fp8": 16.02}  # a weight with its quantizat
 _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _RESERVE = 1.15  # fragmentation, the CUDA context and what this page leaves out
 _STAGES = (0, 1, 2, 3)
+FUSED_FAMILIES = ("llama", "mistral", "qwen2")
+"""Model types whose decoder layers have a fused form."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _fuses(recipe: Recipe, shape: Shape) -> bool:
     import torch
 
     lora, train = recipe.lora, recipe.train
-    if shape.family not in ("llama", "mistral", "qwen2") or "lm_head" in shape.trainable or lora.modules_to_save:
+    if shape.family not in FUSED_FAMILIES or "lm_head" in shape.trainable or lora.modules_to_save:
         return False
     fits = train.method == "lora" and not (lora.dropout or lora.dora or recipe.model.quantization == "int8")
     return fits and (train.fused == "on" or (train.fused == "auto" and torch.cuda.is_available()))

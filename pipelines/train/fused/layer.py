@@ -10,10 +10,10 @@ import torch
 from pipelines.model.fp8 import ONE_INPUT
 from pipelines.model.frozen import kind_of
 from pipelines.model.kernels import kernels_for
+from pipelines.model.plan import FUSED_FAMILIES
 from pipelines.train.attention import SampleBounds
 from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where
 
-_FAMILIES = ("Llama", "Mistral", "Qwen2")
 _LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
@@ -104,9 +104,8 @@ class _Norm(torch.autograd.Function):
 def _misfit(base: Any, layers: list[Any]) -> str:
     """Why these layers cannot be fused, or ""."""
     config, dtype = base.config, base.get_input_embeddings().weight.dtype
-    if not layers or type(layers[0]).__name__ not in [f"{family}DecoderLayer" for family in _FAMILIES]:
-        name = type(layers[0]).__name__ if layers else "this architecture"
-        return f"{name} is not of the families {', '.join(_FAMILIES)}"
+    if not layers or config.model_type not in FUSED_FAMILIES:
+        return f"{config.model_type} is none of {', '.join(FUSED_FAMILIES)}"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}, not silu"
     size = layers[0].self_attn.head_dim
