@@ -8,91 +8,38 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+from pipelines.chat.plan import Layout, Plan, PlannedAnswer
 from pipelines.chat.template import (
     CONTENT_OPEN,
     GENERATION_CLOSE,
     GENERATION_OPEN,
     TURN_BASE,
     ChatTemplate,
+    MarkedText,
     Messages,
     Span,
     TemplateError,
     mark_content,
     parse_marks,
 )
-from pipelines.chat.trace import AS_IS, LSTRIP, RSTRIP, STRIP, Absence, Trace, Tracer
+from pipelines.chat.trace import Trace, Tracer
 
-_TRIM = {STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
 _PLACEHOLDER = "the answer"
 _PROOFS = ("text {} of a turn.", "\n text {} of a turn \t\n")  # white space shows what a template trims
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A rendered text; `trained` holds (turn, start, end), `contents` what came from messages, all in characters.
+class _Run(NamedTuple):
+    """One run of the template: what it was given, and the text that it wrote."""
 
-    `contents` is None where the template hides it. `others` is what of it other than assistant turns said.
-    """
-
+    messages: Messages
+    tools: Sequence[Any]
+    prompt: bool
     text: str
-    trained: tuple[tuple[int, int, int], ...]
-    contents: tuple[Span, ...] | None
-    others: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class PlannedAnswer:
-    """The pieces `first:last` of an answer, with `lead` characters of the piece before and `tail` of the next."""
-
-    turn: int
-    first: int
-    last: int
-    lead: int = 0
-    tail: int = 0
-    tail_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Fixed pieces and slots (turn, mode), and where the answers lie among them."""
-
-    pieces: tuple[str | tuple[int, str], ...]
-    answers: tuple[PlannedAnswer, ...]
-    absent: tuple[Absence, ...]
-
-    def fits(self, contents: Sequence[str]) -> bool:
-        return all(absence.holds(contents[absence.turn]) for absence in self.absent)
-
-    @functools.cached_property
-    def _slots(self) -> list[tuple[int, int, str]]:
-        return [(i, *piece) for i, piece in enumerate(self.pieces) if not isinstance(piece, str)]
-
-    @functools.cached_property
-    def others(self) -> list[int]:
-        """The pieces that hold what turns other than the assistant's said."""
-        answering = {answer.turn for answer in self.answers}
-        return [i for i, turn, _ in self._slots if turn not in answering]
-
-    def texts(self, contents: Sequence[str]) -> list[str]:
-        """The pieces with the contents in them; their concatenation is the render."""
-        texts: list[Any] = [*self.pieces]
-        for i, turn, mode in self._slots:
-            texts[i] = contents[turn] if mode == AS_IS else _TRIM[mode](contents[turn])
-        return texts
-
-    def layout(self, contents: Sequence[str]) -> Layout:
-        texts = self.texts(contents)
-        at = [0, *itertools.accumulate(map(len, texts))]
-        slots = tuple((at[i], at[i + 1]) for i, piece in enumerate(self.pieces) if type(piece) is not str)
-        trained = tuple((x.turn, at[x.first] - x.lead, at[x.last] + x.tail) for x in self.answers)
-        return Layout("".join(texts), trained, slots, tuple((at[i], at[i + 1]) for i in self.others))
 
 
 class Layouter:
@@ -116,14 +63,13 @@ class Layouter:
         """Run the template on the messages. Raises TemplateError when it refuses them or hides an answer."""
         found = self._template.render(messages, tools, prompt)
         inside = self._template.find_contents(messages, tools, found.text, prompt)
-        turns = [] if prompt else [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        spans = self._marked_answers(found.text, found.generations, messages, turns, tools)
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        run = _Run(messages, tools, prompt, found.text)
+        spans = self._marked_answers(found.text, found.generations, messages, turns)
         if spans is None:
-            spans = [self._unmarked_answer(found.text, inside.get(i), messages, i, tools) for i in turns]
-        headers = [self._prompt_before(found.text, messages, i, tools) for i in turns]
-        trained = tuple(
-            (i, _start(found.text, header, a), self._with_stop(found.text, a, b, inside.get(i)))
-            for i, header, (a, b) in zip(turns, headers, spans, strict=True)
+            spans = [self._unmarked_answer(run, i, inside.get(i)) for i in turns]
+        trained = (
+            () if prompt else tuple(self._trained(run, i, s, inside.get(i)) for i, s in zip(turns, spans, strict=True))
         )
         hidden = any(m["content"].strip() and i not in inside for i, m in enumerate(messages) if i not in turns)
         answers = [
@@ -131,6 +77,10 @@ class Layouter:
         ]
         others = tuple(span for i, span in inside.items() if i not in turns)
         return Layout(found.text, trained, None if hidden else tuple(sorted([*inside.values(), *answers])), others)
+
+    def _trained(self, run: _Run, turn: int, span: Span, content: Span | None) -> tuple[int, int, int]:
+        header = self._prompt_before(run, turn)
+        return turn, _start(run.text, header, span[0]), self._with_stop(run.text, *span, content)
 
     def _without_stop(self, text: str, start: int, end: int) -> Span:
         return start, end - len(self.stop) if self.stop and text.endswith(self.stop, start, end) else end
@@ -146,7 +96,7 @@ class Layouter:
         return end
 
     def _marked_answers(
-        self, text: str, spans: Sequence[Span], messages: Messages, turns: Sequence[int], tools: Sequence[Any]
+        self, text: str, spans: Sequence[Span], messages: Messages, turns: Sequence[int]
     ) -> list[Span] | None:
         """The generation blocks' spans if they are the answers: one a turn, holding its text, and no prompt."""
         if len(spans) != len(turns) or not turns:
@@ -159,33 +109,57 @@ class Layouter:
             checked.append((start, end))
         return checked
 
-    def _prompt_before(self, text: str, messages: Messages, turn: int, tools: Sequence[Any]) -> int | None:
+    def _prompt_before(self, run: _Run, turn: int) -> int | None:
         """Length of the generation prompt of a turn when the whole render begins with it."""
-        try:
-            prompt = self._template.render(messages[:turn], tools, prompt=True).text
-        except TemplateError:  # many templates refuse to answer nothing
-            return None
-        return len(prompt) if text.startswith(prompt) else None
+        prompt = self._rendered(run.messages[:turn], run.tools, True)  # many templates refuse to answer nothing
+        return len(prompt) if prompt is not None and run.text.startswith(prompt) else None
 
-    def _unmarked_answer(
-        self, text: str, content: Span | None, messages: Messages, turn: int, tools: Sequence[Any]
-    ) -> Span:
-        """An answer's span without marks: its content, or all between its generation prompt and the end of its turn."""
-        if content is not None and not messages[turn].get("tool_calls"):
-            return content
-        mark = mark_content({"role": "assistant", "content": _PLACEHOLDER}, turn)
-        stand_in = [*messages[:turn], mark, *messages[turn + 1 :]]
+    def _rendered(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str | None:
         try:
-            other = parse_marks(self._template.render_raw(stand_in, tools, False))
+            return self._template.render(messages, tools, prompt).text
         except TemplateError:
-            other = None
-        start = self._prompt_before(text, messages, turn, tools)
-        if other is None or turn not in other.contents or start is None:
+            return None
+
+    def _unmarked_answer(self, run: _Run, turn: int, content: Span | None) -> Span:
+        """An answer's span without marks: its content or, where the template cut that or added calls, all from its
+        generation prompt, or from behind a thought that the template inserts there, to the end of its turn.
+        """
+        if content is not None and not run.messages[turn].get("tool_calls"):
+            return content
+        start, end = self._start_of(run, turn, content), None
+        if start is not None:
+            end = self._end_of(run, turn, start)
+        if start is None or end is None:
             raise TemplateError("the chat template's render does not show where an assistant turn's text lies")
-        after = other.text[other.contents[turn][1] :]
-        if not text.endswith(after) or len(text) - len(after) < start:
-            raise TemplateError("the chat template's render does not show where an assistant turn's text ends")
-        return start, len(text) - len(after)
+        return start, end
+
+    def _start_of(self, run: _Run, turn: int, content: Span | None) -> int | None:
+        if content is not None:
+            return content[0]
+        other = self._with_placeholder(run, turn, {**run.messages[turn], "content": _PLACEHOLDER})
+        before = other.text[: other.contents[turn][0]] if other else None
+        # A thought that the turn itself has makes the two differ, so all behind the prompt is the answer's.
+        return len(before) if before and run.text.startswith(before) else self._prompt_before(run, turn)
+
+    def _end_of(self, run: _Run, turn: int, start: int) -> int | None:
+        """By what follows a plain answer in the turn's place; where the template takes none, by what it writes up to it."""
+        other = self._with_placeholder(run, turn, {"role": "assistant", "content": _PLACEHOLDER})
+        after = other.text[other.contents[turn][1] :] if other else None
+        if after is not None and run.text.endswith(after) and len(run.text) - len(after) >= start:
+            return len(run.text) - len(after)
+        upto = self._rendered(run.messages[: turn + 1], run.tools, False)
+        if upto is None or not run.text.startswith(upto) or len(upto) < start:
+            return None
+        stop = upto.rfind(self.stop, start) if self.stop else -1
+        return len(upto) if stop < 0 else stop
+
+    def _with_placeholder(self, run: _Run, turn: int, message: Mapping[str, Any]) -> MarkedText | None:
+        messages = [*run.messages[:turn], mark_content(message, turn), *run.messages[turn + 1 :]]
+        try:
+            other = parse_marks(self._template.render_raw(messages, run.tools, run.prompt))
+        except TemplateError:
+            return None
+        return other if turn in other.contents else None
 
     # -- plans ---------------------------------------------------------------------------------------------------
 

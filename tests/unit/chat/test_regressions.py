@@ -78,6 +78,41 @@ def test_a_thought_is_trained_in_the_last_turn_and_an_inserted_one_never(rendere
         assert list(renderer.render(conversation).input_ids) == list(reference)
 
 
+THOUGHT = "<think>\nhm\n</think>\n\n"
+CALLED = '\n<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call><|im_end|>'
+
+
+@pytest.mark.parametrize(
+    ("content", "trained"),
+    [
+        ("", CALLED),
+        ("I look", f"I look{CALLED}"),
+        ("\nI look", f"I look{CALLED}"),
+        (f"{THOUGHT}I look", f"{THOUGHT}I look{CALLED}"),
+        (THOUGHT, f"{THOUGHT}{CALLED}"),
+        ("<think>\n\n</think>\n\nI look", f"I look{CALLED}"),
+    ],
+)
+def test_a_thought_that_a_template_inserts_before_a_tool_call_is_not_trained(
+    renderer_of, reference_of, content, trained
+):
+    """Where a conversation ends in a call, the template writes an empty thought unless the turn has one."""
+    conversation = Conversation((Turn("user", "a"), Turn("assistant", content, tool_calls=(CALL,))), (TOOL,))
+    text = renderer_of("qwen_thinking").text(conversation)
+    assert text.count("<think>") == 1
+    assert spelled(renderer_of("qwen_thinking"), conversation) == trained
+
+
+def test_an_inserted_thought_is_not_trained_when_the_template_cuts_the_answer(renderer_of):
+    """`\\n2` loses its line break to the template, so its text is not found as it was."""
+    for answer, trained in (
+        ("\n2 ", "2 <|im_end|>"),
+        ("\n\n2", "2<|im_end|>"),
+        ("\n<think>\n\n</think>\n2", "2<|im_end|>"),
+    ):
+        assert spelled(renderer_of("qwen_thinking"), talk(("user", "a"), ("assistant", answer))) == trained
+
+
 @pytest.mark.parametrize("family", ["chatml", "qwen_thinking", "llama2", "gemma", "pocket"])
 def test_tool_calls_are_trained_and_results_are_not(renderer_of, family):
     """Also by templates that know nothing of tools: these get calls, results and the list of tools as text."""
