@@ -8,6 +8,7 @@ manifest with step, metrics and what a resumed run must know, written last.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -23,13 +24,16 @@ from pipelines.contracts import Checkpoint, UserError, digest_of, short
 from pipelines.model.full import audit_full, save_full
 from pipelines.model.lora import audit_adapter, save_adapter, saved_name
 from pipelines.model.start import as_plain_lora
-from pipelines.storage import Store, remove, verify
+from pipelines.storage import MANIFEST, Artifact, Store, remove, verify
+from pipelines.storage.folders import scratch_folder
 from pipelines.train.engine import OptimizerState
 
 STATE_FILE = "state.safetensors"
 ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
 _GROUPS = ("weights", "exp_avg", "exp_avg_sq")
+_NAME, _LEFTOVER = re.compile(r"[0-9a-f]{12}"), re.compile(r"\.tmp-([0-9a-f]{12})-.*")
+_SEAL = "seal"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ def write_checkpoint(folder: Path, model: Any, base: str, snapshot: Snapshot) ->
     return facts | {"updates": state.step, "scaler": state.scaler, "finished": snapshot.finished}
 
 
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts with a digest of them, since a manifest holds the sha256 of every file but of itself."""
+    return {**facts, _SEAL: digest_of(facts)}
+
+
 def checkpoint_key(run_id: str, step: int) -> str:
     """The key of a run's checkpoint at a step."""
     return digest_of({"run": run_id, "step": step})
@@ -103,16 +112,14 @@ def check_space(store: Store, num_trained: int) -> None:
 
 
 def list_checkpoints(store: Store, run_id: str) -> list[Checkpoint]:
-    """The run's whole checkpoints, oldest step first."""
-    found = store.list(checkpoint_kind(run_id))
-    made = [Checkpoint(a.ref, a.facts["run_id"], a.facts["step"], a.facts["metrics"]) for a in found]
-    return sorted(made, key=lambda checkpoint: checkpoint.step)
+    """The run's checkpoints whose manifest is sound, oldest step first; their other files are not read."""
+    return _readable(store, run_id)[0]
 
 
 def newest_sound(store: Store, run_id: str) -> tuple[Checkpoint | None, list[str]]:
-    """The last checkpoint whose every byte matches its manifest, and a line for each newer one that does not."""
-    damaged = []
-    for checkpoint in reversed(list_checkpoints(store, run_id)):
+    """The last checkpoint whose every byte matches its manifest, and a line for each that is left out for damage."""
+    readable, damaged = _readable(store, run_id)
+    for checkpoint in reversed(readable):
         try:
             verify(store.local_dir(checkpoint.ref))
         except UserError as error:
@@ -120,6 +127,37 @@ def newest_sound(store: Store, run_id: str) -> tuple[Checkpoint | None, list[str
             continue
         return checkpoint, damaged
     return None, damaged
+
+
+def _readable(store: Store, run_id: str) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints whose manifest is sound, oldest step first, and a line for each other one."""
+    kind, found, damaged = checkpoint_kind(run_id), [], []
+    for name in filter(_NAME.fullmatch, store.names(kind)):
+        uri = f"{store.uri}/{kind}/{name}"
+        artifact = store.read(uri)
+        if artifact and _manifest_is_sound(artifact, run_id):
+            facts = artifact.facts
+            found.append(Checkpoint(artifact.ref, facts["run_id"], facts["step"], facts["metrics"]))
+        else:
+            damaged.append(f"{name} is left out: {_what_is_wrong(Path(uri))}")
+    return sorted(found, key=lambda checkpoint: checkpoint.step), damaged
+
+
+def _manifest_is_sound(artifact: Artifact, run_id: str) -> bool:
+    ref, facts = artifact.ref, dict(artifact.facts)
+    seal, files = facts.pop(_SEAL, None), {name: file.get("sha256") for name, file in artifact.files.items()}
+    identity = {"kind": ref.kind, "parents": ref.parents, "files": files}
+    if seal != digest_of(facts) or ref.digest != digest_of(identity):
+        return False
+    return facts["run_id"] == run_id and ref.key == checkpoint_key(run_id, facts["step"])
+
+
+def _what_is_wrong(folder: Path) -> str:
+    try:
+        verify(folder)
+    except UserError as error:
+        return str(error)
+    return f"{folder / MANIFEST}: does not say what was written; the file is damaged"
 
 
 def sound_at(store: Store, run_id: str, step: int) -> Checkpoint:
@@ -149,20 +187,33 @@ def load_snapshot(store: Store, checkpoint: Checkpoint) -> Snapshot:
     )
 
 
-def drop_damaged(store: Store, run_id: str, after_step: int) -> None:
-    """Delete the checkpoints after the one that a run goes on from: they are damaged and would stand in the way."""
-    for checkpoint in list_checkpoints(store, run_id):
-        if checkpoint.step > after_step and store.is_local:
-            remove(Path(checkpoint.ref.uri))
+def clear_way(store: Store, run_id: str, after_step: int) -> None:
+    """Delete what lies in the way of a run that goes on from `after_step`, once no other process writes it.
+
+    That are the checkpoints after that step and those whose manifest is damaged, and what killed writers left hidden.
+    """
+    if not store.is_local:
+        return
+    root = Path(store.uri) / checkpoint_kind(run_id)
+    sound = {Path(c.ref.uri) for c in list_checkpoints(store, run_id) if c.step <= after_step}
+    for path in list(root.iterdir()) if root.exists() else ():
+        leftover = _LEFTOVER.fullmatch(path.name)
+        if leftover:
+            with scratch_folder(root, leftover[1]):  # which deletes what nobody writes any more
+                pass
+        elif _NAME.fullmatch(path.name) and path not in sound:
+            remove(path)
+    remove(root / "nothing")  # and with it what is left of earlier deletions
 
 
 def sweep(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
     """Delete what is not worth keeping; returns the kept, best held-out loss first.
 
-    Kept are the `keep` best by held-out loss and the last one, from which a run goes on. Only local stores are swept.
+    Kept are the `keep` best by held-out loss, of equal ones the latest, and the last one, from which a run goes on. Only
+    local stores are swept.
     """
     made = list_checkpoints(store, run_id)
-    best = sorted(made, key=heldout_of)[:keep]
+    best = sorted(made, key=lambda checkpoint: (heldout_of(checkpoint), -checkpoint.step))[:keep]
     kept = best + [c for c in made[-1:] if c not in best]
     for checkpoint in made:
         if checkpoint not in kept and store.is_local:

@@ -1,4 +1,4 @@
-"""Which workers of a run ended early or will: written by Ray Train's controller and rank 0, read by who follows the run."""
+"""Which workers of a run ended early or will, and what was damaged: written by Ray Train's controller and rank 0, read by who follows."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ class FailureLog:
         """The nodes of these ranks will be taken away."""
         self._write({"announced": sorted(ranks), "in_s": None if math.isinf(seconds_left) else round(seconds_left)})
 
+    def damaged(self, line: str) -> None:
+        """A checkpoint is left out, because it is not what was written."""
+        self._write({"damaged": line})
+
     def _write(self, news: Mapping[str, object]) -> None:
         if news != self._last:
             self._last = news
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a") as stream:
                 stream.write(json.dumps(news) + "\n")
 
@@ -43,5 +48,7 @@ def read_failures(folder: Path) -> list[str]:
 def _describe(news: Mapping[str, Any]) -> str:
     if "failed" in news:
         return f"failed: {'; '.join(f'worker {rank}: {reason}' for rank, reason in news['failed'].items())}"
+    if "damaged" in news:
+        return f"checkpoint damaged, {news['damaged']}"
     who, when = ", ".join(map(str, news["announced"])), "soon" if news["in_s"] is None else f"in {news['in_s']} s"
     return f"the node of worker {who} will be taken away {when}; this does not count as a failure"

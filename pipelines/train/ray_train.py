@@ -28,7 +28,15 @@ from pipelines.contracts import (
 from pipelines.model.base import base_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.storage import Artifact, Store, claimed, explaining
-from pipelines.train.checkpoint import checkpoint_kind, largest_bytes, list_checkpoints, newest_sound, sweep
+from pipelines.train.checkpoint import (
+    checkpoint_kind,
+    clear_way,
+    heldout_of,
+    largest_bytes,
+    list_checkpoints,
+    newest_sound,
+    sweep,
+)
 from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
 from pipelines.train.loop import Schedule
@@ -92,6 +100,7 @@ def train(
         started_at, damaged = newest_sound(store, run_id)
         for line in damaged:
             progress.note(f"train: checkpoint damaged, {line}")
+        clear_way(store, run_id, started_at.step if started_at else 0)
         if started_at:
             progress.note(f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}")
         with Following(folder, schedule.num_steps, progress):
@@ -135,7 +144,9 @@ def find_run(recipe: Recipe, store: Store, prepared: PreparedDataset) -> Trainin
 
 def _summary(run: TrainingRun) -> str:
     best = run.best
-    return f"{run.num_steps} steps, held-out loss {best.metrics['heldout_loss']:.4f} at step {best.step} -> {best.ref.name}"
+    loss = heldout_of(best)
+    said = f"held-out loss {loss:.4f}" if math.isfinite(loss) else "no held-out loss; the last one is kept,"
+    return f"{run.num_steps} steps, {said} at step {best.step} -> {best.ref.name}"
 
 
 def run_from(artifact: Artifact) -> TrainingRun:

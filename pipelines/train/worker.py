@@ -32,14 +32,16 @@ from pipelines.train.checkpoint import (
     checkpoint_bytes,
     checkpoint_key,
     checkpoint_kind,
-    drop_damaged,
+    clear_way,
     load_snapshot,
     newest_sound,
+    sealed,
     sound_at,
     sweep,
     write_checkpoint,
 )
 from pipelines.train.engine import DeepSpeedEngine
+from pipelines.train.failures import FailureLog
 from pipelines.train.fused import checkpoint_gradients, fuse_layers
 from pipelines.train.loop import Schedule, heldout_loss, train_steps
 from pipelines.train.meter import Meter, ModelSize, matmul_rate
@@ -131,12 +133,14 @@ class _Rank:
             self._engine.restore(snapshot.state)
             self._history = [*snapshot.history, snapshot.metrics]
         if self._engine.rank == 0:
-            drop_damaged(plan.store, plan.run_id, self._first_step)
+            clear_way(plan.store, plan.run_id, self._first_step)
 
     def _agreed_start(self, device: torch.device) -> Snapshot | None:
         """The checkpoint from which all ranks go on: the newest that rank 0 finds sound."""
         store, run_id = self._store, self._plan.run_id
-        mine, _ = newest_sound(store, run_id) if torch.distributed.get_rank() == 0 else (None, ())
+        mine, damaged = newest_sound(store, run_id) if torch.distributed.get_rank() == 0 else (None, [])
+        for line in damaged:
+            FailureLog(self._plan.folder).damaged(line)
         step = of_rank_0(mine.step if mine else 0, device)
         with together(device):
             return load_snapshot(store, mine or sound_at(store, run_id, step)) if step else None
@@ -242,7 +246,7 @@ class _Rank:
         with plan.store.writing(kind, checkpoint_key(plan.run_id, snapshot.step), plan.parents) as draft:
             facts = write_checkpoint(draft.path, self._model, self._base, snapshot)
             self._compare_reloaded(draft.path / ADAPTER_DIR)
-            draft.facts = {"run_id": plan.run_id, **facts}
+            draft.facts = sealed({"run_id": plan.run_id, **facts})
         assert draft.ref is not None
         sweep(plan.store, plan.run_id, self._recipe.train.keep)
         return Checkpoint(draft.ref, plan.run_id, snapshot.step, dict(snapshot.metrics))

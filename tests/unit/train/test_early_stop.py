@@ -9,7 +9,7 @@ import pytest
 from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
 from pipelines.recipe import parse_recipe
 from pipelines.storage import Store
-from pipelines.train.checkpoint import checkpoint_key, checkpoint_kind, heldout_of, list_checkpoints, sweep
+from pipelines.train.checkpoint import checkpoint_key, checkpoint_kind, heldout_of, list_checkpoints, sealed, sweep
 from pipelines.train.ray_train import train
 from pipelines.train.worker import _stale
 
@@ -45,7 +45,7 @@ def test_the_best_checkpoint_outlives_those_that_came_after_it(store: Store) -> 
     for step, loss in losses.items():
         with store.writing(checkpoint_kind(RUN), checkpoint_key(RUN, step)) as draft:
             (draft.path / "state").write_text(str(step))
-            draft.facts = {"run_id": RUN, "step": step, "metrics": {"heldout_loss": loss}}
+            draft.facts = sealed({"run_id": RUN, "step": step, "metrics": {"heldout_loss": loss}})
         kept = sweep(store, RUN, keep=1)
         assert heldout_of(kept[0]) == min(v for s, v in losses.items() if s <= step), "the first is the best so far"
     assert [c.step for c in list_checkpoints(store, RUN)] == [20, 40], "the best, and the last to go on from"
