@@ -3,16 +3,20 @@
     python -m tests.golden.compare            every curve against its file; exit code 1 unless identical
     python -m tests.golden.compare --write    write them anew, after a change that is meant to be numerical
 
-One worker, one thread, fp32. The same machine gives the same bits; another processor may differ in the last ones.
+One worker, one thread, fp32. The same processor with the same torch gives the same bits; another may differ in the last ones,
+so `made_on.json` says where the curves were written, and there the tests ask for every bit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from tests.chaos.harness import Alone, plan_of, prepared_dataset
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+MADE_ON = "made_on.json"
 CURVES: dict[str, tuple[str, list[str]]] = {
     "lora": ("pocket_lora_person_cpu.yaml", []),
     "qlora_rslora_dropout": (
@@ -44,6 +49,23 @@ def curves(folder: Path) -> dict[str, list[dict[str, float]]]:
 def golden() -> dict[str, list[dict[str, float]]]:
     """The curves as they were written."""
     return {name: json.loads((HERE / f"{name}.json").read_text()) for name in CURVES}
+
+
+def this_machine() -> dict[str, str]:
+    """What decides the last bits: the processor with what it can do, and the library that computes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = " ".join(sorted(known.get("flags", known.get("Features", "")).split()))
+    processor = f"{platform.machine()} {known.get('model name', '')} {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+    return {"processor": processor, "torch": version("torch")}
+
+
+def same_machine() -> bool:
+    """Whether the curves in the repository were written on a machine like this one."""
+    return json.loads((HERE / MADE_ON).read_text()) == this_machine()
 
 
 def largest_difference(name: str, now: list[dict[str, float]], then: list[dict[str, float]]) -> tuple[float, int, str]:
@@ -83,7 +105,10 @@ def main() -> int:
     if "--write" in sys.argv[1:]:
         for name, steps in now.items():
             (HERE / f"{name}.json").write_text(json.dumps(steps, indent=1) + "\n")
+        (HERE / MADE_ON).write_text(json.dumps(this_machine(), indent=1) + "\n")
         return 0
+    if not same_machine():
+        print("written on another processor or with another torch: the last digits may differ")
     worst = 0.0
     for name, then in golden().items():
         difference, step, key = largest_difference(name, now[name], then)
