@@ -7,7 +7,9 @@ alpha / sqrt(r) when rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732). B s
 from __future__ import annotations
 
 import copy
+import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +33,8 @@ PRESETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj
 def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     """Put a fresh trainable adapter on a frozen base; A is drawn from `seed`, B is zero, both fp32.
 
-    Raises UserError when `lora.targets` names no module of the model.
+    Raises UserError for a name of `lora.targets`, `modules_to_save` or a pattern that means no module of the model, of
+    which PEFT says nothing as long as another one does, and for a rank that a layer cannot have.
     """
     import peft
     import torch
@@ -49,23 +52,61 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
         modules_to_save=config.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
-    missing = [
-        m for m in config.modules_to_save if not any(n.rsplit(".", 1)[-1] == m for n, _ in model.named_modules())
-    ]
-    if missing:
-        raise UserError(f"lora.modules_to_save={config.modules_to_save!r}: the base has no module {missing[0]!r}")
+    _check_names(model, config, targets)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
-        known = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(
-            f"lora.targets={config.targets!r} matches no module of the base; its linear modules are {', '.join(known)}"
+            f"lora.targets={config.targets!r} cannot be adapted: {' '.join(str(error).split())}; {_linears(model)}"
         ) from error
+    _check_layers(adapted, config)
     for parameter in trainable(adapted).values():
         parameter.data = parameter.data.float()
     return cast("PeftModel", adapted)
+
+
+def _check_names(model: PreTrainedModel, config: LoraConfig, targets: str | list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    given = {"targets": [] if isinstance(targets, str) else targets, "modules_to_save": config.modules_to_save}
+    for key, wanted in given.items():
+        for name in wanted:
+            if not any(f".{known}".endswith(f".{name}") for known in names):
+                near = difflib.get_close_matches(name, {known.rsplit(".", 1)[-1] for known in names}, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; {_linears(model)}"
+                raise UserError(f"lora.{key}={getattr(config, key)!r}: the base has no module {name!r}{hint}")
+    for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for name, value in pattern.items():
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise UserError(f"lora.{key}: {name!r} is no regular expression ({error})") from error
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"lora.{key}: {name}: {value} given, must be greater than 0")
+
+
+def _linears(model: PreTrainedModel) -> str:
+    import torch
+
+    known = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+    return f"its linear modules are {', '.join(known)}"
+
+
+def _check_layers(model: PeftModel, config: LoraConfig) -> None:
+    layers: dict[str, Any] = {n: m for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
+    for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for name in pattern:
+            if not any(re.match(rf"(.*\.)?({name})$", layer) for layer in layers):
+                known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+                raise UserError(f"lora.{key}: {name!r} means none of the adapted modules, which are {', '.join(known)}")
+    for name, layer in layers.items() if config.init != "zero" else ():
+        most = layer.in_features if config.init == "eva" else min(layer.in_features, layer.out_features)
+        if layer.r[_ADAPTER] > most:
+            raise UserError(
+                f"lora.init={config.init} finds at most {most} directions in {name}, but its rank is {layer.r[_ADAPTER]}: "
+                f"set lora.r={most} or lower, or lora.init=zero"
+            )
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -50,6 +50,36 @@ def test_step_zero_is_the_base_bit_for_bit(pocket_base: str, quantization: Any) 
     assert torch.equal(logits(adapted), before)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"targets": ["q_proj", "vv_proj"]}, "no module 'vv_proj'; did you mean v_proj"),
+        ({"targets": ["norm"]}, "cannot be adapted.*linear modules are down_proj"),
+        ({"modules_to_save": ["lm_heat"]}, "no module 'lm_heat'; did you mean lm_head"),
+        ({"rank_pattern": {"q_prj": 4}}, "rank_pattern: 'q_prj' means none of the adapted modules.*q_proj"),
+        ({"targets": "qv", "alpha_pattern": {"k_proj": 4}}, "alpha_pattern: 'k_proj' means none of .* q_proj, v_proj"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: q_proj: 0 given, must be greater than 0"),
+        ({"rank_pattern": {"(": 4}}, r"rank_pattern: '\(' is no regular expression"),
+        ({"r": 512, "init": "pissa"}, "finds at most 192 directions in .*its rank is 512: set lora.r=192 or lower"),
+        ({"r": 512, "init": "eva"}, "lora.init=eva finds at most 192 directions"),
+    ],
+)
+def test_a_name_that_means_nothing_and_a_rank_too_high_are_refused(
+    options: dict[str, Any], said: str, pocket_base: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig.model_validate(options), 0)
+
+
+def test_layers_may_have_patterns_of_their_own(pocket_base: str) -> None:
+    """By name, by place and by regular expression, as PEFT matches them."""
+    pattern = {"q_proj": 2, "layers.0.self_attn.v_proj": 3, r"layers\.[12]\.mlp\..*": 5}
+    model: Any = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, rank_pattern=pattern), 0)
+    layers = {n: m.r["default"] for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
+    assert layers["model.layers.3.self_attn.q_proj"] == 2 and layers["model.layers.0.self_attn.v_proj"] == 3
+    assert layers["model.layers.1.self_attn.v_proj"] == 4 and layers["model.layers.2.mlp.up_proj"] == 5
+
+
 def test_the_seed_decides_the_start(pocket_base: str) -> None:
     first, again, other = (
         trainable(attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4), seed)) for seed in (1, 1, 2)
