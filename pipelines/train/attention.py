@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from pipelines.contracts import UserError
+from pipelines.train.transfer import to_device
 
 PACKED = "loraforge_packed"
 BLOCK = 64  # tokens that a program of the fused layers' attention takes
@@ -43,7 +44,7 @@ class SampleBounds:
         sample = torch.repeat_interleave(counts)
         within = torch.arange(len(sample)) - (counts.cumsum(0) - counts)[sample]
         blocks = torch.stack([starts[sample], starts[sample + 1], starts[sample] + BLOCK * within], 1)
-        whole = [tensor.to(torch.int32).to(device, non_blocking=True) for tensor in (starts, blocks)]
+        whole = [to_device(tensor.to(torch.int32), device) for tensor in (starts, blocks)]
         return SampleBounds(whole[0], int(lengths.max()), whole[1])
 
     @cached_property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.train.attention import SampleBounds
+from pipelines.train.transfer import to_device
 
 Row = Mapping[str, Any]
 """One packed row: input_ids int32 [row_tokens], loss_weights float32 [row_tokens], sample_lengths, sample_ids."""
@@ -17,7 +18,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """T tokens of N samples. `trained` [M] indexes the positions whose next token is in the loss."""
+    """T tokens of N samples. `trained` [M] indexes the positions whose next token is in the loss.
+
+    `loss_tokens` is the sum of the loss weights: the number of loss tokens where no turn is weighted.
+    """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -25,15 +29,11 @@ class MicroBatch:
     trained: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    loss_tokens: float
 
     @property
     def num_tokens(self) -> int:
         return self.input_ids.shape[1]
-
-    @property
-    def loss_tokens(self) -> float:
-        """Sum of the loss weights: the number of loss tokens where no turn is weighted."""
-        return float(self.weights.sum())
 
 
 def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBatch:
@@ -50,6 +50,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
             zero,
             zero,
             torch.zeros(1, device=device),
+            0.0,
         )
     lengths = np.concatenate([np.asarray(row["sample_lengths"], dtype=np.int64) for row in rows])
     used = [int(np.sum(row["sample_lengths"])) for row in rows]
@@ -62,7 +63,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
     positions = np.arange(len(ids)) - np.repeat(starts, lengths)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array)), device)
 
     return MicroBatch(
         input_ids=tensor(ids.astype(np.int64))[None],
@@ -71,4 +72,5 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
         trained=tensor(labels - 1),
         targets=tensor(ids[labels].astype(np.int64)),
         weights=tensor(weights[labels]),
+        loss_tokens=float(weights.sum(dtype=np.float64)),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -26,6 +26,7 @@ from pipelines.recipe import TrainConfig
 from pipelines.train.batch import MicroBatch
 from pipelines.train.loss import PackedLoss
 from pipelines.train.optim import build_optimizer
+from pipelines.train.transfer import to_device
 from pipelines.train.zero_settings import zero_settings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -54,13 +55,13 @@ class Engine(Protocol):
     device: torch.device
     scale_lowered: bool
 
-    def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> torch.Tensor: ...
+    def accumulate(self, batch: MicroBatch, global_loss_tokens: torch.Tensor) -> torch.Tensor: ...
 
     def step(self, lr: float) -> float: ...
 
     def loss_sum(self, batch: MicroBatch) -> float: ...
 
-    def sum_over_ranks(self, *values: float) -> list[float]: ...
+    def sum_over_ranks(self, values: Sequence[float] | torch.Tensor) -> torch.Tensor: ...
 
     def gather(self) -> OptimizerState: ...
 
@@ -96,11 +97,11 @@ class DeepSpeedEngine:
         # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
         self._create_adam_state(0)
 
-    def accumulate(self, batch: MicroBatch, global_loss_tokens: float) -> torch.Tensor:
+    def accumulate(self, batch: MicroBatch, global_loss_tokens: torch.Tensor) -> torch.Tensor:
         """Add this micro-batch's share of the step's gradient; returns its summed loss, without waiting for it."""
         self._engine.train()
         loss = self._engine(batch)
-        self._engine.backward(loss * (self.world_size / global_loss_tokens), scale_wrt_gas=False)
+        self._engine.backward(loss * (self.world_size / global_loss_tokens).to(loss.dtype), scale_wrt_gas=False)
         return loss.detach()
 
     def step(self, lr: float) -> float:
@@ -146,11 +147,13 @@ class DeepSpeedEngine:
         self._engine.eval()
         return float(self._engine(batch))
 
-    def sum_over_ranks(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
+    def sum_over_ranks(self, values: Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """Each value summed over the ranks, float64 on the device; it is not waited for."""
+        if not isinstance(values, torch.Tensor):
+            values = to_device(torch.tensor(values, dtype=torch.float64), self.device)
+        summed = values.to(torch.float64, copy=True)
+        dist.all_reduce(summed)
+        return summed
 
     def gather(self) -> OptimizerState:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

@@ -56,31 +56,42 @@ def train_steps(
     schedule: Schedule,
     rows: Iterator[Row],
     first_step: int,
-    on_step: Callable[[int, dict[str, float]], bool | None],
+    on_step: Callable[[int, dict[str, float], Sequence[Row]], bool | None],
 ) -> None:
-    """Run steps `first_step` .. end; `on_step(steps_done, metrics)` after each, with losses a token and seconds.
+    """Run steps `first_step` .. end; `on_step(steps_done, metrics, this rank's rows)` after each.
+
+    Metrics are losses a token and seconds. The next step's rows are taken and moved while the device still computes.
 
     `on_step` ends the run early by returning False. Raises UserError when a loss or gradient is not finite and
     `nonfinite` says stop; a step with such a gradient changes nothing and is counted as "skipped".
     """
     config, skips = schedule.config, 0
     micro_batches = math.ceil(math.ceil(config.global_batch / engine.world_size) / config.micro_batch)
+
+    def taken(step: int) -> tuple[list[Row], list[MicroBatch], torch.Tensor, float]:
+        """This rank's rows and micro-batches of a step; loss tokens and tokens of all ranks; seconds waited for rows."""
+        asked = time.perf_counter()
+        mine = [next(rows) for _ in schedule.rows_of(step)[engine.rank :: engine.world_size]]
+        waited = time.perf_counter() - asked
+        batches = collate_all(mine, config.micro_batch, micro_batches, engine.device)
+        return mine, batches, engine.sum_over_ranks([sum(b.loss_tokens for b in batches), count_tokens(mine)]), waited
+
+    upcoming = None
     for step in range(first_step, schedule.num_steps):
         started = time.perf_counter()
-        mine = [next(rows) for _ in schedule.rows_of(step)[engine.rank :: engine.world_size]]
-        waited = time.perf_counter() - started
+        mine, batches, counts, waited = upcoming or taken(step)
         torch.manual_seed(hash((config.seed, step, engine.rank)))  # dropout repeats after a resume
-        batches = collate_all(mine, config.micro_batch, micro_batches, engine.device)
-        num_loss, num_tokens = engine.sum_over_ranks(sum(b.loss_tokens for b in batches), count_tokens(mine))
-        local_losses = [engine.accumulate(batch, num_loss) for batch in batches]
+        losses = [engine.accumulate(batch, counts[0]) for batch in batches]
+        upcoming = taken(step + 1) if step + 1 < schedule.num_steps else None  # while the device is still busy
         rate = learning_rate(config, step, schedule.num_steps)
         grad_norm = engine.step(rate)
-        (total,) = engine.sum_over_ranks(sum(float(loss) for loss in local_losses))
+        total = engine.sum_over_ranks(torch.stack(losses).double().sum(0, keepdim=True))
+        loss_sum, num_loss, num_tokens = torch.cat([total, counts]).tolist()
         seconds = time.perf_counter() - started
-        values = {"loss": total / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
+        values = {"loss": loss_sum / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
         skips = _check_finite(config, step + 1, values, engine.scale_lowered, skips)
         values |= {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited}
-        if on_step(step + 1, values | {"skipped": float(skips > 0)}) is False:
+        if on_step(step + 1, values | {"skipped": float(skips > 0)}, mine) is False:
             return
 
 
@@ -111,5 +122,5 @@ def heldout_loss(engine: Engine, rows: Sequence[Row], num_rows: int, micro_batch
     num_batches = math.ceil(math.ceil(num_rows / engine.world_size) / micro_batch)
     batches = collate_all(rows, micro_batch, num_batches, engine.device)
     local = sum(engine.loss_sum(batch) for batch in batches)
-    total, count = engine.sum_over_ranks(local, sum(batch.loss_tokens for batch in batches))
+    total, count = engine.sum_over_ranks([local, sum(batch.loss_tokens for batch in batches)]).tolist()
     return total / count if count else float("nan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,38 +49,31 @@ class ModelSize:
 
 
 class Meter:
-    """Watches one rank: note its rows as they are taken, then ask once a step.
-
-    `rate` is what the device does in operations a second (None: unknown, so no MFU).
-    """
+    """Watches one rank: ask it once a step. `rate` is what the device does in operations a second (None: unknown, so no MFU)."""
 
     def __init__(self, size: ModelSize, full: bool, num_steps: int, rate: float | None) -> None:
         self._size, self._full, self._num_steps, self._rate = size, full, num_steps, rate
-        self._flops = 0.0
         self._first: tuple[int, float] | None = None
 
-    def noting(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        """The same rows, their operations counted as they are taken."""
-        for row in rows:
-            lengths = np.asarray(row["sample_lengths"], dtype=np.int64)
-            trained = int(np.count_nonzero(row["loss_weights"]))
-            self._flops += self._size.step_flops(int(lengths.sum()), trained, int((lengths**2).sum()), self._full)
-            yield row
-
-    def read(self, step: int, step_s: float) -> dict[str, float]:
+    def read(self, step: int, step_s: float, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """After step 1, 2, ...: peak memory, seconds left (checkpoints included) and, where the rate is known, MFU.
 
-        MFU is this rank's operations a second as a share of `rate`, which is told beside it.
+        MFU is the operations a second of this rank's `rows` as a share of `rate`, which is told beside it.
         """
-        now, flops = time.monotonic(), self._flops
-        self._flops = 0.0
+        now = time.monotonic()
         self._first = self._first or (step, now)
         since, started = self._first
         each = (now - started) / (step - since) if step > since else step_s
         values = {"memory_bytes": memory_bytes(), "eta_s": each * (self._num_steps - step)}
         if self._rate:
+            flops = sum(self._flops(row) for row in rows)
             values |= {"mfu": flops / step_s / self._rate, "measured_tflops_per_s": self._rate / 1e12}
         return values
+
+    def _flops(self, row: Mapping[str, Any]) -> float:
+        lengths = np.asarray(row["sample_lengths"], dtype=np.int64)
+        trained = int(np.count_nonzero(row["loss_weights"]))
+        return self._size.step_flops(int(lengths.sum()), trained, int((lengths**2).sum()), self._full)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,11 @@ class SampleLog:
     def __init__(self, folder: Path, started_at: float, rank: int) -> None:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         self._stream = open(folder / "samples" / f"{started_at:.6f}-{rank}.jsonl", "a", buffering=1)  # noqa: SIM115
-        self._pending: list[str] = []
 
-    def noting(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        """The same rows, remembered as they are taken."""
-        for row in rows:
-            self._pending.extend(map(str, row["sample_ids"]))
-            yield row
-
-    def write(self, step: int) -> None:
-        """What was taken since the last call belongs to `step`."""
-        self._stream.write(json.dumps({"step": step, "samples": self._pending}) + "\n")
-        self._pending = []
+    def write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """These rows were this rank's in `step`."""
+        samples = [str(sample) for row in rows for sample in row["sample_ids"]]
+        self._stream.write(json.dumps({"step": step, "samples": samples}) + "\n")
 
 
 def read_samples(folder: Path) -> dict[int, list[str]]:

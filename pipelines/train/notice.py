@@ -51,4 +51,4 @@ class Notice:
         if left is None:
             return None
         spare = left - (2 * self._save_s + step_s + _MARGIN_S) if self._engine.rank == 0 else 0.0
-        return self._engine.sum_over_ranks(spare)[0]
+        return float(self._engine.sum_over_ranks([spare]))

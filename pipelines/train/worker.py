@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from pipelines.contracts import Checkpoint, PreparedDataset
 from pipelines.model.base import load_base
 from pipelines.model.full import unfreeze
 from pipelines.model.lora import attach, saved_in_place, trainable
-from pipelines.model.plan import resolved
+from pipelines.model.plan import device_bytes, resolved
 from pipelines.model.start import start_eva, start_loftq, start_pissa
 from pipelines.recipe import Recipe
 from pipelines.storage import Store, explaining, local_base_dir
-from pipelines.train.agree import of_rank_0, together
+from pipelines.train.agree import least_of_ranks, of_rank_0, together
 from pipelines.train.attention import PACKED, check_base
-from pipelines.train.batch import MicroBatch, collate
+from pipelines.train.batch import MicroBatch, Row, collate
 from pipelines.train.checkpoint import (
     ADAPTER_DIR,
     Snapshot,
@@ -33,6 +33,7 @@ from pipelines.train.checkpoint import (
     checkpoint_key,
     checkpoint_kind,
     clear_way,
+    is_stale,
     load_snapshot,
     newest_sound,
     sealed,
@@ -95,7 +96,9 @@ def train_rank(plan: WorkerPlan, device: torch.device, channel: Channel) -> bool
 
 
 class _Watch:
-    """Ends the process, with every thread's stack on stderr, when a step takes too long: a hung collective is a death."""
+    """Ends the process, with every thread's stack on stderr, when a step, a scoring or a save takes too long: a hung
+    collective is a death.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -116,8 +119,9 @@ class _Rank:
         self._finished = bool(snapshot and snapshot.finished)
         if self._finished:
             return
+        memory = least_of_ranks(device_bytes(device), device)
         self._recipe = recipe = resolved(
-            plan.recipe, plan.prepared.row_tokens, device, torch.distributed.get_world_size()
+            plan.recipe, plan.prepared.row_tokens, memory, torch.distributed.get_world_size()
         )
         self._schedule = Schedule(plan.prepared.train.num_rows, recipe.train)
         self._first_step = snapshot.step if snapshot else 0
@@ -153,7 +157,7 @@ class _Rank:
         self._num_heldout = self._plan.prepared.heldout.num_rows
         mine = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
         self._heldout = list(rows_of(self._plan.open_feed(self._data, "heldout"), mine, 32))
-        (started_at,) = engine.sum_over_ranks(0.0 if engine.rank else time.time())
+        (started_at,) = engine.sum_over_ranks([0.0 if engine.rank else time.time()]).tolist()
         self._notice, self._ended = Notice(engine, self._channel.seconds_left), True
         about, folder = {"recipe": recipe.model_dump(mode="json"), "run_id": self._plan.run_id}, self._plan.folder
         with self._writing():
@@ -162,9 +166,7 @@ class _Rank:
         rate = matmul_rate(engine.device, self._size.dtype) if engine.device.type == "cuda" else None
         self._meter = Meter(self._size, recipe.train.method == "full", schedule.num_steps, rate)
         feed = self._plan.open_feed(self._data, "train")
-        rows: Iterator[Mapping[str, Any]] = rows_of(feed, order, recipe.train.micro_batch)
-        rows = self._samples.noting(rows) if self._samples else rows
-        rows = self._meter.noting(rows)
+        rows = rows_of(feed, order, recipe.train.micro_batch)
         self._watch.restart()
         try:
             train_steps(engine, schedule, rows, self._first_step, self._on_step)
@@ -207,22 +209,24 @@ class _Rank:
             start_eva(model, (_inputs(batch) for batch in batches), EVA_FORWARDS)
         return model, pissa
 
-    def _on_step(self, step: int, values: dict[str, float]) -> bool:
+    def _on_step(self, step: int, values: dict[str, float], rows: Sequence[Row]) -> bool:
         train = self._recipe.train
         began = time.perf_counter()
         last = step == self._schedule.num_steps
         answer = Answer.GO_ON if last else self._notice.after_step(values["step_s"])
         scores: dict[str, float] = {}
         if step % train.save_every == 0 or last or answer is not Answer.GO_ON:
+            self._watch.restart()
             scores["heldout_loss"] = heldout_loss(self._engine, self._heldout, self._num_heldout, train.micro_batch)
+            self._watch.restart()
         with self._writing():
             if self._samples:
-                self._samples.write(step)
+                self._samples.write(step, rows)
             if self._log:
-                self._log.write(step, values | scores | self._meter.read(step, values["step_s"]))
+                self._log.write(step, values | scores | self._meter.read(step, values["step_s"], rows))
         if scores:
             metrics = {"loss": values["loss"], **scores}
-            last = last or _stale(self._history, metrics, train.patience)
+            last = last or is_stale([*self._history, metrics], train.patience)
             self._save(step, metrics, last)
             stop = self._notice.after_save(values["step_s"], time.perf_counter() - began)
             self._ended = last or not (stop or answer is Answer.SAVE_AND_STOP)
@@ -278,12 +282,6 @@ def rows_of(feed: Feed, order: np.ndarray, batch_size: int) -> Iterator[Mapping[
         columns = list(batch)
         for index in range(len(batch[columns[0]])):
             yield {column: batch[column][index] for column in columns}
-
-
-def _stale(history: list[Mapping[str, float]], metrics: Mapping[str, float], patience: int | None) -> bool:
-    """Whether the last `patience` checkpoints, this one included, brought no better held-out loss than before them."""
-    losses = [m["heldout_loss"] for m in [*history, metrics]]
-    return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -219,14 +219,14 @@ def _plant(worker: Any, faults: Faults) -> None:
     steps: Callable[..., None] = worker.train_steps
 
     def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:
-        def meet(step: int, values: dict[str, float]) -> Any:
+        def meet(step: int, values: dict[str, float], rows: Any) -> Any:
             if step == faults.kill_at_step:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == faults.hang_at_step:
                 time.sleep(10_000)
             if step == faults.refuse_writes_at_step:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-            return on_step(step, values)
+            return on_step(step, values, rows)
 
         if faults.poison_at_step is not None:
             engine = _poisoned(engine, faults.poison_at_step - first_step)
@@ -239,8 +239,8 @@ def _poisoned(engine: Any, at: int) -> Any:
     """The engine whose `at`-th step from here has a gradient of NaN in one parameter of this rank."""
     accumulate, count = engine.accumulate, itertools.count(1)
 
-    def broken(batch: Any, tokens: float) -> float:
-        return accumulate(batch, float("nan") if next(count) == at else tokens)
+    def broken(batch: Any, tokens: Any) -> Any:
+        return accumulate(batch, tokens * float("nan") if next(count) == at else tokens)
 
     engine.accumulate = broken
     return engine

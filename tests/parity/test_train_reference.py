@@ -114,7 +114,7 @@ def train_from(base: str, config: TrainConfig, first: int, state: Any) -> tuple[
         engine.restore(state)
     schedule, rows, losses, norms, states = Schedule(NUM_ROWS, config), packed_rows(), [], [], []
 
-    def on_step(step: int, values: dict[str, float]) -> None:
+    def on_step(step: int, values: dict[str, float], _: Any) -> None:
         losses.append(values["loss"])
         norms.append(values["grad_norm"])
         if step in (NUM_STEPS // 2, NUM_STEPS):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
@@ -25,8 +26,8 @@ class OneRank:
     def __init__(self, rank: int, rank0_says: float = 0.0) -> None:
         self.rank, self._rank0_says = rank, rank0_says
 
-    def sum_over_ranks(self, *values: float) -> list[float]:
-        return [value + self._rank0_says for value in values]
+    def sum_over_ranks(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values) + self._rank0_says
 
 
 def notice_of(seconds_left: Sequence[float | None], save_s: float = 0.0) -> Notice:

@@ -42,28 +42,24 @@ def test_frozen_weights_cost_two_thirds_and_masked_tokens_no_head() -> None:
     assert size.step_flops(8, 3, 40, full=False) == 4 * (8000 + 300) + 6 * 400
 
 
-def test_mfu_is_the_share_of_the_rate_of_the_rows_since_the_last_step() -> None:
+def test_mfu_is_the_share_of_the_rate_of_the_steps_rows() -> None:
     size = ModelSize(linear=1000, head=100, attention=10, dtype=torch.float32)
     row = {"sample_lengths": np.array([5, 3], np.int32), "loss_weights": np.array([0, 1, 0.5, 0, 0, 0, 0, 1, 0])}
     meter = Meter(size, full=False, num_steps=4, rate=1e6)
-    rows = meter.noting([row, row, row])
-    next(rows)
-    next(rows)
     flops = 2 * size.step_flops(8, 3, 34, full=False)
-    assert meter.read(1, step_s=0.5)["mfu"] == pytest.approx(flops / 0.5 / 1e6)
-    next(rows)
-    found = meter.read(2, step_s=0.25)
+    assert meter.read(1, 0.5, [row, row])["mfu"] == pytest.approx(flops / 0.5 / 1e6)
+    found = meter.read(2, 0.25, [row])
     assert found["mfu"] == pytest.approx(flops / 2 / 0.25 / 1e6) and found["measured_tflops_per_s"] == 1e-6
-    assert "mfu" not in Meter(size, False, 4, rate=None).read(1, 1.0)
+    assert "mfu" not in Meter(size, False, 4, rate=None).read(1, 1.0, [row])
 
 
 def test_time_left_counts_what_happens_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 103.0, 106.0])
     monkeypatch.setattr(meter_module.time, "monotonic", lambda: next(clock))
     meter = Meter(ModelSize(1, 1, 1, torch.float32), full=False, num_steps=20, rate=None)
-    assert meter.read(11, step_s=1.0)["eta_s"] == 9.0, "of the first step only its own seconds are known"
-    assert meter.read(12, step_s=1.0)["eta_s"] == 8 * 3.0
-    assert meter.read(13, step_s=1.0)["eta_s"] == 7 * 3.0
+    assert meter.read(11, 1.0, [])["eta_s"] == 9.0, "of the first step only its own seconds are known"
+    assert meter.read(12, 1.0, [])["eta_s"] == 8 * 3.0
+    assert meter.read(13, 1.0, [])["eta_s"] == 7 * 3.0
 
 
 def test_a_matrix_product_has_a_rate() -> None:
