@@ -49,7 +49,8 @@ def random_model(shape: str, attention: str, quantization: str, device: torch.de
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
     head = model.get_output_embeddings()
-    for parent in list(model.modules()):
+    # A list of all modules would keep every quantized linear's 16-bit weight until the end.
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, module in list(parent.named_children()):
             if getattr(module, "weight", None) is None:
                 continue

@@ -57,7 +57,8 @@ ARMS = {
     "learn-lora": Arm(tokens=2048, learnable=True, steps=200),
     "learn-fp8": Arm(tokens=2048, learnable=True, steps=200, quantization="fp8"),
     "trl-defaults": Arm(peer="defaults"),
-    "trl-best": Arm(peer="best"),
+    "trl-varlen": Arm(peer="varlen"),
+    "trl-wrapped": Arm(peer="wrapped"),
     "smoke": Arm(shape="tiny", tokens=256),
 }
 RATED = ("lora", "qlora", "fp8")
@@ -147,7 +148,7 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     marks, losses = [_mark(device)], []
     traced = _tracer() if profile else None
 
-    def on_step(step: int, values: dict[str, float]) -> None:
+    def on_step(step: int, values: dict[str, float], _: Any) -> None:
         marks.append(_mark(device))
         losses.append(values["loss"])
         if step == WARM_UP and device.type == "cuda":
@@ -180,7 +181,7 @@ def _schedule(arm: Arm) -> Any:
     assert arm.steps
     settings = {
         "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 5e-4 if arm.learnable else 2e-4,
-        "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "constant",
+        "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "cosine" if arm.learnable else "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)
     return Schedule(arm.steps * arm.packs, config)
@@ -293,6 +294,18 @@ def _print_trace(traced: Any) -> None:
             f"| {time_ms:8.2f} ms a step {100 * event.self_device_time_total / whole:5.1f} %  x{event.count // 2:<5} {event.key[:110]}"
         )
     print(f"| {whole / 2e3:8.2f} ms of kernels a step")
+    spans = sorted(
+        (e.time_range.start, e.time_range.end, e.name) for e in traced.events() if e.device_type.name != "CPU"
+    )
+    gaps, last = [], spans[0]
+    for span in spans:
+        gaps.append((span[0] - last[1], last[2], span[2]))
+        last = max(last, span, key=lambda s: s[1])
+    print(
+        f"| {(last[1] - spans[0][0]) / 2e3:8.2f} ms from the first kernel to the last, halved; the longest waits between:"
+    )
+    for gap, before, after in sorted(gaps, reverse=True)[:10]:
+        print(f"| {gap / 1e3:8.2f} ms between {before[:50]} and {after[:50]}")
 
 
 def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
@@ -320,6 +333,8 @@ def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
 def bars(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """What this run should reach, as far as its arms allow to say."""
     speed = {name: r["tokens_per_s"] for name, r in found.items() if "tokens_per_s" in r}
+    if {"trl-varlen", "trl-wrapped"} <= speed.keys():
+        speed["trl-best"] = max(speed["trl-varlen"], speed["trl-wrapped"])
     ratios = (("lora", "trl-best", 1.8), ("lora", "trl-defaults", 8.0), ("qlora", "lora", 0.95), ("fp8", "lora", 1.42))
     said: list[dict[str, Any]] = [
         {"bar": f"tokens/s, {a} over {b}", "value": speed[a] / speed[b], "at_least": least, "peer": b}
