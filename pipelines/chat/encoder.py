@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from pipelines.chat.controls import Controls
 from pipelines.chat.tokenizer import TokenizerSpec
 
 # L: number of texts, T: number of tokens of all texts together
@@ -35,30 +37,36 @@ class Encoder:
     `fast` encodes with fastokens; its ids must have been found equal (see `fast_encodes_alike`).
     """
 
-    def __init__(self, spec: TokenizerSpec, fast: bool = False) -> None:
+    def __init__(self, spec: TokenizerSpec, fast: bool = False, controls: Controls | None = None) -> None:
         data = json.loads(spec.tokenizer_json)
         data["post_processor"] = data["padding"] = data["truncation"] = None
         text = json.dumps(data)
         self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._fast = _fast_tokenizer(text) if fast else None
-        # The plain one knows no control token: whatever is typed inside data stays text.
-        plain = {**data, "added_tokens": [t for t in data["added_tokens"] if not t["special"]]}
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        controls = [t for t in data["added_tokens"] if t["special"]]
-        self.control_tokens = {t["content"]: t["id"] for t in controls}
-        self._eats_right = {t["content"] for t in controls if t["rstrip"]}
-        self._eats_left = {t["content"] for t in controls if t["lstrip"]}
-        longest_first = sorted(self.control_tokens, key=len, reverse=True)
-        self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._control_starts = tuple({t[:2] for t in self.control_tokens})
+        self._data = data
+        self.controls = controls or Controls(data["added_tokens"], spec.named_tokens.values())
+        self._eaters = np.array([t["id"] for t in data["added_tokens"] if t["rstrip"] or t["lstrip"]], np.int64)
+        self._eats_right = {t["content"] for t in data["added_tokens"] if t["rstrip"]}
+        self._eats_left = {t["content"] for t in data["added_tokens"] if t["lstrip"]}
         self._bytes_of_token = token_bytes(self._tokenizer, data)
 
-    def holds_control_text(self, text: str) -> bool:
-        """Whether a control token's text is somewhere in a text."""
-        for start in self._control_starts:  # almost no text gets past this
-            if start in text:
-                return self.control_pattern.search(text) is not None
-        return False
+    @functools.cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """For a text's first stretch: control tokens and markers stay text. Taken out of the list instead, they would
+        change the ids of the others.
+        """
+        return _without(self._data, self.controls)
+
+    @functools.cached_property
+    def _plain_inside(self) -> tokenizers.Tokenizer:
+        """For a stretch behind another, which begins no text: a space may be set before the first word of a text only."""
+        text = json.dumps(self._data["pre_tokenizer"])
+        inside = text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+        return (
+            _without({**self._data, "pre_tokenizer": json.loads(inside)}, self.controls)
+            if inside != text
+            else self._plain
+        )
 
     def encode(self, texts: Sequence[str], sizes: Sequence[int] | None = None) -> Encoded:
         """Encode whole texts, of `sizes` bytes if these are known; control tokens are recognized. Raises UnicodeEncodeError."""
@@ -94,18 +102,29 @@ class Encoder:
             at_byte = byte_offsets(texts[i]) + bases[i]
             places = np.asarray(one.offsets, np.int64).reshape(-1, 2)
             starts[part], ends[part] = at_byte[places[:, 0]], at_byte[places[:, 1]]
+            self._shrink(ids[part], starts[part], ends[part], places, texts[i])
         return Encoded(ids, offsets, starts, ends, bases)
 
-    def encode_between_controls(self, text: str, data: Sequence[tuple[int, int]]) -> Encoded:
-        """Encode a text of which the spans `data` (characters) came from messages: no control token arises from these.
+    def _shrink(self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, places: np.ndarray, text: str) -> None:
+        """Leave the white space that a control token ate out of its place: a stop token ends where its text ends."""
+        for i in np.flatnonzero(np.isin(ids, self._eaters)).tolist():
+            eaten = text[places[i, 0] : places[i, 1]]
+            starts[i] += len(eaten[: len(eaten) - len(eaten.lstrip())].encode())
+            ends[i] -= len(eaten[len(eaten.rstrip()) :].encode())
 
-        The text is cut at the other control tokens, as the tokenizer itself cuts it.
+    def encode_between_controls(
+        self, text: str, data: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]] = ()
+    ) -> Encoded:
+        """Encode a text of which the spans `data` (characters) came from messages: no control token arises from these,
+        and no marker from those of them in `others`.
+
+        The text is cut at the other control tokens and markers, as the tokenizer itself cuts it.
         """
         at_byte = byte_offsets(text)
         ids, starts, ends = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         position, eat = 0, False
-        for match in [*self.control_pattern.finditer(text), None]:
-            if match and any(first < match.end() and match.start() < last for first, last in data):
+        for match in [*self.controls.either.finditer(text), None]:
+            if match and _touches(match, data if match.group() in self.controls.tokens else others):
                 continue
             stretch = text[position : match.start() if match else None]
             lead = len(stretch) - len(stretch.lstrip()) if eat else 0
@@ -113,19 +132,24 @@ class Encoder:
             if match and match.group() in self._eats_left:
                 stretch = stretch.rstrip()
             if stretch:
-                one = self._plain.encode(stretch, add_special_tokens=False)
+                plain = self._plain_inside if position + lead else self._plain
+                one = plain.encode(stretch, add_special_tokens=False)
                 places = self._places_alone(stretch, one) + at_byte[position + lead]
                 ids.append(np.asarray(one.ids, np.int32))
                 starts.append(places[0])
                 ends.append(places[1])
             if match:
-                ids.append(np.array([self.control_tokens[match.group()]], np.int32))
+                ids.append(np.array([self._id_of(match.group())], np.int32))
                 starts.append(at_byte[[match.start()]])
                 ends.append(at_byte[[match.end()]])
                 position, eat = match.end(), match.group() in self._eats_right
         flat = np.concatenate(ids)
         offsets, bases = np.array([0, len(flat)]), np.array([0, at_byte[-1]])
         return Encoded(flat, offsets, np.concatenate(starts), np.concatenate(ends), bases)
+
+    def _id_of(self, text: str) -> int:
+        found = self.controls.tokens.get(text)
+        return self.controls.markers[text] if found is None else found
 
     def _places_alone(self, text: str, one: tokenizers.Encoding) -> np.ndarray:
         ids, size = np.asarray(one.ids, np.int32), len(text.encode())
@@ -142,6 +166,19 @@ class Encoder:
     def encode_reference(self, text: str) -> np.ndarray:
         """Ids by the tokenizers library itself, whatever `fast` says."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+
+def _touches(match: re.Match[str], spans: Sequence[tuple[int, int]]) -> bool:
+    return any(first < match.end() and match.start() < last for first, last in spans)
+
+
+def _without(data: dict[str, Any], controls: Controls) -> tokenizers.Tokenizer:
+    """The tokenizer with control tokens and markers encoded as the text that they are."""
+    typed = controls.tokens.keys() | controls.markers.keys()
+    added = [{**token, "special": token["content"] in typed} for token in data["added_tokens"]]
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**data, "added_tokens": added}))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def byte_offsets(text: str) -> np.ndarray:
@@ -188,7 +225,7 @@ def fast_encodes_alike(spec: TokenizerSpec, texts: Sequence[str] = ()) -> str | 
         return "fastokens is not installed"
     except ValueError as error:
         return f"fastokens cannot load this tokenizer ({' '.join(str(error).split())[:120]})"
-    controls = list(fast.control_tokens)[:64]
+    controls = list(fast.controls.tokens)[:64]
     probes = [*_PROBES, "".join(f"{c} x\n{c}" for c in controls), *(f" a{c} b" for c in controls), *texts]
     encoded = fast.encode(probes)
     for i, text in enumerate(probes):

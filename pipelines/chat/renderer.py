@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.chat.adapt import adapt, probe_abilities
+from pipelines.chat.controls import Controls, plain_text
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
 from pipelines.chat.formats import template_for
 from pipelines.chat.layout import Layout, Layouter
 from pipelines.chat.masks import Masks, Places, masks_of
 from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
-from pipelines.chat.tokenizer import TokenizerSpec, load_spec
+from pipelines.chat.tokenizer import TokenizerSpec, added_tokens, load_spec
 from pipelines.chat.trace import Tracer
-from pipelines.chat.typed import disguised, typed_spans, typed_texts
+from pipelines.chat.typed import TypedText
 from pipelines.contracts import Conversation, Turn, UserError
 
 # L: conversations of a batch, T: their tokens
@@ -74,15 +75,17 @@ class ChatRenderer:
     def __init__(self, spec: TokenizerSpec, fast: bool = False) -> None:
         self.spec = spec
         self.fast = fast
-        self._encoder = Encoder(spec, fast)
         source = template_for(spec)
         try:
             template = ChatTemplate(source, spec.named_tokens)
+            self._controls = Controls(added_tokens(spec), spec.named_tokens.values(), plain_text(template), source)
+            self._encoder = Encoder(spec, fast, self._controls)
             self._layouter = Layouter(template, Tracer(source, spec.named_tokens))
             self._find_stop(template)
         except TemplateError as error:
             raise UserError(f"model.base: its chat template cannot be used: {error}") from error
         self._template = template
+        self._typed = TypedText(template, self._controls)
         self._can = probe_abilities(template)
         self._plain_roles = {"user", "assistant", *(["system"] if self._can.system else [])}
 
@@ -135,9 +138,9 @@ class ChatRenderer:
         """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
         fitted, tools, _ = adapt([_without_marks(m) for m in messages], tools, self._can)
         try:
-            if self._holds_control_text(fitted, tools):
+            if self._typed.held_in(fitted, tools):
                 layout = self._layouter.lay_out(fitted, tools, prompt=True)
-                return self._encode_around(self._with_typed(layout, fitted, tools, prompt=True)).ids
+                return self._encode_around(self._typed.cut(layout, fitted, tools, prompt=True)).ids
             return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
         except UnicodeEncodeError as error:
             raise TemplateError(f"the messages hold text that is not Unicode ({error.reason})") from error
@@ -177,7 +180,7 @@ class ChatRenderer:
         at = byte_offsets(layout.text)
         spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
         others = [(int(at[a]), int(at[b])) for a, b in layout.others]
-        cut = self._with_typed(layout, messages, tools) if self._holds_control_text(messages, tools) else None
+        cut = self._typed.cut(layout, messages, tools) if self._typed.held_in(messages, tools) else None
         return _Placed(layout.text, int(at[-1]), Places(spans, others), cut)
 
     def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
@@ -186,11 +189,13 @@ class ChatRenderer:
         for turn in turns:
             if turn.tool_calls or turn.name or turn.role not in self._plain_roles:
                 return None
-            roles.append(turn.role)
-            contents.append(turn.content)
-        for content in contents:
-            if self._encoder.holds_control_text(content) or not (content.isascii() or MARKS.search(content) is None):
+            content = turn.content
+            if self._controls.typed_in(content, turn.role == "assistant"):
                 return None
+            if not content.isascii() and MARKS.search(content):
+                return None
+            roles.append(turn.role)
+            contents.append(content)
         plan = self._layouter.plan(roles, contents)
         if plan is None:
             return None
@@ -205,24 +210,8 @@ class ChatRenderer:
                 spans.append((at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes, turn.weight))
         return _Placed(text, at[-1], Places(spans, [(at[i], at[i + 1]) for i in plan.others]))
 
-    def _holds_control_text(self, messages: Messages, tools: Sequence[Any]) -> bool:
-        holds = self._encoder.holds_control_text
-        return any(holds(m["content"]) for m in messages) or any(map(holds, typed_texts(messages, tools)))
-
-    def _with_typed(self, layout: Layout, messages: Messages, tools: Sequence[Any], prompt: bool = False) -> Layout:
-        """The layout with the control tokens' text of names, tools and calls among its contents; None where it hides."""
-        if layout.contents is None or not any(map(self._encoder.holds_control_text, typed_texts(messages, tools))):
-            return layout
-        other = self._template.render(*disguised(messages, tools, self._encoder.control_pattern), prompt)
-        spans = typed_spans(layout.text, other.text)
-        return replace(layout, contents=None if spans is None else tuple(sorted([*layout.contents, *spans])))
-
     def _encode_around(self, layout: Layout) -> Encoded:
-        if layout.contents is None:
-            raise TemplateError(
-                "a message holds a control token's text, and the chat template hides where that came to lie"
-            )
-        return self._encoder.encode_between_controls(layout.text, layout.contents)
+        return self._encoder.encode_between_controls(layout.text, layout.contents or (), layout.others)
 
     def _render_mixed(self, placed: Sequence[_Placed | None], errors: dict[int, str]) -> RenderedBatch:
         """A batch in which some conversations have errors or hold control tokens' text: one by one."""
@@ -249,14 +238,14 @@ class ChatRenderer:
         probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         text = template.render(probe).text
         content = template.find_contents(probe, (), text).get(1)
-        match = self._encoder.control_pattern.search(text, content[1]) if content else None
+        match = self._controls.pattern.search(text, content[1]) if content else None
         stops = []
         if content and match:
             self._layouter.stop = text[content[1] : match.end()]
-            stops.append(self._encoder.control_tokens[match.group()])
+            stops.append(self._controls.tokens[match.group()])
         end = self.spec.named_tokens.get("eos_token")
-        if end in self._encoder.control_tokens:
-            stops.append(self._encoder.control_tokens[end])
+        if end in self._controls.tokens:
+            stops.append(self._controls.tokens[end])
         self.stop_ids = tuple(dict.fromkeys([*stops, *self.spec.extra_stop_ids]))
         self._stops = np.array(self.stop_ids, np.int64)
 

@@ -33,6 +33,11 @@ class TokenizerSpec:
         return digest_of({"template": self.template})
 
 
+def added_tokens(spec: TokenizerSpec) -> list[dict[str, Any]]:
+    """The tokens that are matched in text before all else, with id, content and flags."""
+    return json.loads(spec.tokenizer_json)["added_tokens"]
+
+
 def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
     """Read a base's tokenizer from a folder or the Hub. Raises UserError when it cannot be reached or has none."""
     folder = local_base_dir(base, revision, weights=False)

@@ -134,7 +134,7 @@ def test_tool_calls_are_trained_and_results_are_not(renderer_of, family):
 
 
 def test_a_conversation_that_the_template_refuses_says_why(renderer_of):
-    with pytest.raises(TemplateError, match="roles must alternate, the user first"):
+    with pytest.raises(TemplateError, match="roles must alternate user/assistant"):
         renderer_of("llama2").render(talk(("assistant", "a"), ("user", "b"), ("assistant", "c")))
 
 
