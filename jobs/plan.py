@@ -14,18 +14,19 @@ from pipelines.contracts import UserError
 from pipelines.data.dataset import find_prepared
 from pipelines.data.sources import cut_chunks, find_files
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.model.base import resolve_dtype
+from pipelines.model.base import meta_model, resolve_dtype
 from pipelines.model.plan import Plan, Shape, choose, device_bytes, matmul_flops, shape_of
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
+from pipelines.train.attention import check_base
 from pipelines.train.loop import Schedule
 from pipelines.train.meter import matmul_rate
+from pipelines.train.ray_train import check_startable
 
 if TYPE_CHECKING:
     import torch
 
 NUM_ROWS = 8
-_ADAPTER_BYTES = 4  # a saved weight is fp32
 
 
 def show_plan(recipe: Recipe, store: Store, console: Console) -> None:
@@ -42,7 +43,9 @@ def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:
     """
     import torch
 
+    check_startable(recipe, store)
     yield _rows_table(recipe)
+    check_base(meta_model(recipe.model).config, recipe.data.row_tokens)
     shape = shape_of(recipe)
     yield _parameters_table(shape)
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.resources.gpus_per_worker else "cpu")
@@ -76,7 +79,7 @@ def _parameters_table(shape: Shape) -> Table:
         table.add_row(name, f"{count:,}", f"{count / shape.total:.4%}")
     total = shape.num_trainable
     table.add_row("all", f"{total:,} of {shape.total:,}", f"{total / shape.total:.4%}")
-    table.add_row("saved", f"{total * _ADAPTER_BYTES / 1e6:,.1f} MB", "")
+    table.add_row("saved", f"{shape.saved_bytes:,} bytes ({shape.saved_bytes / 1e6:,.1f} MB)", "")
     return table
 
 

@@ -45,6 +45,11 @@ def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
     clock = _Clock(seconds)
     progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")
     prepared = clock("prepare", prepare(recipe, store, progress))
+    if not prepared.heldout.num_samples:
+        raise UserError(
+            f"{prepared.ref.uri}: holds no held-out sample, without which `run` cannot score what it trains: set "
+            "data.heldout_share above 0, give a source with split: heldout, or run `loraforge train` alone"
+        )
     trained = clock("train", train(recipe, store, progress, prepared))
     report = clock("evaluate", evaluate(recipe, store, progress, prepared, trained))
     decision, version = clock("promote", promote(recipe, store, progress, prepared, trained, report))

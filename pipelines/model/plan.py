@@ -41,6 +41,7 @@ class Shape:
     layers: int
     vocabulary: int
     family: str = ""
+    saved_bytes: int = 0  # of the tensors that a checkpoint's adapter, or its whole model, holds
 
     @property
     def num_trainable(self) -> int:
@@ -80,7 +81,21 @@ def shape_of(recipe: Recipe) -> Shape:
         config.num_hidden_layers,
         config.vocab_size,
         config.model_type,
+        _saved_bytes(recipe, adapted),
     )
+
+
+def _saved_bytes(recipe: Recipe, model: torch.nn.Module) -> int:
+    """An adapter is saved in fp32, A and B of PiSSA with twice the rank; a model that trained whole in its own dtype."""
+    held = trainable(model)
+    if recipe.train.method == "full":
+        return sum(parameter.numel() * parameter.element_size() for parameter in held.values())
+    doubled = recipe.lora.init == "pissa"
+    return sum(4 * p.numel() * (2 if doubled and _is_lora(name) else 1) for name, p in held.items())
+
+
+def _is_lora(parameter: str) -> bool:
+    return ".lora_A." in parameter or ".lora_B." in parameter
 
 
 def trainable_table(model: torch.nn.Module) -> dict[str, int]:
@@ -88,11 +103,12 @@ def trainable_table(model: torch.nn.Module) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, parameter in trainable(model).items():
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        counts[_owner(name)] += shape.numel()
+        counts[owner_of(name)] += shape.numel()
     return dict(counts)
 
 
-def _owner(parameter: str) -> str:
+def owner_of(parameter: str) -> str:
+    """The last name of the module that a parameter belongs to, such as q_proj."""
     for mark in (".lora_", ".modules_to_save."):
         if mark in parameter:
             return parameter.split(mark)[0].rsplit(".", 1)[-1]
@@ -193,12 +209,15 @@ def choose(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, memor
     )
 
 
-def resolved(recipe: Recipe, row_tokens: int, device: torch.device, world_size: int) -> Recipe:
-    """The recipe with every `auto` of its training section chosen for this device; others stay as given."""
+def resolved(recipe: Recipe, row_tokens: int, memory: int | None, world_size: int) -> Recipe:
+    """The recipe with every `auto` of its training section chosen for `memory` bytes a worker; others stay as given.
+
+    All ranks must pass the same number, or they would run different ZeRO stages and wait for each other.
+    """
     train = recipe.train
     if "auto" not in (train.zero, train.offload, train.gradient_checkpointing):
         return recipe
-    plan = choose(recipe, shape_of(recipe), row_tokens, world_size, device_bytes(device))
+    plan = choose(recipe, shape_of(recipe), row_tokens, world_size, memory)
     choice = {"zero": plan.zero, "offload": plan.offload, "gradient_checkpointing": plan.gradient_checkpointing}
     return recipe.model_copy(update={"train": TrainConfig(**{**train.model_dump(), **choice})})
 

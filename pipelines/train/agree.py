@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,3 +36,10 @@ def of_rank_0(number: int, device: torch.device) -> int:
     tensor = torch.tensor(number, device=device)
     dist.broadcast(tensor, 0)
     return int(tensor.item())
+
+
+def least_of_ranks(number: int | None, device: torch.device) -> int | None:
+    """The least that any rank passed, None (unknown) being more than any number. Collective."""
+    tensor = torch.tensor(math.inf if number is None else number, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return None if math.isinf(tensor.item()) else int(tensor.item())

@@ -11,18 +11,21 @@ import math
 import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipelines.adapter_files import WEIGHTS_FILE
 from pipelines.contracts import Checkpoint, UserError, digest_of, short
 from pipelines.model.full import audit_full, save_full
 from pipelines.model.lora import audit_adapter, save_adapter, saved_name
+from pipelines.model.plan import owner_of
 from pipelines.model.start import as_plain_lora
 from pipelines.storage import MANIFEST, Artifact, Store, remove, verify
 from pipelines.storage.folders import scratch_folder
@@ -223,8 +226,36 @@ def sweep(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
 
 def heldout_of(checkpoint: Checkpoint) -> float:
     """The checkpoint's held-out loss for sorting; infinite where there is none."""
-    loss = checkpoint.metrics.get("heldout_loss")
+    return _heldout_in(checkpoint.metrics)
+
+
+def is_stale(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
+    """Whether the last `patience` checkpoints brought no better held-out loss than those before them."""
+    losses = [_heldout_in(metrics) for metrics in history]
+    return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _heldout_in(metrics: Mapping[str, float]) -> float:
+    loss = metrics.get("heldout_loss")
     return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def trained_in(folder: Path) -> tuple[dict[str, int], int]:
+    """What a checkpoint's folder holds: trained parameters by module name, and the bytes of the tensors to be served."""
+    counts: Counter[str] = Counter()
+    with safe_open(str(folder / STATE_FILE), framework="numpy") as state:
+        for name in state.keys():  # noqa: SIM118  (not a mapping)
+            group, _, parameter = name.partition("/")
+            if group == "weights":
+                counts[owner_of(parameter)] += math.prod(state.get_slice(name).get_shape())
+    served = [file for part in (ADAPTER_DIR, MODEL_DIR) for file in (folder / part).glob("*.safetensors")]
+    return dict(counts), sum(_tensor_bytes(file) for file in served)
+
+
+def _tensor_bytes(file: Path) -> int:
+    """A safetensors file's size without its header, whose length its first eight bytes say."""
+    with open(file, "rb") as stream:
+        return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
 
 
 def _same_bits(adapter: Path, weights: Mapping[str, torch.Tensor], pissa: Mapping[str, torch.Tensor] | None) -> None:

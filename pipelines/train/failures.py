@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.train.metrics import read_lines
 
 FAILURES_FILE = "failures.jsonl"
+_CAUSE, _REASON_CHARS = "The actor is dead because", 240
 
 
 class FailureLog:
@@ -52,3 +53,20 @@ def _describe(news: Mapping[str, Any]) -> str:
         return f"checkpoint damaged, {news['damaged']}"
     who, when = ", ".join(map(str, news["announced"])), "soon" if news["in_s"] is None else f"in {news['in_s']} s"
     return f"the node of worker {who} will be taken away {when}; this does not count as a failure"
+
+
+def was_preempted(error: Exception) -> bool:
+    """Whether Ray says that a worker ended because its node was taken away."""
+    return bool(getattr(_plain(error), "preempted", False))
+
+
+def reason_of(error: Exception) -> str:
+    """What ended a worker, in a line."""
+    plain = _plain(error)
+    text = " ".join(str(plain).split())
+    text = text[max(0, text.find(_CAUSE)) :]
+    return f"{type(plain).__name__}: {text[:_REASON_CHARS]}{'...' if len(text) > _REASON_CHARS else ''}"
+
+
+def _plain(error: Exception) -> Exception:
+    return getattr(error, "health_check_failure", error)

@@ -36,8 +36,9 @@ from pipelines.train.checkpoint import (
     list_checkpoints,
     newest_sound,
     sweep,
+    trained_in,
 )
-from pipelines.train.failures import FailureLog
+from pipelines.train.failures import FailureLog, reason_of, was_preempted
 from pipelines.train.follow import Following
 from pipelines.train.loop import Schedule
 from pipelines.train.metrics import plot_loss, read_metrics
@@ -46,7 +47,6 @@ from pipelines.train.worker import Feed, WorkerPlan, train_rank
 
 KIND = "trained"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
-_CAUSE, _REASON_CHARS = "The actor is dead because", 240
 _UNSHAPING = {"max_failures", "max_preemptions", "hang_timeout_s", "trackers", "record_samples", "keep"}
 
 
@@ -76,11 +76,7 @@ def train(
         run = run_from(finished)
         progress.note(f"train: run {short(run_id)} found, {_summary(run)}")
         return run
-    if not store.is_local:
-        raise UserError(
-            f"--store {store.uri}: training writes its progress to a folder that all nodes see, not to an object store yet; "
-            "give a shared folder (NFS, EFS, Filestore)"
-        )
+    check_startable(recipe, store)
     if recipe.train.patience and not prepared.heldout.num_rows:
         raise UserError(
             f"train.patience={recipe.train.patience} waits for a better held-out loss, and the dataset holds no held-out row: "
@@ -88,7 +84,6 @@ def train(
         )
     for line in recipe.serving_notes():
         progress.note(f"train: {line}")
-    check_trackers(recipe.train.trackers)
     parents = {"prepared": prepared.ref.digest, "base": fingerprint, "recipe": recipe.digest}
     folder = _run_folder(store, run_id)
     plan = WorkerPlan(recipe, store, prepared, run_id, parents, folder, open_feed)
@@ -110,12 +105,27 @@ def train(
     return run
 
 
+def check_startable(recipe: Recipe, store: Store) -> None:
+    """Raise UserError for what would keep the workers from their first step, as far as recipe and store show it."""
+    if not store.is_local:
+        raise UserError(
+            f"--store {store.uri}: training writes its progress to a folder that all nodes see, not to an object store yet; "
+            "give a shared folder (NFS, EFS, Filestore)"
+        )
+    if recipe.model.dtype == "fp16" and not recipe.resources.gpus_per_worker:
+        raise UserError(
+            "model.dtype=fp16 trains on a GPU only, and resources.gpus_per_worker is 0: set model.dtype=bf16 or fp32"
+        )
+    check_trackers(recipe.train.trackers)
+
+
 def _finish(plan: WorkerPlan) -> TrainingRun:
     """Write the finished run's artifact: recipe, metrics, plot, and which checkpoints were kept."""
     store, run_id = plan.store, plan.run_id
     kept = sweep(store, run_id, plan.recipe.train.keep)
     last = list_checkpoints(store, run_id)[-1]
     lines = read_metrics(plan.folder)
+    trained, saved_bytes = trained_in(Path(last.ref.uri))
     for suffix in ("svg", "png"):
         plot_loss(lines, plan.folder / f"loss.{suffix}")
     with store.writing(KIND, run_id, plan.parents) as draft:
@@ -129,6 +139,7 @@ def _finish(plan: WorkerPlan) -> TrainingRun:
             "num_steps": last.step,
             "checkpoints": [to_json(checkpoint) for checkpoint in kept],
             "metrics": summary,
+            "parameters": {"trained": trained, "saved_bytes": saved_bytes},
         }
     finished = store.find(KIND, run_id)
     assert finished is not None
@@ -146,7 +157,9 @@ def _summary(run: TrainingRun) -> str:
     best = run.best
     loss = heldout_of(best)
     said = f"held-out loss {loss:.4f}" if math.isfinite(loss) else "no held-out loss; the last one is kept,"
-    return f"{run.num_steps} steps, {said} at step {best.step} -> {best.ref.name}"
+    trained, saved_bytes = trained_in(Path(best.ref.uri))
+    what = f"{sum(trained.values()):,} parameters trained, {saved_bytes:,} bytes saved"
+    return f"{run.num_steps} steps, {said} at step {best.step} -> {best.ref.name}; {what}"
 
 
 def run_from(artifact: Artifact) -> TrainingRun:
@@ -172,7 +185,7 @@ def _fit(plan: WorkerPlan) -> None:
         _worker,
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(
-            backend="nccl" if want.gpus_per_worker else "gloo", timeout_s=int(train.hang_timeout_s)
+            backend="nccl" if want.gpus_per_worker else "gloo", timeout_s=math.ceil(train.hang_timeout_s)
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(want.min_workers, want.max_workers) if elastic else want.max_workers,
@@ -192,7 +205,7 @@ def _fit(plan: WorkerPlan) -> None:
     try:
         mistake = trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
-        why = "; ".join(f"worker {rank}: {_reason(failure)}" for rank, failure in error.worker_failures.items())
+        why = "; ".join(f"worker {rank}: {reason_of(failure)}" for rank, failure in error.worker_failures.items())
         raise UserError(
             f"{plan.folder}: workers failed more often than train.max_failures={train.max_failures} allows, at last ({why}). "
             "What is saved is kept; the same command goes on from there, and -v shows what the workers wrote"
@@ -225,25 +238,10 @@ def _failure_notes(log: FailureLog) -> Any:
         """Writes down what ended workers."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            if not any(_preempted(error) for error in worker_exceptions.values()):  # else rank 0 has said it already
-                log.failed({rank: _reason(error) for rank, error in worker_exceptions.items()})
+            if not any(was_preempted(error) for error in worker_exceptions.values()):  # else rank 0 has said it already
+                log.failed({rank: reason_of(error) for rank, error in worker_exceptions.items()})
 
     return Notes()
-
-
-def _plain(error: Exception) -> Exception:
-    return getattr(error, "health_check_failure", error)
-
-
-def _preempted(error: Exception) -> bool:
-    return bool(getattr(_plain(error), "preempted", False))
-
-
-def _reason(error: Exception) -> str:
-    plain = _plain(error)
-    text = " ".join(str(plain).split())
-    text = text[max(0, text.find(_CAUSE)) :]
-    return f"{type(plain).__name__}: {text[:_REASON_CHARS]}{'...' if len(text) > _REASON_CHARS else ''}"
 
 
 def _worker(config: dict[str, Any]) -> str | None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.model.plan import shape_of
 from pipelines.storage import Store
-from pipelines.train.checkpoint import list_checkpoints
+from pipelines.train.checkpoint import list_checkpoints, trained_in
 from pipelines.train.metrics import read_metrics
 from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
 from tests.plain import plain_loss
@@ -68,6 +69,9 @@ def _train_all(base: str, root: str) -> None:
         heldout = list_checkpoints(store, plan.run_id)[0].metrics["heldout_loss"]
         reloaded = _plain_loss(base, plan.recipe.model, folder, store.local_dir(prepared.ref))
         Path(root, f"{name}.json").write_text(json.dumps([losses, heldout, reloaded]))
+        shape = shape_of(plan.recipe)
+        tables = [[shape.trainable, shape.saved_bytes], trained_in(folder)]
+        Path(root, f"{name}-tables.json").write_text(json.dumps(tables))
     os._exit(0)
 
 
@@ -106,3 +110,10 @@ def test_trains_and_reloads(name: str, outcomes: Path) -> None:
     assert sum(losses[-6:]) < 0.2 * sum(losses[:6])  # the same six packs, four epochs later
     coarse = name == "int8" or name == "nf4_plain" or name.startswith("bf16")
     assert math.isclose(reloaded, heldout, rel_tol=1e-4, abs_tol=1e-3 * losses[0] if coarse else 0), (reloaded, heldout)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_trained_is_what_the_plan_said(name: str, outcomes: Path) -> None:
+    """Parameters by module and the bytes to be served, planned without weights and counted in the checkpoint's files."""
+    planned, found = json.loads((outcomes / f"{name}-tables.json").read_text())
+    assert found == planned and sum(found[0].values()) > 0

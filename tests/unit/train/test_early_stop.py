@@ -9,9 +9,16 @@ import pytest
 from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
 from pipelines.recipe import parse_recipe
 from pipelines.storage import Store
-from pipelines.train.checkpoint import checkpoint_key, checkpoint_kind, heldout_of, list_checkpoints, sealed, sweep
+from pipelines.train.checkpoint import (
+    checkpoint_key,
+    checkpoint_kind,
+    heldout_of,
+    is_stale,
+    list_checkpoints,
+    sealed,
+    sweep,
+)
 from pipelines.train.ray_train import train
-from pipelines.train.worker import _stale
 
 RUN = "c" * 64
 
@@ -19,7 +26,7 @@ RUN = "c" * 64
 def stops_after(losses: list[float], patience: int | None) -> int | None:
     """The number of checkpoints after which the run ends early, or None."""
     told: list[Any] = [{"heldout_loss": loss} for loss in losses]
-    return next((n for n in range(1, len(told) + 1) if _stale(told[: n - 1], told[n - 1], patience)), None)
+    return next((n for n in range(1, len(told) + 1) if is_stale(told[:n], patience)), None)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,8 @@ def stops_after(losses: list[float], patience: int | None) -> int | None:
         ([1, 2], 2, None),
         ([1, 2, 3], 2, 3),
         ([1, 2, 3, 4, 5], None, None),
+        ([float("nan"), 2, 3, 3], 2, 4),  # not a number is no loss to beat, and beats none
+        ([1, float("nan"), float("nan")], 2, 3),
     ],
 )
 def test_a_run_ends_when_so_many_checkpoints_brought_nothing(

@@ -1,0 +1,73 @@
+"""What is refused before any worker starts, and what all ranks agree on before their first step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
+from pipelines.recipe import Recipe, parse_recipe
+from pipelines.storage import Store
+from pipelines.train.ray_train import check_startable
+
+
+def recipe(base: str, **sections: Any) -> Recipe:
+    model = {"base": base, **sections.pop("model", {})}
+    return parse_recipe({"name": "start", "model": model, "data": {"sources": ["none.json"]}, **sections})
+
+
+def test_half_precision_that_only_a_gpu_trains_is_refused_where_none_is_asked_for(
+    pocket_base: str, store: Store
+) -> None:
+    with pytest.raises(UserError, match=r"fp16 trains on a GPU only.*gpus_per_worker is 0: set model.dtype=bf16"):
+        check_startable(recipe(pocket_base, model={"dtype": "fp16"}), store)
+    check_startable(recipe(pocket_base, model={"dtype": "fp16"}, resources={"gpus_per_worker": 1}), store)
+
+
+def test_a_dry_run_refuses_what_the_run_would(pocket_base: str, tmp_path: Path) -> None:
+    from jobs.plan import dry_run
+
+    with pytest.raises(UserError, match="fp16 trains on a GPU only"):
+        next(dry_run(recipe(pocket_base, model={"dtype": "fp16"}), Store(tmp_path)))
+    with pytest.raises(UserError, match="not to an object store yet"):
+        next(dry_run(recipe(pocket_base), Store("memory://somewhere")))
+
+
+def test_run_without_a_held_out_sample_ends_before_it_trains(
+    pocket_base: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jobs.prepare
+    import jobs.train
+    from jobs.run import run
+
+    ref, rows = ArtifactRef("prepared", "k", "d", "nowhere"), SplitStats(1, 1, 1, 1)
+    prepared = PreparedDataset(ref, 64, rows, SplitStats(0, 0, 0, 0), {}, "", "")
+    monkeypatch.setattr(jobs.prepare, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(jobs.train, "train", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(UserError, match=r"no held-out sample.*set data.heldout_share above 0"):
+        run(recipe(pocket_base), store, SILENT)
+
+
+def agree(rank: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    from pipelines.train.agree import least_of_ranks
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    cpu = torch.device("cpu")
+    told = [least_of_ranks(number, cpu) for number in ((80 << 30) - rank, None, None if rank else 7)]
+    torch.save(told, f"{folder}/{rank}")
+    dist.barrier()
+    os._exit(0)
+
+
+def test_ranks_plan_for_the_smallest_gpu_among_them(tmp_path: Path) -> None:
+    """Planned for its own GPU each, an 80 and a 24 GB card would run different ZeRO stages and wait for each other."""
+    spawn(agree, (str(tmp_path),), nprocs=2)
+    assert torch.load(tmp_path / "0") == torch.load(tmp_path / "1") == [(80 << 30) - 1, None, 7]
