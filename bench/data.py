@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,18 @@ def renderers(folder: Path) -> dict[str, ChatRenderer]:
     return {name: renderer.sped_up()[0] for name, renderer in made.items()}
 
 
+LLAMA3_WORDS = (  # fastokens knows this one by heart; that of the benchmark's own tokenizer, but for a part the same, it does not
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split_as_llama3(renderer: ChatRenderer) -> ChatRenderer:
+    """The same vocabulary behind the published expression that cuts words for Llama-3."""
+    data = json.loads(renderer.spec.tokenizer_json)
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMA3_WORDS
+    return ChatRenderer(replace(renderer.spec, tokenizer_json=json.dumps(data))).sped_up()[0]
+
+
 def tokenize_mask_pack(renderer: ChatRenderer, conversations: Sequence[Conversation]) -> int:
     """The function itself: conversations to packed arrays of ids and weights. Returns the number of tokens."""
     batches = [renderer.render_batch(conversations[i : i + 1024]) for i in range(0, len(conversations), 1024)]
@@ -85,16 +97,15 @@ def tokenize_mask_pack(renderer: ChatRenderer, conversations: Sequence[Conversat
     order, bounds = group_rows(best_fit(lengths, ROW_TOKENS))
     rows = GROUP_TOKENS // ROW_TOKENS
     for first in range(0, len(bounds) - 1, rows):
-        packed = np.zeros((2, rows, ROW_TOKENS), np.int32)
-        for row, (a, b) in enumerate(
-            zip(bounds[first : first + rows], bounds[first + 1 : first + rows + 1], strict=False)
-        ):
-            at = 0
-            for sample in order[a:b]:
-                end = at + lengths[sample]
-                packed[0, row, at:end] = ids[starts[sample] : starts[sample + 1]]
-                packed[1, row, at:end] = weights[starts[sample] : starts[sample + 1]].view(np.int32)
-                at = end
+        edges = bounds[first : first + rows + 1]
+        packed_ids, packed_weights = np.zeros((rows, ROW_TOKENS), np.int32), np.zeros((rows, ROW_TOKENS), np.float32)
+        samples = order[edges[0] : edges[-1]]
+        sizes = lengths[samples]
+        ends = np.cumsum(sizes)
+        filled = np.diff(np.concatenate(([0], ends))[edges - edges[0]])
+        source = np.repeat(starts[samples] - (ends - sizes), sizes) + np.arange(ends[-1])
+        places = np.arange(ROW_TOKENS) < np.pad(filled, (0, rows - len(filled)))[:, None]
+        packed_ids[places], packed_weights[places] = ids[source], weights[source]
     return int(lengths.sum())
 
 
@@ -111,7 +122,9 @@ def best_of(count: int, run: Callable[[], int], clock: Callable[[], float] = tim
 def measure_function(folder: Path, num_rows: int) -> Iterator[Measure]:
     path = write_rows(folder / "function.jsonl", min(num_rows, 20_000))
     conversations = [to_conversation(json.loads(line)) for line in path.open()]
-    for name, renderer in renderers(folder).items():
+    found = renderers(folder)
+    found["100k BPE, words cut as Llama-3 does"] = split_as_llama3(found["100k BPE"])
+    for name, renderer in found.items():
         rate = best_of(3, lambda renderer=renderer: tokenize_mask_pack(renderer, conversations))
         yield Measure(f"tokenize, mask, pack: {name}", rate / 1e6, "M tokens/s per core", ("at_least", 5))
         bare = ChatRenderer(renderer.spec)
@@ -277,7 +290,7 @@ def show(measure: Measure, as_json: bool) -> None:
         return
     bound = f"{measure.bound[0].replace('_', ' ')} {measure.bound[1]:g}" if measure.bound else ""
     verdict = ("ok" if measure.holds else "MISSED") if measure.bound else ""
-    print(f"{measure.bar:58} {measure.value:10.2f} {measure.unit:20} {bound:14} {verdict:7} {measure.peer}", flush=True)
+    print(f"{measure.bar:80} {measure.value:10.2f} {measure.unit:20} {bound:14} {verdict:7} {measure.peer}", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Encoder:
         self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._fast = _fast_tokenizer(text) if fast else None
         self._data = data
+        self.added_texts = [t["content"] for t in data["added_tokens"]]
         self.controls = controls or Controls(data["added_tokens"], spec.named_tokens.values())
         self._eaters = np.array([t["id"] for t in data["added_tokens"] if t["rstrip"] or t["lstrip"]], np.int64)
         self._eats_right = {t["content"] for t in data["added_tokens"] if t["rstrip"]}
@@ -225,8 +226,9 @@ def fast_encodes_alike(spec: TokenizerSpec, texts: Sequence[str] = ()) -> str | 
         return "fastokens is not installed"
     except ValueError as error:
         return f"fastokens cannot load this tokenizer ({' '.join(str(error).split())[:120]})"
-    controls = list(fast.controls.tokens)[:64]
-    probes = [*_PROBES, "".join(f"{c} x\n{c}" for c in controls), *(f" a{c} b" for c in controls), *texts]
+    added = fast.added_texts
+    added = added[:: max(1, len(added) // 128)]  # special or not: both are matched before all else
+    probes = [*_PROBES, "".join(f"{c} x\n{c}" for c in added), *(f" a{c} b" for c in added), *texts]
     encoded = fast.encode(probes)
     for i, text in enumerate(probes):
         if not np.array_equal(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], fast.encode_reference(text)):

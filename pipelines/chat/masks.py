@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,12 @@ from pipelines.chat.encoder import Encoded
 
 
 class Places(NamedTuple):
-    """Of one text, in bytes: the trained answers with their weights, and what other turns said (where that shows)."""
+    """Of one text, in bytes: `trained` holds start, end and weight of each trained answer, `others` start and end of what
+    other turns said (where that shows), one behind another without a tuple for each.
+    """
 
-    trained: Sequence[tuple[int, int, float]]
-    others: Sequence[tuple[int, int]]
+    trained: Sequence[float]
+    others: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -46,39 +49,43 @@ class Masks:
 
 def masks_of(encoded: Encoded, places: Sequence[Places], stop_ids: np.ndarray) -> Masks:
     """A token belongs to an answer that holds it whole. One that lies partly in another turn's text counts as its."""
-    count = len(places)
-    bases = encoded.bases.tolist()
-    spans = [(base + a, base + b, w) for base, one in zip(bases, places, strict=False) for a, b, w in one.trained]
-    weights = np.zeros(len(encoded.ids), np.float32)
-    table = np.array(spans, np.float64).reshape(-1, 3)
-    first = np.searchsorted(encoded.starts, table[:, 0].astype(np.int64))
-    last = np.searchsorted(encoded.ends, table[:, 1].astype(np.int64), side="right")
-    sizes = np.maximum(last - first, 0)
-    at = np.repeat(first - np.concatenate(([0], np.cumsum(sizes)[:-1])), sizes) + np.arange(sizes.sum())
-    weights[at] = np.repeat(table[:, 2].astype(np.float32), sizes)
+    turns = np.fromiter((len(one.trained) for one in places), np.int64, len(places)) // 3
+    spans = np.fromiter(chain.from_iterable(one.trained for one in places), np.float64).reshape(-1, 3)
+    bases = np.repeat(encoded.bases[:-1], turns)
+    first = np.searchsorted(encoded.starts, bases + spans[:, 0].astype(np.int64))
+    last = np.searchsorted(encoded.ends, bases + spans[:, 1].astype(np.int64), side="right")
+    last = np.maximum(last, first)
+    # Answers follow one another, so they cut the tokens into runs that are trained and not, by turns.
+    bounds = np.maximum.accumulate(np.stack([first, last], axis=1).reshape(-1))
+    values = np.stack([np.zeros(len(spans), np.float32), spans[:, 2].astype(np.float32)], axis=1).reshape(-1)
+    sizes = np.diff(bounds, prepend=0, append=len(encoded.ids))
+    weights = np.repeat(np.append(values, np.float32(0)), sizes)
     ends_well = np.zeros(len(spans), bool)
-    some = sizes > 0
+    some = last > first
     ends_well[some] = np.isin(encoded.ids[last[some] - 1], stop_ids)
-    turns, without_stop = _per_text([len(one.trained) for one in places], ~ends_well)
-    others, wrongly = _per_text([len(one.others) for one in places], _trained_in_others(encoded, places, weights))
-    assert len(turns) == count
-    return Masks(weights, turns, without_stop, others, wrongly)
+    others = np.fromiter((len(one.others) for one in places), np.int64, len(places)) // 2
+    touched = _trained_in_others(encoded, places, others, bounds)
+    return Masks(weights, turns, _sums(turns, ~ends_well), others, _sums(others, touched))
 
 
-def _trained_in_others(encoded: Encoded, places: Sequence[Places], weights: np.ndarray) -> np.ndarray:
-    """Of each text of another turn the number of trained tokens that touch it."""
-    bases = encoded.bases.tolist()
-    spans = [(base + a, base + b) for base, one in zip(bases, places, strict=False) for a, b in one.others]
-    table = np.array(spans, np.int64).reshape(-1, 2)
-    trained = np.flatnonzero(weights)
-    first = np.searchsorted(encoded.ends, table[:, 0], side="right")
-    last = np.searchsorted(encoded.starts, table[:, 1])
-    return np.maximum(np.searchsorted(trained, last) - np.searchsorted(trained, first), 0)
+def _trained_in_others(
+    encoded: Encoded, places: Sequence[Places], others: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+    """Of each text of another turn the number of trained tokens that touch it. `bounds` are the answers' tokens."""
+    spans = np.fromiter(chain.from_iterable(one.others for one in places), np.int64).reshape(-1, 2)
+    spans = spans + np.repeat(encoded.bases[:-1], others)[:, None]
+    if not len(bounds):
+        return np.zeros(len(spans), np.int64)
+    first = np.searchsorted(encoded.ends, spans[:, 0], side="right")
+    last = np.searchsorted(encoded.starts, spans[:, 1])
+    steps = np.diff(bounds, prepend=bounds[0])
+    steps[::2] = 0
+    before = np.cumsum(steps)  # trained tokens before each bound; between two of them the count grows by all or by none
+    return np.maximum(np.rint(np.interp(last, bounds, before) - np.interp(first, bounds, before)).astype(np.int64), 0)
 
 
-def _per_text(counts: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The counts, and the sum of each text's `counts[i]` values."""
-    sizes = np.array(counts, np.int64)
+def _sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sum of each text's `counts[i]` values."""
     sums = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
-    ends = np.cumsum(sizes)
-    return sizes, sums[ends] - sums[ends - sizes]
+    ends = np.cumsum(counts)
+    return sums[ends] - sums[ends - counts]

@@ -178,10 +178,13 @@ class ChatRenderer:
         weights = _weights_of_turns(turns, places, len(messages))
         layout = self._layouter.lay_out(messages, tools)
         at = byte_offsets(layout.text)
-        spans = [(int(at[a]), int(at[b]), weights[turn]) for turn, a, b in layout.trained if weights[turn]]
-        others = [(int(at[a]), int(at[b])) for a, b in layout.others]
+        trained: list[float] = []
+        for turn, a, b in sorted(layout.trained, key=lambda span: span[1]):
+            if weights[turn]:
+                trained += int(at[a]), int(at[b]), weights[turn]
+        others = at[np.array(layout.others, np.int64).reshape(-1)].tolist()
         cut = self._typed.cut(layout, messages, tools) if self._typed.held_in(messages, tools) else None
-        return _Placed(layout.text, int(at[-1]), Places(spans, others), cut)
+        return _Placed(layout.text, int(at[-1]), Places(trained, others), cut)
 
     def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
         """The way of nearly all rows, so it is kept short: plain text turns of a shape that has a plan."""
@@ -203,12 +206,15 @@ class ChatRenderer:
         text = "".join(texts)
         sizes = map(len, texts) if text.isascii() else [len(t.encode()) for t in texts]
         at = [*itertools.accumulate(sizes, initial=0)]
-        spans = []
+        trained: list[float] = []
         for answer in plan.answers:
             turn = turns[answer.turn]
             if turn.train and turn.weight:
-                spans.append((at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes, turn.weight))
-        return _Placed(text, at[-1], Places(spans, [(at[i], at[i + 1]) for i in plan.others]))
+                trained += at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes, turn.weight
+        others: list[int] = []
+        for i in plan.others:
+            others += at[i], at[i + 1]
+        return _Placed(text, at[-1], Places(trained, others))
 
     def _encode_around(self, layout: Layout) -> Encoded:
         return self._encoder.encode_between_controls(layout.text, layout.contents or (), layout.others)
