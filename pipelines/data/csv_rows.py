@@ -62,13 +62,20 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._waiting.popleft() if self._waiting else self._stream.readline(MAX_ROW_BYTES)
+        line = self._waiting.popleft() if self._waiting else self._read()
         if not line:
             raise StopIteration
         self.record.append(line)
         self._size += len(line)
         if self._size > MAX_ROW_BYTES:
             raise csv.Error(f"more than {MAX_ROW_BYTES} characters in one row")
+        return line
+
+    def _read(self) -> str:
+        """The next line; of one that is longer than a row may be only as much as shows it."""
+        line = rest = self._stream.readline(MAX_ROW_BYTES + 1)
+        while len(rest) > MAX_ROW_BYTES and not rest.endswith(("\n", "\r")):
+            rest = self._stream.readline(MAX_ROW_BYTES + 1)
         return line
 
     def begin(self) -> None:
