@@ -43,7 +43,7 @@ def read_array(stream: IO[bytes]) -> Iterator[RawRow]:
             if not isinstance(value, dict) and not _ENDS_VALUE.match(window.text, end):
                 raise ValueError("Extra data")
         except (ValueError, RecursionError) as error:
-            yield broken(line, f"not JSON: {why(error)}", _pass_over(window, elements))
+            yield broken(line, f"not JSON: {why(error)}", _pass_over(window, elements, error))
             if window.at == len(window.text):
                 return
             continue
@@ -53,8 +53,10 @@ def read_array(stream: IO[bytes]) -> Iterator[RawRow]:
     yield broken(window.line, "the array has no end: the file is cut off here", "(end of file)")
 
 
-def _pass_over(window: _Window, elements: _Elements) -> str:
+def _pass_over(window: _Window, elements: _Elements, error: Exception) -> str:
     """Move behind the broken element; how the text between begins."""
+    if isinstance(error, json.JSONDecodeError) and not error.msg.startswith("Invalid control"):
+        return window.pass_over(elements.opening_behind(window.dropped + error.pos))
     value, end = _lenient(window.text, window.at)
     # One that is whole and only breaks a rule (a key that is there twice, NaN) ends where it ends.
     if isinstance(value, dict) and (_NEXT.match(window.text, end) or window.array_ends(end)):
