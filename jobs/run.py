@@ -16,6 +16,7 @@ from pipelines.contracts import (
     UserError,
     short,
 )
+from pipelines.mistakes import unservable
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
 
@@ -35,12 +36,21 @@ class RunResult:
 
 
 def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
-    """Prepare, train, evaluate and promote; the Ray cluster must be up. A rerun finds what is finished."""
+    """Prepare, train, evaluate and promote; the Ray cluster must be up. A rerun finds what is finished.
+
+    Raises UserError, before it trains, for what could not be scored or registered afterwards.
+    """
     from jobs.evaluate import evaluate
     from jobs.prepare import prepare
     from jobs.promote import promote
     from jobs.train import train
 
+    refused = unservable(recipe.lora, None) if recipe.train.method == "lora" else []
+    if refused:
+        raise UserError(
+            f"recipe {recipe.name}: {'; '.join(refused)}, or use `loraforge prepare`, `train` and `evaluate`, which register "
+            "nothing"
+        )
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
     progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")

@@ -100,9 +100,11 @@ def _check_finite(config: TrainConfig, step: int, values: dict[str, float], scal
     if math.isfinite(values["loss"]) and (math.isfinite(values["grad_norm"]) or scale_lowered):
         return 0
     if config.nonfinite == "stop" or skips + 1 >= MAX_SKIPS:
+        skipped = f" after {skips} skipped steps in a row" if skips else ""
+        advice = "or set train.nonfinite=skip" if config.nonfinite == "stop" else "or train.clip_norm"
         raise UserError(
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; the last checkpoint is from before. "
-            f"Lower train.lr={config.lr:g}, look at the data of this step, or set train.nonfinite=skip"
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}{skipped}; the last checkpoint is from "
+            f"before. Lower train.lr={config.lr:g}, look at the data of this step, {advice}"
         )
     return skips + 1
 

@@ -161,6 +161,8 @@ class _Rank:
         self._notice, self._ended = Notice(engine, self._channel.seconds_left), True
         about, folder = {"recipe": recipe.model_dump(mode="json"), "run_id": self._plan.run_id}, self._plan.folder
         with self._writing():
+            if not engine.rank:
+                check_space(self._store, self._num_trained)  # now, not after the first `save_every` steps
             self._samples = SampleLog(folder, started_at, engine.rank) if recipe.train.record_samples else None
             self._log = None if engine.rank else MetricsLog(folder, self._first_step, recipe.train.trackers, about)
         rate = matmul_rate(engine.device, self._size.dtype) if engine.device.type == "cuda" else None

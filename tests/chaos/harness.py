@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import signal
 import time
 import traceback
@@ -115,6 +116,7 @@ class Faults:
     preempt_in_s: float = math.inf
     poison_at_step: int | None = None
     other_store: Path | None = None
+    free_bytes: int | None = None
 
 
 @dataclass
@@ -216,6 +218,9 @@ def _plant(worker: Any, faults: Faults) -> None:
     if faults.die_at_byte is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults.die_at_byte, resource.RLIM_INFINITY))
+    if faults.free_bytes is not None:
+        usage = shutil.disk_usage("/")._replace(free=faults.free_bytes)
+        shutil.disk_usage = lambda path: usage
     steps: Callable[..., None] = worker.train_steps
 
     def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:

@@ -190,6 +190,14 @@ def test_full_disk_is_foreseen(pocket_base: str, tmp_path: Path, monkeypatch: py
         check_space(plan.store, 1_000_000)
 
 
+def test_a_run_does_not_start_without_room_for_a_checkpoint(pocket_base: str, tmp_path: Path) -> None:
+    plan = fresh_plan(pocket_base, tmp_path)
+    outcome = attempt(plan, 2, Faults(free_bytes=1 << 20))
+    assert outcome.codes == [0, 0] and len(outcome.mistakes) == 2 and len(set(outcome.mistakes)) == 1
+    assert "1 MiB free, and the next checkpoint wants" in outcome.mistakes[0]
+    assert read_metrics(plan.folder) == []
+
+
 @pytest.mark.parametrize("rank", [0, 1], ids=["metrics", "samples"])
 def test_what_one_ranks_disk_refuses_ends_all_alike(
     rank: int, pocket_base: str, tmp_path: Path, unbroken: list[float]

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from pipelines.contracts import UserError
 from pipelines.recipe import TrainConfig
 from pipelines.train.attention import SampleBounds, packed_attention
 from pipelines.train.batch import collate
-from pipelines.train.loop import Schedule
+from pipelines.train.loop import MAX_SKIPS, Schedule, _check_finite
 from pipelines.train.optim import learning_rate
 
 
@@ -108,3 +109,14 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     linear = TrainConfig(lr=1.0, warmup_share=0, schedule="linear")
     assert learning_rate(linear, 25, 100) == pytest.approx(0.75)
     assert learning_rate(linear.model_copy(update={"schedule": "constant"}), 99, 100) == 1.0
+
+
+def test_skipped_steps_are_counted_in_a_row_and_the_advice_is_another_than_what_is_set() -> None:
+    bad, good = {"loss": 1.0, "grad_norm": float("inf")}, {"loss": 1.0, "grad_norm": 1.0}
+    stop, skip = TrainConfig(nonfinite="stop"), TrainConfig(nonfinite="skip")
+    with pytest.raises(UserError, match=r"step 7: .*set train.nonfinite=skip"):
+        _check_finite(stop, 7, bad, False, 0)
+    assert _check_finite(stop, 7, bad, True, 0) == 0  # fp16 lowers its loss scale
+    assert _check_finite(skip, 7, bad, False, 3) == 4 and _check_finite(skip, 8, good, False, 4) == 0
+    with pytest.raises(UserError, match=rf"after {MAX_SKIPS - 1} skipped steps in a row.*or train.clip_norm"):
+        _check_finite(skip, 7, bad, False, MAX_SKIPS - 1)

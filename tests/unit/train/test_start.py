@@ -53,6 +53,17 @@ def test_run_without_a_held_out_sample_ends_before_it_trains(
         run(recipe(pocket_base), store, SILENT)
 
 
+@pytest.mark.parametrize("key", ["dora", "rank_pattern", "alpha_pattern", "modules_to_save"])
+def test_run_refuses_at_once_what_the_registry_would_refuse_at_the_end(
+    key: str, pocket_base: str, store: Store
+) -> None:
+    from jobs.run import run
+
+    value = {"dora": True, "modules_to_save": ["lm_head"]}.get(key, {"q_proj": 4})
+    with pytest.raises(UserError, match=rf"lora.{key} trains .*unset it, or use `loraforge prepare`, `train` and"):
+        run(recipe(pocket_base, lora={key: value}), store, SILENT)
+
+
 def agree(rank: int, folder: str) -> None:
     import torch.distributed as dist
 
