@@ -182,13 +182,18 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
+def is_trained(turn: Turn) -> bool:
+    """Whether it is an answer that the loss shall see."""
+    return turn.role == "assistant" and turn.train and turn.weight > 0 and bool(turn.tool_calls or turn.content.strip())
+
+
 def _check_turns(conversation: Conversation) -> None:
     trainable, num_systems = False, 0
     if len(conversation.turns) > MAX_TURNS:
         raise RowError(f"{len(conversation.turns)} turns, the limit is {MAX_TURNS}")
     for turn in conversation.turns:
         if turn.role == "assistant":
-            trainable |= turn.train and turn.weight > 0 and bool(turn.tool_calls or turn.content.strip())
+            trainable |= is_trained(turn)
         elif turn.role == "system":
             num_systems += 1
         _check_text(turn.content, turn.role)

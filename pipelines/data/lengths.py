@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipelines.chat import ChatRenderer, TemplateError
 from pipelines.contracts import Conversation, Turn
+from pipelines.data.formats import is_trained
 
 Exchange = tuple[Turn, ...]
 
@@ -15,8 +16,9 @@ Exchange = tuple[Turn, ...]
 def shortened(conversation: Conversation, renderer: ChatRenderer, row_tokens: int, policy: str) -> list[Conversation]:
     """The conversations that take a long one's place: none when it cannot be mended.
 
-    truncate: the system turn with as many of the latest exchanges as fit. split: all exchanges in conversations that
-    fit, each with the system turn; an exchange that does not fit alone is left out.
+    truncate: the system turn with as many of the latest exchanges as fit. split: all trained exchanges in conversations
+    that fit, each with the system turn; exchanges that are not trained stand before the trained one that follows, as many
+    of the latest as fit. An exchange that does not fit alone is left out. Each conversation trains something.
     """
     system, exchanges = _exchanges(conversation.turns)
     if policy == "drop" or len(exchanges) < 2:
@@ -31,19 +33,24 @@ def shortened(conversation: Conversation, renderer: ChatRenderer, row_tokens: in
             rendered = renderer.render(joined(first, last))
         except TemplateError:
             return False
-        return len(rendered.input_ids) <= row_tokens and rendered.num_loss_tokens > 0
+        return len(rendered.input_ids) <= row_tokens
 
+    trained = [any(map(is_trained, exchange)) for exchange in exchanges]
     count = len(exchanges)
     if policy == "truncate":
-        return next(([joined(first, count)] for first in range(1, count) if fits(first, count)), [])
-    pieces, first = [], 0
-    while first < count:
-        last = first
+        first = next((i for i in range(1, count) if fits(i, count)), count)
+        return [joined(first, count)] if any(trained[first:]) else []
+    pieces, first, last = [], 0, 0
+    while any(trained[first:]):
         while last < count and fits(first, last + 1):
             last += 1
-        if last > first:
-            pieces.append(joined(first, last))
-        first = max(last, first + 1)
+        end = max((i + 1 for i in range(first, last) if trained[i]), default=None)
+        if end is None:  # nothing but context: less of it, so that what it is for may fit
+            first += 1
+            last = max(last, first)
+        else:
+            pieces.append(joined(first, end))
+            first = last = end
     return pieces
 
 
