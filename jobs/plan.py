@@ -85,7 +85,7 @@ def _parameters_table(shape: Shape) -> Table:
 
 def _memory_table(plan: Plan) -> Table:
     head = f"memory a worker: zero {plan.zero}, offload {plan.offload}, checkpointing {plan.gradient_checkpointing}"
-    table = Table("part", "GiB", title=head, title_justify="left")
+    table = Table("part", "GiB", title=head, title_justify="left", min_width=len(head))
     for name, size in plan.parts.items():
         table.add_row(name, f"{size / 2**30:,.2f}")
     table.add_row("all, with a reserve", f"{plan.bytes / 2**30:,.2f}")
