@@ -44,10 +44,25 @@ def train_config(zero: int, micro_batch: int) -> TrainConfig:
 
 
 def adapted(base: str, attention: str) -> Any:
+    """The base with the adapter that trains and another one, whose A and B are random, that must stay as it is."""
+    import peft
+
     from pipelines.model.base import load_base
     from pipelines.model.lora import attach
 
-    return attach(load_base(ModelConfig(base=base, dtype="fp32"), "cpu", attention), LoraConfig(r=4, alpha=8), seed=11)
+    model = attach(load_base(ModelConfig(base=base, dtype="fp32"), "cpu", attention), LoraConfig(r=4, alpha=8), seed=11)
+    model.add_adapter("other", peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    model.set_adapter("default")
+    return model
+
+
+def frozen_of(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of all that must not change, whole also where ZeRO-3 has split it; collective there."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    with GatheredParameters([p for p in frozen.values() if hasattr(p, "ds_id")]):
+        return {name: parameter.detach().clone() for name, parameter in frozen.items()}
 
 
 def reference(base: str) -> tuple[list[float], dict[str, torch.Tensor], list[float]]:
@@ -88,13 +103,13 @@ def run_case(rank: int, base: str, folder: str, cases: list[tuple[int, int, int]
     import torch.distributed as dist
 
     world_size = cases[0][0]
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size), "DS_ACCELERATOR": "cpu"}
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     torch.set_num_threads(1)
     for _, zero, micro_batch in cases:
         config = train_config(zero, micro_batch)
-        losses, norms, half, end = train_from(base, config, 0, None)
-        resumed, _, _, resumed_end = train_from(base, config, NUM_STEPS // 2, half)
+        losses, norms, (half, end), touched = train_from(base, config, 0, None)
+        resumed, _, (_, resumed_end), touched_again = train_from(base, config, NUM_STEPS // 2, half)
         if rank == 0:
             result = {
                 "losses": losses,
@@ -102,18 +117,25 @@ def run_case(rank: int, base: str, folder: str, cases: list[tuple[int, int, int]
                 "weights": end.weights,
                 "resumed": resumed,
                 "resumed_weights": resumed_end.weights,
+                "touched": touched + touched_again,
             }
             torch.save(result, f"{folder}/{world_size}-{zero}-{micro_batch}.pt")
     dist.destroy_process_group()
 
 
-def train_from(base: str, config: TrainConfig, first: int, state: Any) -> tuple[list[float], list[float], Any, Any]:
-    """Losses and gradient norms from step `first` on, and the gathered state half-way and at the end."""
+def train_from(
+    base: str, config: TrainConfig, first: int, state: Any
+) -> tuple[list[float], list[float], tuple[Any, Any], list[str]]:
+    """Losses and gradient norms from step `first` on, the gathered state half-way and at the end, and the frozen
+    parameters that are no longer the same bits.
+    """
     from pipelines.train.attention import PACKED
     from pipelines.train.engine import DeepSpeedEngine
     from pipelines.train.loop import Schedule, train_steps
 
-    engine = DeepSpeedEngine(adapted(base, PACKED), config, torch.device("cpu"))
+    model = adapted(base, PACKED)
+    before = frozen_of(model)
+    engine = DeepSpeedEngine(model, config, torch.device("cpu"))
     if state is not None:
         engine.restore(state)
     schedule, rows, losses, norms, states = Schedule(NUM_ROWS, config), packed_rows(), [], [], []
@@ -126,7 +148,10 @@ def train_from(base: str, config: TrainConfig, first: int, state: Any) -> tuple[
 
     order = schedule.order(first, engine.rank, engine.world_size)
     train_steps(engine, schedule, (rows[i] for i in order), first, on_step)
-    return losses, norms, states[0], states[-1]
+    after = frozen_of(model)
+    assert any(".other." in name for name in before) and any("base_layer" in name for name in before)
+    touched = [name for name, tensor in before.items() if not torch.equal(after[name], tensor)]
+    return losses, norms, (states[0], states[-1]), touched
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +189,15 @@ def expected(tiny_base: str) -> tuple[list[float], dict[str, torch.Tensor], list
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "workers{}-zero{}-micro{}".format(*case))
 def test_equals_plain_pytorch_and_resumes(case: tuple[int, int, int], results: Path, expected: Any) -> None:
-    """Losses and final weights equal the reference within 1e-4 relative; a run restored half-way gives the same."""
+    """Losses and final weights equal the reference within 1e-4 relative; a run restored half-way gives the same.
+
+    Neither the base nor another adapter on it changes by a bit.
+    """
     got = torch.load(results / "{}-{}-{}.pt".format(*case))
     losses, weights, norms = expected
     assert got["norms"] == pytest.approx(norms, rel=1e-4)
     assert losses[0] > losses[-1]
+    assert got["touched"] == []
     assert got["losses"] == pytest.approx(losses, rel=1e-4)
     assert got["resumed"] == pytest.approx(got["losses"][NUM_STEPS // 2 :], rel=1e-6)
     for name, tensor in weights.items():
