@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
+from pipelines.recipe import parse_recipe
 from pipelines.storage import MANIFEST, Store
+from pipelines.train import ray_train
 from pipelines.train.checkpoint import (
     checkpoint_key,
     checkpoint_kind,
@@ -101,3 +104,30 @@ def test_without_held_out_rows_the_latest_are_kept_and_the_last_is_best(store: S
         make(store, step, metrics={"heldout_loss": float("nan"), "loss": 1.0})
         kept = sweep(store, RUN, keep=2)
     assert [c.step for c in kept] == [9, 6]
+
+
+def test_a_command_says_which_file_is_damaged_before_it_starts_workers(
+    store: Store, pocket_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, 3)
+    broken = make(store, 6)
+    (broken / "state").write_text("states6")
+    notes: list[str] = []
+
+    class Said(type(SILENT)):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    def no_workers(plan: Any) -> None:
+        assert not broken.exists()
+        raise UserError("no workers here")
+
+    monkeypatch.setattr(ray_train, "run_id_of", lambda *_: RUN)
+    monkeypatch.setattr(ray_train, "_fit", no_workers)
+    rows = SplitStats(1, 1, 1, 1)
+    prepared = PreparedDataset(ArtifactRef("prepared", "k", "d", "nowhere"), 64, rows, rows, {}, "", "")
+    recipe = parse_recipe({"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}})
+    with pytest.raises(UserError, match="no workers here"):
+        ray_train.train(recipe, store, prepared, lambda folder, split: None, Said())  # type: ignore[arg-type]
+    assert any("checkpoint damaged, step 6 is left out" in note and str(broken / "state") in note for note in notes)
+    assert any("goes on from step 3 of 1" in note for note in notes)
