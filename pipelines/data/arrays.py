@@ -68,16 +68,16 @@ def _pass_over(window: _Window, elements: _Elements, error: Exception) -> str:
 
 def _lenient(text: str, place: int) -> tuple[Any, int]:
     """The value there and its end; None and the place of the damage if it is broken."""
-    # A JSONDecodeError counts the lines before it: of a part first, as the whole window takes milliseconds.
-    for size in (_USUAL_CHARS, len(text)):
-        part = text[place : place + size]
+    # A JSONDecodeError counts the lines before it, in a whole window for milliseconds: a part of it is tried first.
+    part = text[place : place + _USUAL_CHARS]
+    for within, start in ((part, 0), (text, place)):
         try:
-            value, end = _LENIENT.raw_decode(part)
-            return value, place + end
+            value, end = _LENIENT.raw_decode(within, start)
+            return value, place + end - start
         except json.JSONDecodeError as error:
             cut = error.pos > len(part) - 16 or error.msg.startswith("Unterminated")
-            if not cut or place + size >= len(text):
-                return None, place + error.pos
+            if not cut or within is text or len(part) < _USUAL_CHARS:
+                return None, place + error.pos - start
         except (ValueError, RecursionError):
             break
     return None, place
