@@ -10,24 +10,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from pipelines.contracts import UserError
+from pipelines.data.data_files import SUFFIXES, is_data_file, repository_files, suffix_of
 from pipelines.recipe import SourceConfig
 
 # Small inputs still make work for several tasks; large ones make tasks that outlast their scheduling.
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES, _USUAL_CHUNKS = 1 << 20, 16 << 20, 16
-SUFFIXES = {
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
 
 
 @dataclass(frozen=True)
@@ -65,15 +56,21 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
     """Every file of the sources, each source's in the order of their names. Raises UserError naming the key and path."""
-    return [file for i, source in enumerate(sources) for file in files_at(source.path, f"data.sources.{i}.path", i)]
+    return [
+        file for i, each in enumerate(sources) for file in files_at(each.path, f"data.sources.{i}.path", i, each.split)
+    ]
 
 
-def files_at(path: str, key: str, source: int = -1) -> list[SourceFile]:
-    """The files at one path of the recipe. Raises UserError naming `key`."""
-    found = _remote_files(path, key) if "://" in path else [(str(p), p.stat().st_size) for p in _local_files(path, key)]
+def files_at(path: str, key: str, source: int = -1, split: str = "benchmark") -> list[SourceFile]:
+    """The files at one path of the recipe; of a dataset on the Hub those that suit `split`. Raises UserError naming `key`."""
+    found = (
+        _remote_files(path, key, split)
+        if "://" in path
+        else [(str(p), p.stat().st_size) for p in _local_files(path, key)]
+    )
     files = []
     for name, size in found:
-        suffix = PurePosixPath(name).suffix.lower()
+        suffix = suffix_of(name)
         kind = SUFFIXES.get(suffix)
         if kind is None:
             raise UserError(f"{key}={name}: unknown file type {suffix or '(none)'}; valid: {', '.join(SUFFIXES)}")
@@ -86,7 +83,7 @@ def files_at(path: str, key: str, source: int = -1) -> list[SourceFile]:
 def _local_files(text: str, key: str) -> list[Path]:
     path = Path(text)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in path.iterdir() if is_data_file(p.name))
         if not found:
             raise UserError(f"{key}={text}: the folder holds no file of a known type ({', '.join(SUFFIXES)})")
         return found
@@ -101,7 +98,7 @@ def _local_files(text: str, key: str) -> list[Path]:
     raise UserError(f"{key}={text}: no such file; {hint}")
 
 
-def _remote_files(uri: str, key: str) -> list[tuple[str, int]]:
+def _remote_files(uri: str, key: str, split: str) -> list[tuple[str, int]]:
     if uri.startswith("hf://") and not uri.startswith(("hf://datasets/", "hf://buckets/")):
         uri = f"hf://datasets/{uri.removeprefix('hf://')}"
     fs, inner = _filesystem(uri, key)
@@ -109,8 +106,10 @@ def _remote_files(uri: str, key: str) -> list[tuple[str, int]]:
     try:
         if any(c in inner for c in "*?["):
             names = sorted(fs.glob(inner))
+        elif uri.startswith("hf://datasets/"):
+            names = repository_files(fs, inner, split, f"{key}={uri}")
         elif fs.isdir(inner):
-            names = sorted(n for n in fs.find(inner) if PurePosixPath(n).suffix.lower() in SUFFIXES)
+            names = sorted(n for n in fs.find(inner) if is_data_file(n.removeprefix(inner).lstrip("/")))
         else:
             names = [inner] if fs.exists(inner) else []
         found = [(fs.unstrip_protocol(name), int(fs.size(name) or 0)) for name in names]
