@@ -19,12 +19,12 @@ ROW = b'{"prompt": "a", "completion": "b"}\n'
 class Hub(fsspec.AbstractFileSystem):
     """Files as HfFileSystem names them, from a dictionary that the test fills."""
 
-    protocol = "hf"  # pyright: ignore
+    protocol = "hf"
     cachable = False
     files: dict[str, bytes] = {}  # noqa: RUF012
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        path = self._strip_protocol(path)
+        path = str(self._strip_protocol(path))
         found: dict[str, dict[str, Any]] = {}
         for name, content in self.files.items():
             if name == path:
