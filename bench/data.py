@@ -93,19 +93,18 @@ def tokenize_mask_pack(renderer: ChatRenderer, conversations: Sequence[Conversat
     batches = [renderer.render_batch(conversations[i : i + 1024]) for i in range(0, len(conversations), 1024)]
     lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
     ids, weights = (np.concatenate([getattr(b, name) for b in batches]) for name in ("ids", "weights"))
-    starts = np.concatenate(([0], np.cumsum(lengths)))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
     order, bounds = group_rows(best_fit(lengths, ROW_TOKENS))
     rows = GROUP_TOKENS // ROW_TOKENS
     for first in range(0, len(bounds) - 1, rows):
-        edges = bounds[first : first + rows + 1]
         packed_ids, packed_weights = np.zeros((rows, ROW_TOKENS), np.int32), np.zeros((rows, ROW_TOKENS), np.float32)
-        samples = order[edges[0] : edges[-1]]
-        sizes = lengths[samples]
-        ends = np.cumsum(sizes)
-        filled = np.diff(np.concatenate(([0], ends))[edges - edges[0]])
-        source = np.repeat(starts[samples] - (ends - sizes), sizes) + np.arange(ends[-1])
-        places = np.arange(ROW_TOKENS) < np.pad(filled, (0, rows - len(filled)))[:, None]
-        packed_ids[places], packed_weights[places] = ids[source], weights[source]
+        edges = bounds[first : first + rows + 1]
+        for row, (a, b) in enumerate(itertools.pairwise(edges.tolist())):
+            parts = [slice(i, j) for i, j in zip(starts[order[a:b]].tolist(), ends[order[a:b]].tolist(), strict=True)]
+            filled = sum(part.stop - part.start for part in parts)
+            np.concatenate([ids[part] for part in parts], out=packed_ids[row, :filled])
+            np.concatenate([weights[part] for part in parts], out=packed_weights[row, :filled])
     return int(lengths.sum())
 
 

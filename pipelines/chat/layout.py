@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pipelines.chat.plan import Layout, Plan, PlannedAnswer
+from pipelines.chat.plan import Layout, Plan, PlannedAnswer, PlannedPrompt
 from pipelines.chat.template import (
+    CONTENT_CLOSE,
     CONTENT_OPEN,
     GENERATION_CLOSE,
     GENERATION_OPEN,
@@ -170,6 +171,7 @@ class Layouter:
         """
         trace = self._tracer.trace(roles, empty)
         plan = self._plan_from(trace, [i for i, role in enumerate(roles) if role == "assistant"]) if trace else None
+        plan = self._with_prompt(plan, trace, roles, empty) if plan and trace else None
         for proof in _PROOFS:
             contents = ["" if none else proof.format(i) for i, none in enumerate(empty)]
             if plan is None or not plan.fits(contents):
@@ -183,6 +185,19 @@ class Layouter:
             if (real.text, real.trained) != (planned.text, planned.trained):
                 return None
         return plan
+
+    def _with_prompt(self, plan: Plan, whole: Trace, roles: Sequence[str], empty: Sequence[bool]) -> Plan:
+        """The plan with the place where the prompt of its last answer ends, by a trace of that prompt."""
+        last = plan.answers[-1].turn if plan.answers else 0
+        trace = self._tracer.trace(roles[:last], empty[:last], prompt=True)
+        if trace is None or not _fixed(whole).startswith(_fixed(trace)) or not {*trace.absent} <= {*whole.absent}:
+            return plan
+        before, _, text = _fixed(trace).rpartition(CONTENT_CLOSE)
+        piece = 0
+        if before:
+            turn = ord(before[before.rindex(CONTENT_OPEN) + 1]) - TURN_BASE
+            piece = next(i + 1 for i, p in enumerate(plan.pieces) if not isinstance(p, str) and p[0] == turn)
+        return replace(plan, prompt=PlannedPrompt(piece, text, len(text.encode())))
 
     def _plan_from(self, trace: Trace, turns: Sequence[int]) -> Plan | None:
         """Cut a traced text at its marks; None when an answer cannot be placed in it."""
@@ -216,6 +231,10 @@ class Layouter:
             tail = stop if not has_it and isinstance(after, str) and after.startswith(stop) else ""
             answers.append(PlannedAnswer(turn, first, last, 0, len(tail), len(tail.encode())))
         return Plan(tuple(pieces), tuple(answers), trace.absent)
+
+
+def _fixed(trace: Trace) -> str:
+    return trace.text.replace(GENERATION_OPEN, "").replace(GENERATION_CLOSE, "")
 
 
 def _start(text: str, header: int | None, start: int) -> int:

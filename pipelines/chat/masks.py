@@ -16,17 +16,20 @@ from pipelines.chat.encoder import Encoded
 
 class Places(NamedTuple):
     """Of one text, in bytes: `trained` holds start, end and weight of each trained answer, `others` start and end of what
-    other turns said (where that shows), one behind another without a tuple for each.
+    other turns said (where that shows), one behind another without a tuple for each. The last answer's generation prompt
+    ends at `prompt`; -1 where that is not known.
     """
 
     trained: Sequence[float]
     others: Sequence[int]
+    prompt: int = -1
 
 
 @dataclass(frozen=True)
 class Masks:
     """`weights` float32 [T]. Of each text, int64 [L]: `turns` that are trained, those among them whose last trained
-    token is `without_stop`, texts of `others` (system, user, tool turns), and tokens of these that are `wrongly` trained.
+    token is `without_stop`, texts of `others` (system, user, tool turns), and tokens of these that are `wrongly` trained;
+    `prompts`: number of tokens before the end of the last answer's prompt, -1 where none begins just there.
     """
 
     weights: np.ndarray
@@ -34,17 +37,18 @@ class Masks:
     without_stop: np.ndarray
     others: np.ndarray
     wrongly: np.ndarray
+    prompts: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence[Masks]) -> Masks:
-        names = ("weights", "turns", "without_stop", "others", "wrongly")
+        names = ("weights", "turns", "without_stop", "others", "wrongly", "prompts")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     @classmethod
     def none(cls, count: int) -> Masks:
         """The masks of `count` texts without tokens."""
         zeros = np.zeros(count, np.int64)
-        return cls(np.empty(0, np.float32), zeros, zeros, zeros, zeros)
+        return cls(np.empty(0, np.float32), zeros, zeros, zeros, zeros, zeros - 1)
 
 
 def masks_of(encoded: Encoded, places: Sequence[Places], stop_ids: np.ndarray) -> Masks:
@@ -65,7 +69,18 @@ def masks_of(encoded: Encoded, places: Sequence[Places], stop_ids: np.ndarray) -
     ends_well[some] = np.isin(encoded.ids[last[some] - 1], stop_ids)
     others = np.fromiter((len(one.others) for one in places), np.int64, len(places)) // 2
     touched = _trained_in_others(encoded, places, others, bounds)
-    return Masks(weights, turns, _sums(turns, ~ends_well), others, _sums(others, touched))
+    prompts = _prompt_tokens(encoded, np.fromiter((one.prompt for one in places), np.int64, len(places)))
+    return Masks(weights, turns, _sums(turns, ~ends_well), others, _sums(others, touched), prompts)
+
+
+def _prompt_tokens(encoded: Encoded, prompts: np.ndarray) -> np.ndarray:
+    ends = encoded.bases[:-1] + prompts
+    first = np.searchsorted(encoded.starts, ends)
+    inside = (prompts >= 0) & (first < encoded.offsets[1:])
+    begins = np.flatnonzero(inside)[encoded.starts[first[inside]] == ends[inside]]
+    found = np.full(len(prompts), -1, np.int64)
+    found[begins] = first[begins] - encoded.offsets[begins]
+    return found
 
 
 def _trained_in_others(

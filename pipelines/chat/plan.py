@@ -40,12 +40,24 @@ class PlannedAnswer:
 
 
 @dataclass(frozen=True)
+class PlannedPrompt:
+    """The last answer's generation prompt: the pieces before number `piece`, then the fixed `text`, of `num_bytes`."""
+
+    piece: int
+    text: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Fixed pieces and slots (turn, mode), and where the answers lie among them."""
+    """Fixed pieces and slots (turn, mode), and where the answers lie among them. `prompt` is None where the template does
+    not tell the prompt of all such conversations alike, or does not begin the whole with it.
+    """
 
     pieces: tuple[str | tuple[int, str], ...]
     answers: tuple[PlannedAnswer, ...]
     absent: tuple[Absence, ...]
+    prompt: PlannedPrompt | None = None
 
     def fits(self, contents: Sequence[str]) -> bool:
         return all(absence.holds(contents[absence.turn]) for absence in self.absent)

@@ -5,64 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipelines.chat.adapt import adapt, probe_abilities
+from pipelines.chat.batch import Placed, Rendered, RenderedBatch
 from pipelines.chat.controls import Controls, plain_text
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
 from pipelines.chat.formats import template_for
 from pipelines.chat.layout import Layout, Layouter
 from pipelines.chat.masks import Masks, Places, masks_of
+from pipelines.chat.prompts import PromptCheck
 from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, added_tokens, load_spec
 from pipelines.chat.trace import Tracer
 from pipelines.chat.typed import TypedText
 from pipelines.contracts import Conversation, Turn, UserError
-
-# L: conversations of a batch, T: their tokens
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Token ids int32 [T] and loss weights float32 [T]; weight 0 masks a token."""
-
-    input_ids: np.ndarray
-    loss_weights: np.ndarray
-
-    @property
-    def num_loss_tokens(self) -> int:
-        return int(np.count_nonzero(self.loss_weights))
-
-
-@dataclass(frozen=True)
-class RenderedBatch:
-    """`ids` int32 [T] and their masks; conversation i has `offsets[i]:offsets[i + 1]`, nothing if it has an error."""
-
-    ids: np.ndarray
-    masks: Masks
-    offsets: np.ndarray
-    errors: Mapping[int, str]
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Loss weights float32 [T]."""
-        return self.masks.weights
-
-    def __getitem__(self, i: int) -> Rendered:
-        part = slice(self.offsets[i], self.offsets[i + 1])
-        return Rendered(self.ids[part], self.weights[part])
-
-
-class _Placed(NamedTuple):
-    """A text of `num_bytes` with its places; `layout` only when it must be cut around data."""
-
-    text: str
-    num_bytes: int
-    places: Places
-    layout: Layout | None = None
 
 
 class ChatRenderer:
@@ -86,6 +45,7 @@ class ChatRenderer:
             raise UserError(f"model.base: its chat template cannot be used: {error}") from error
         self._template = template
         self._typed = TypedText(template, self._controls)
+        self._prompts = PromptCheck(self._encoder, self.prompt_ids)
         self._can = probe_abilities(template)
         self._plain_roles = {"user", "assistant", *(["system"] if self._can.system else [])}
 
@@ -119,7 +79,7 @@ class ChatRenderer:
 
     def render_batch(self, conversations: Sequence[Conversation]) -> RenderedBatch:
         """As `render`, for many conversations encoded together; a refused one has its error instead of tokens."""
-        placed: list[_Placed | None] = []
+        placed: list[Placed | None] = []
         errors: dict[int, str] = {}
         for i, conversation in enumerate(conversations):
             try:
@@ -131,7 +91,7 @@ class ChatRenderer:
             done = [one for one in placed if one]
             encoded = self._encoder.encode([one.text for one in done], [one.num_bytes for one in done])
             masks = masks_of(encoded, [one.places for one in done], self._stops)
-            return RenderedBatch(encoded.ids, masks, encoded.offsets, errors)
+            return RenderedBatch(encoded.ids, masks, encoded.offsets, errors, placed)
         return self._render_mixed(placed, errors)
 
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
@@ -144,6 +104,14 @@ class ChatRenderer:
             return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
         except UnicodeEncodeError as error:
             raise TemplateError(f"the messages hold text that is not Unicode ({error.reason})") from error
+
+    def begin_with_prompts(
+        self, conversations: Sequence[Conversation], batch: RenderedBatch, rows: Sequence[int]
+    ) -> list[bool | None]:
+        """Of each of `rows` whether it begins with the generation prompt of its last answer, that prompt's last token
+        masked; None when there is nothing to answer.
+        """
+        return self._prompts.check(conversations, batch, rows)
 
     def text(self, conversation: Conversation) -> str:
         """The whole rendered text of a conversation. Raises TemplateError when the template refuses it."""
@@ -166,7 +134,7 @@ class ChatRenderer:
 
     # -- places --------------------------------------------------------------------------------------------------
 
-    def _place(self, conversation: Conversation) -> _Placed:
+    def _place(self, conversation: Conversation) -> Placed:
         turns, tools = conversation.turns, conversation.tools
         if not tools:
             placed = self._place_planned(turns)
@@ -184,9 +152,9 @@ class ChatRenderer:
                 trained += int(at[a]), int(at[b]), weights[turn]
         others = at[np.array(layout.others, np.int64).reshape(-1)].tolist()
         cut = self._typed.cut(layout, messages, tools) if self._typed.held_in(messages, tools) else None
-        return _Placed(layout.text, int(at[-1]), Places(trained, others), cut)
+        return Placed(layout.text, int(at[-1]), Places(trained, others), cut)
 
-    def _place_planned(self, turns: Sequence[Turn]) -> _Placed | None:
+    def _place_planned(self, turns: Sequence[Turn]) -> Placed | None:
         """The way of nearly all rows, so it is kept short: plain text turns of a shape that has a plan."""
         roles, contents = [], []
         for turn in turns:
@@ -214,12 +182,16 @@ class ChatRenderer:
         others: list[int] = []
         for i in plan.others:
             others += at[i], at[i + 1]
-        return _Placed(text, at[-1], Places(trained, others))
+        prompt = plan.prompt
+        if prompt is None:
+            return Placed(text, at[-1], Places(trained, others))
+        places = Places(trained, others, at[prompt.piece] + prompt.num_bytes)
+        return Placed(text, at[-1], places, None, prompt.text)
 
     def _encode_around(self, layout: Layout) -> Encoded:
         return self._encoder.encode_between_controls(layout.text, layout.contents or (), layout.others)
 
-    def _render_mixed(self, placed: Sequence[_Placed | None], errors: dict[int, str]) -> RenderedBatch:
+    def _render_mixed(self, placed: Sequence[Placed | None], errors: dict[int, str]) -> RenderedBatch:
         """A batch in which some conversations have errors or hold control tokens' text: one by one."""
         ids, masks, counts = [np.empty(0, np.int32)], [Masks.none(0)], []
         for i, one in enumerate(placed):
@@ -235,7 +207,7 @@ class ChatRenderer:
             masks.append(found)
             counts.append(count)
         offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        return RenderedBatch(np.concatenate(ids), Masks.joined(masks), offsets, errors)
+        return RenderedBatch(np.concatenate(ids), Masks.joined(masks), offsets, errors, placed)
 
     # -- what the template ends a turn with ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.chat import ROW_FAULTS, ChatRenderer, Rendered, RenderedBatch, TemplateError
+from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
 from pipelines.contracts import Conversation
 from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.filter import content_id, prompt_keys, share_of, signature, text_of
@@ -144,12 +144,15 @@ class ChunkTokenizer:
         self, number: int, samples: list[_Sample], lines: list[dict[str, Any]]
     ) -> tuple[pa.Table, list[_Sample]]:
         """The table of the samples behind the lines that are given, and the pieces of those that were too long."""
-        rendered = self._renderer.render_batch([s.conversation for s in samples])
+        talks = [sample.conversation for sample in samples]
+        rendered = self._renderer.render_batch(talks)
         first = next((s for i, s in enumerate(samples) if i not in rendered.errors), None)
         if self._renderer.fast and first:
             self._renderer.check_fast(first.conversation)
         lengths, trained = np.diff(rendered.offsets), _trained(rendered)
-        kept = np.zeros(len(samples), bool)
+        kept = (trained > 0) & (lengths <= self._config.row_tokens)
+        rows = np.flatnonzero(kept).tolist()
+        matches = dict(zip(rows, self._renderer.begin_with_prompts(talks, rendered, rows), strict=True))
         pieces, lines = [], list(lines)
         for i, sample in enumerate(samples):
             if i in rendered.errors or not trained[i]:
@@ -161,8 +164,7 @@ class ChunkTokenizer:
                 lines.append(_lost(sample.row, SHORTENED if mended else TOO_LONG, text, ""))
                 pieces += mended
             else:
-                kept[i] = True
-                lines.append(self._kept_line(sample, rendered, i))
+                lines.append(self._kept_line(sample, rendered, i) | {"prefix_matches": matches[i]})
         return _assemble(number, lines, rendered, kept), pieces
 
     def _kept_line(self, sample: _Sample, rendered: RenderedBatch, i: int) -> dict[str, Any]:
@@ -173,14 +175,12 @@ class ChunkTokenizer:
             line["earlier_keys"] = sample.keys[:-1]
         if self._config.near_duplicates is not None:
             line["signature"] = signature(text_of(sample.conversation))
-        if sample.fate == HELDOUT or i % 64 == 0:
-            line |= self._prompt(sample, rendered[i])
+        if sample.fate == HELDOUT:
+            line |= self._prompt(sample)
         return line
 
-    def _prompt(self, sample: _Sample, rendered: Rendered) -> dict[str, Any]:
-        """Whether training ids begin with the generation prompt, its last token masked; for a held-out row also what an
-        evaluation needs.
-        """
+    def _prompt(self, sample: _Sample) -> dict[str, Any]:
+        """What an evaluation needs of a held-out row."""
         messages = sample.conversation.messages()
         last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
         before = messages[:last]
@@ -188,16 +188,9 @@ class ChunkTokenizer:
             prompt_ids = self._renderer.prompt_ids(before, sample.conversation.tools)
         except TemplateError:  # nothing is before the first answer: there is no prompt to answer
             return {}
-        count = len(prompt_ids)
-        matches = np.array_equal(prompt_ids, rendered.input_ids[:count]) and not any(
-            rendered.loss_weights[count - 1 : count]
-        )
-        found: dict[str, Any] = {"prefix_matches": matches}
-        if sample.fate == HELDOUT:
-            prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
-            found |= {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
-            found["messages"] = json.dumps(before, ensure_ascii=False)
-        return found
+        prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
+        found: dict[str, Any] = {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
+        return found | {"messages": json.dumps(before, ensure_ascii=False)}
 
 
 def _first_asked(conversation: Conversation) -> int:

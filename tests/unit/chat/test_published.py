@@ -272,3 +272,30 @@ def test_vocabulary_that_no_template_writes_is_nobodys_control(published, publis
     reference = published_reference("gemma").apply_chat_template(Conversation(turns).messages(), return_dict=False)
     assert renderer.render(Conversation(turns)).input_ids.tolist() == list(reference)
     assert not renderer._controls.markers
+
+
+# -- generation prompts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "fast"), CASES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_row_is_checked_to_begin_with_its_prompt(published, name, fast, data):
+    """The quick ways say what encoding each prompt by itself does, also where an answer's white space joins the prompt."""
+    renderer = published(name, fast)
+    talks = data.draw(st.lists(conversations(FAMILIES[name]), min_size=1, max_size=3))
+    batch = renderer.render_batch(talks)
+    expected = []
+    for i, talk in enumerate(talks):
+        prompt = renderer.prompt_ids(talk.messages()[:-1])
+        begins = prompt.tolist() == batch[i].input_ids[: len(prompt)].tolist()
+        expected.append(begins and not batch[i].loss_weights[len(prompt) - 1])
+    assert renderer.begin_with_prompts(talks, batch, range(len(talks))) == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"deepseek_r1"}))
+def test_prompts_are_known_from_plans(published, name):
+    """Of R1's template no prompt is the beginning of a whole conversation: it opens a thought there."""
+    plan = published(name)._layouter.plan(["user", "assistant", "user", "assistant"], ["a", "b", "c", "d"])
+    assert plan.prompt is not None
+    assert published("deepseek_r1")._layouter.plan(["user", "assistant"], ["a", "b"]).prompt is None
