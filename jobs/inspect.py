@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipelines.chat import ChatRenderer
 from pipelines.contracts import Progress, UserError
-from pipelines.data.audit import Audit, Example, Histogram, audit, facts_of, spans
+from pipelines.data.audit import Audit, Example, Histogram, audit, facts_of, glyphs, spans
 from pipelines.data.audit_html import render
 from pipelines.data.dataset import KIND, find_prepared, load_prepared, prepare
 from pipelines.recipe import AuditConfig, Recipe
@@ -41,7 +41,7 @@ def inspect(
     _show(found, renderer, console, show_ids)
     if page is not None:
         try:
-            page.write_text(render(found, renderer))
+            page.write_text(render(found, renderer), encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"--html {page}: cannot be written ({error.strerror})") from error
         console.print(f"page: {page}")
@@ -97,8 +97,9 @@ def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_id
 def _line(histogram: Histogram) -> Text:
     top = max(histogram.counts) or 1
     bars = "".join(_BARS[-(-8 * count // top)] for count in histogram.counts)
-    ends = f"{histogram.edges[0]:g} to {histogram.edges[-1]:g} {histogram.unit}"
-    return Text.assemble((f"{histogram.name:26}", "bold"), (bars, "blue"), f"  {ends}")
+    low, median, high = (histogram.label(v) for v in (histogram.edges[0], histogram.median, histogram.edges[-1]))
+    unit = " tokens" if histogram.unit == "tokens" else ""
+    return Text.assemble((f"{histogram.name:26}", "bold"), (bars, "blue"), f"  {low} to {high}{unit}, median {median}")
 
 
 def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool, colours: bool) -> Text:
@@ -110,10 +111,10 @@ def _coloured(example: Example, renderer: ChatRenderer | None, show_ids: bool, c
         opening, closing = ("⟦", "⟧") if trained and not colours else ("", "")
         out.append(opening)
         if renderer is None or show_ids:
-            texts = renderer.decode_each(ids[first:last]) if renderer else [""] * (last - first)
-            for text, token in zip(texts, ids[first:last], strict=True):
+            part = glyphs(ids[first:last], renderer) if renderer else [([token], "") for token in ids[first:last]]
+            for group, text in part:
                 out.append(text, style=style)
-                out.append(f"[{token}]", style="dim cyan")
+                out.append(f"[{','.join(map(str, group))}]", style="dim cyan")
         else:
             out.append(renderer.decode(ids[first:last], skip_control=False), style=style)
         out.append(closing)

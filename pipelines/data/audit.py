@@ -11,22 +11,30 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipelines.chat import ChatRenderer
 from pipelines.contracts import PreparedDataset, UserError
 from pipelines.data.lost import LostKind, lost_kinds
 from pipelines.recipe import AuditConfig
 from pipelines.storage import Artifact
 
+_NO_CHARACTER, _GLYPH_TOKENS = "\ufffd", 12  # what bytes that spell none are shown as; an emoji takes up to as many
 _FIRST = {name: i for i, name in enumerate(("read", "train", "heldout", "rejected"))}
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of `edges[i] <= value < edges[i + 1]`; the last bin holds its upper edge too."""
+    """Counts of `edges[i] <= value < edges[i + 1]`; the last bin holds its upper edge too. `unit`: "tokens", or "share" for
+    values in 0..1.
+    """
 
     name: str
     unit: str
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+    median: float
+
+    def label(self, value: float) -> str:
+        return f"{value:.0%}" if self.unit == "share" else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Audit:
     histograms: tuple[Histogram, ...]
     examples: tuple[Example, ...]
     lost: tuple[LostKind, ...]
+    sources: tuple[str, ...]
     checks: Mapping[str, int]
     problems: tuple[str, ...]
 
@@ -53,30 +62,38 @@ class Audit:
 def audit(
     artifact: Artifact, prepared: PreparedDataset, folder: Path, limits: AuditConfig, num_examples: int = 3
 ) -> Audit:
-    """Read an artifact's training split once, row group by row group, and judge it by `limits`."""
+    """Read an artifact's training split once, row group by row group, and judge it by `limits`. The examples are spread
+    evenly over the samples.
+    """
     lengths: list[np.ndarray] = []
     shares: list[np.ndarray] = []
     fills: list[float] = []
     examples: list[Example] = []
+    num_samples, seen = prepared.train.num_samples, 0
+    wanted = {i * num_samples // num_examples for i in range(num_examples)}
     for row_lengths, ids, weights, names in _rows(folder, "train"):
         ends = np.cumsum(row_lengths)
         trained = np.add.reduceat(weights > 0, ends - row_lengths, dtype=np.int64) if len(ends) else ends
         lengths.append(row_lengths)
         shares.append(trained / row_lengths)
         fills.append(float(row_lengths.sum() / len(ids)))
-        for name, end, length in zip(names, ends, row_lengths, strict=True):
-            if len(examples) == num_examples:
-                break
-            examples.append(Example(name, ids[end - length : end], weights[end - length : end]))
+        for number, (name, end, length) in enumerate(zip(names, ends, row_lengths, strict=True), seen):
+            if number in wanted:
+                examples.append(Example(name, ids[end - length : end], weights[end - length : end]))
+        seen += len(names)
     all_lengths = np.concatenate(lengths) if lengths else np.zeros(1, np.int64)
     histograms = (
         _histogram("sample lengths", "tokens", all_lengths, 0, int(all_lengths.max()) + 1),
-        _histogram("trained share of a sample", "", np.concatenate(shares) if shares else np.zeros(0), 0, 1),
-        _histogram("fill of a pack", "", np.array(fills), 0, 1),
+        _histogram("trained share of a sample", "share", np.concatenate(shares) if shares else np.zeros(0), 0, 1),
+        _histogram("fill of a pack", "share", np.array(fills), 0, 1),
     )
     checks = artifact.facts.get("checks", {})
     problems = problems_of(artifact, prepared, limits)
-    return Audit(prepared, histograms, tuple(examples), tuple(lost_kinds(folder / "rejects.jsonl")), checks, problems)
+    lost, sources = (
+        lost_kinds(folder / "rejects.jsonl"),
+        dict.fromkeys(each["file"] for each in artifact.facts["sources"]),
+    )
+    return Audit(prepared, histograms, tuple(examples), tuple(lost), tuple(sources), checks, problems)
 
 
 def _rows(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
@@ -98,7 +115,8 @@ def _rows(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np
 
 def _histogram(name: str, unit: str, values: np.ndarray, low: float, high: float, bins: int = 20) -> Histogram:
     counts, edges = np.histogram(values, bins=bins, range=(low, high))
-    return Histogram(name, unit, tuple(edges.tolist()), tuple(counts.tolist()))
+    median = float(np.median(values)) if len(values) else 0.0
+    return Histogram(name, unit, tuple(edges.tolist()), tuple(counts.tolist()), median)
 
 
 def problems_of(artifact: Artifact, prepared: PreparedDataset, limits: AuditConfig) -> tuple[str, ...]:
@@ -154,10 +172,26 @@ def spans(weights: Sequence[float] | np.ndarray) -> list[tuple[int, int, bool]]:
     return [(a, b, bool(trained[a])) for a, b in itertools.pairwise(cuts) if b > a]
 
 
+def glyphs(ids: Sequence[int], renderer: ChatRenderer) -> list[tuple[list[int], str]]:
+    """Tokens with their texts; those that only together spell a character are one."""
+    texts, found, first = renderer.decode_each(ids), [], 0
+    while first < len(ids):
+        last, text = first + 1, texts[first]
+        while _NO_CHARACTER in text and last < min(len(ids), first + _GLYPH_TOKENS) and _NO_CHARACTER in texts[last]:
+            last += 1
+            text = renderer.decode(ids[first:last], skip_control=False)
+        if _NO_CHARACTER in text:
+            last, text = first + 1, texts[first]
+        found.append((list(ids[first:last]), text))
+        first = last
+    return found
+
+
 def facts_of(audit: Audit) -> dict[str, Any]:
     """The figures of the summary, in the order in which people ask for them."""
     prepared = audit.prepared
-    facts: dict[str, Any] = {"dataset": prepared.ref.name}
+    more = f" and {len(audit.sources) - 5:,} more" if len(audit.sources) > 5 else ""
+    facts: dict[str, Any] = {"dataset": prepared.ref.name, "files": f"{', '.join(audit.sources[:5])}{more}"}
     for name, split in (("train", prepared.train), ("held out", prepared.heldout)):
         share = split.num_loss_tokens / max(1, split.num_tokens)
         facts[name] = (

@@ -5,16 +5,16 @@ from __future__ import annotations
 import html
 
 from pipelines.chat import ChatRenderer
-from pipelines.data.audit import Audit, Example, Histogram, facts_of, spans
+from pipelines.data.audit import Audit, Example, Histogram, facts_of, glyphs, spans
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
 td,th{text-align:left;padding:.2rem .8rem .2rem 0;vertical-align:top}th{font-weight:600}
 .ok{color:#1a7f37}.bad{color:#b42318;font-weight:600}figure{margin:0 1rem 1rem 0;display:inline-block}
-figcaption{font-size:.85rem;color:#57606a}pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:26rem;overflow:auto;background:#f6f8fa;padding:.8rem;border-radius:6px}
+figcaption{font-size:.85rem;color:#57606a;max-width:20rem}svg text{font-size:11px;fill:#57606a}pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:26rem;overflow:auto;background:#f6f8fa;padding:.8rem;border-radius:6px}
 .t{background:#aceebb}.m{color:#57606a}.k{box-shadow:inset -1px 0 #0002}.k:hover{background:#ffd33d}
-svg{display:block;border-bottom:1px solid #8c959f;margin-bottom:.3rem}
+svg{display:block}
 """
 
 
@@ -45,32 +45,47 @@ def render(audit: Audit, renderer: ChatRenderer | None) -> str:
 
 
 def _figure(histogram: Histogram) -> str:
-    width, height = 280, 110
+    """Bars over an axis with ticks; the number beside the upper line is that of the highest bar."""
+    width, height, left, over = 260, 110, 34, 8
     top = max(histogram.counts) or 1
     step = width / len(histogram.counts)
-    bars = []
-    for i, count in enumerate(histogram.counts):
-        size = height * count / top
-        label = f"{histogram.edges[i]:g} to {histogram.edges[i + 1]:g}: {count:,}"
-        bars.append(
-            f'<rect x="{i * step:.1f}" y="{height - size:.1f}" width="{step - 1:.1f}" height="{size:.1f}" fill="#4c8bf5">'
-            f"<title>{label}</title></rect>"
+    drawn = [
+        (
+            f'<path d="M{left} {over}h{width}M{left} {over + height}h{width}" stroke="#d0d7de" fill="none"/>'
+            f'<text x="{left - 4}" y="{over + 4}" text-anchor="end">{top:,}</text>'
+            f'<text x="{left - 4}" y="{over + height}" text-anchor="end">0</text>'
         )
-    ends = f"{histogram.edges[0]:g} to {histogram.edges[-1]:g} {histogram.unit}".rstrip() + f"; highest bar {top:,}"
+    ]
+    for i, count in enumerate(histogram.counts):
+        size = max(1.0, height * count / top) if count else 0.0  # a single one among thousands is to be seen
+        low, high = (histogram.label(edge) for edge in histogram.edges[i : i + 2])
+        drawn.append(
+            f'<rect x="{left + i * step:.1f}" y="{over + height - size:.1f}" width="{step - 1:.1f}" height="{size:.1f}" '
+            f'fill="#4c8bf5"><title>{low} to {high}: {count:,}</title></rect>'
+        )
+    for i, anchor in ((0, "start"), (len(histogram.counts) // 2, "middle"), (len(histogram.counts), "end")):
+        x, label = left + i * step, histogram.label(histogram.edges[i])
+        drawn.append(f'<text x="{x:.1f}" y="{over + height + 14}" text-anchor="{anchor}">{label}</text>')
+    unit = " tokens" if histogram.unit == "tokens" else ""
+    name = html.escape(histogram.name)
     return (
-        f'<figure><svg width="{width}" height="{height}" role="img" aria-label="{histogram.name}">{"".join(bars)}</svg>'
-        f"<figcaption>{html.escape(histogram.name)}<br>{ends}</figcaption></figure>"
+        f'<figure><svg width="{left + width + 2}" height="{over + height + 18}" role="img" aria-label="{name}">{"".join(drawn)}</svg>'
+        f"<figcaption>{name}; median {histogram.label(histogram.median)}{unit}</figcaption></figure>"
     )
 
 
 def _example(example: Example, renderer: ChatRenderer | None) -> str:
-    ids = example.input_ids.tolist()
-    texts = renderer.decode_each(ids) if renderer else [f"{token} " for token in ids]
+    ids, weights = example.input_ids.tolist(), example.loss_weights
     pieces = []
-    for first, last, trained in spans(example.loss_weights):
-        tokens = "".join(
-            f'<span class="k" title="{ids[i]}, weight {example.loss_weights[i]:g}">{html.escape(texts[i])}</span>'
-            for i in range(first, last)
-        )
-        pieces.append(f'<span class="{"t" if trained else "m"}">{tokens}</span>')
-    return f"<p>{html.escape(example.sample_id)}, {len(ids)} tokens</p><pre>{''.join(pieces)}</pre>"
+    for first, last, trained in spans(weights):
+        part = glyphs(ids[first:last], renderer) if renderer else [([token], f"{token} ") for token in ids[first:last]]
+        at, tokens = first, []
+        for group, text in part:
+            title = f"{', '.join(map(str, group))}, weight {weights[at]:g}"
+            tokens.append(f'<span class="k" title="{title}">{html.escape(text)}</span>')
+            at += len(group)
+        pieces.append(f'<span class="{"t" if trained else "m"}">{"".join(tokens)}</span>')
+    share = float((weights > 0).mean())
+    return (
+        f"<p>{html.escape(example.sample_id)}, {len(ids):,} tokens, {share:.0%} trained</p><pre>{''.join(pieces)}</pre>"
+    )

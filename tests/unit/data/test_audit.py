@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.inspect import inspect
-from pipelines.contracts import SILENT, UserError
-from pipelines.data.audit import Audit
+from pipelines.chat import ChatRenderer
+from pipelines.contracts import SILENT, Conversation, Turn, UserError
+from pipelines.data.audit import Audit, glyphs
 from pipelines.data.dataset import prepare
 from pipelines.recipe import AuditConfig, parse_recipe
 from pipelines.storage import Store
@@ -62,9 +63,36 @@ def test_the_terminal_shows_trained_tokens_in_colour(dataset):
     green, off = "\x1b[30;42m", "\x1b[0m"
     (trained,) = [part.split(off)[0] for part in text.split(green)[1:]]
     assert trained.startswith("It is ") and trained.endswith("<|end|>")
-    assert "rejected" in text and "output: empty" in text and "rows.jsonl:61" in text
+    assert (
+        "files" in text
+        and "median" in text
+        and "rejected" in text
+        and "output: empty" in text
+        and "rows.jsonl:61" in text
+    )
     ids, _ = shown(store, prepared.ref.name, num_examples=1, show_ids=True)
     assert "<|end|>" in ids and "[1]" in ids
+
+
+def test_tokens_that_spell_a_character_together_are_shown_as_one(pocket_base):
+    renderer = ChatRenderer.load(pocket_base)
+    text = "2 × 3 = 6 😀, é"
+    ids = renderer.render(Conversation((Turn("user", text), Turn("assistant", "b")))).input_ids.tolist()
+    assert "\ufffd" in "".join(renderer.decode_each(ids))
+    found = glyphs(ids, renderer)
+    assert text in "".join(part for _, part in found) and [token for group, _ in found for token in group] == ids
+    half = glyphs(ids[: next(i for i, each in enumerate(renderer.decode_each(ids)) if "\ufffd" in each) + 1], renderer)
+    assert half[-1][1] == "\ufffd"
+
+
+def test_examples_are_spread_over_the_samples(dataset):
+    _, store, prepared = dataset
+    _, found = shown(store, prepared.ref.digest, num_examples=5)
+    assert len({example.sample_id for example in found.examples}) == 5
+    _, every = shown(store, prepared.ref.digest, num_examples=1000)
+    assert len(every.examples) == prepared.train.num_samples
+    names = [example.sample_id for example in every.examples]
+    assert [names.index(example.sample_id) for example in found.examples] == [i * len(names) // 5 for i in range(5)]
 
 
 def test_without_colours_brackets_show_what_is_trained(dataset):
