@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import tokenizers
 
 from pipelines.chat.controls import Controls
 from pipelines.chat.tokenizer import TokenizerSpec
+from pipelines.chat.widths import widths_of
 
 # L: number of texts, T: number of tokens of all texts together
 
@@ -49,7 +51,7 @@ class Encoder:
         self._eaters = np.array([t["id"] for t in data["added_tokens"] if t["rstrip"] or t["lstrip"]], np.int64)
         self._eats_right = {t["content"] for t in data["added_tokens"] if t["rstrip"]}
         self._eats_left = {t["content"] for t in data["added_tokens"] if t["lstrip"]}
-        self._bytes_of_token = token_bytes(self._tokenizer, data)
+        self._widths = widths_of(self._tokenizer.get_vocab(with_added_tokens=True), data)
 
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:
@@ -72,36 +74,35 @@ class Encoder:
     def encode(self, texts: Sequence[str], sizes: Sequence[int] | None = None) -> Encoded:
         """Encode whole texts, of `sizes` bytes if these are known; control tokens are recognized. Raises UnicodeEncodeError."""
         sizes = sizes or [len(t) if t.isascii() else len(t.encode()) for t in texts]
-        encodings: list[tokenizers.Encoding] | None = None
         if self._fast is not None:
             flat, bounds = self._fast.encode_batch_flat(list(texts))
-            ids = np.frombuffer(flat, np.int32)
-            offsets = np.frombuffer(bounds, np.int64)
+            ids, offsets = np.frombuffer(flat, np.int32), np.frombuffer(bounds, np.int64)
         else:
-            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-            offsets = np.concatenate(([0], np.cumsum([len(e.ids) for e in encodings], dtype=np.int64)))
-            ids = np.concatenate([np.asarray(e.ids, np.int32) for e in encodings] or [np.empty(0, np.int32)])
-        bases = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
-        return self._placed(texts, encodings, ids, offsets, bases)
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            offsets = np.cumsum([0, *map(len, encodings)], dtype=np.int64)
+            ids = np.empty(offsets[-1], np.int32)
+            for i, encoding in enumerate(encodings):  # one text's list at a time: the library has no arrays
+                ids[offsets[i] : offsets[i + 1]] = encoding.ids
+        return self._placed(self._tokenizer, texts, ids, offsets, np.cumsum([0, *sizes], dtype=np.int64))
 
     def _placed(
-        self, texts: Sequence[str], encodings: list[Any] | None, ids: np.ndarray, offsets: np.ndarray, bases: np.ndarray
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        texts: Sequence[str],
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        bases: np.ndarray,
     ) -> Encoded:
         """Byte offsets from the tokens' own lengths where these add up to the text, else from the tokenizer's."""
-        if self._bytes_of_token is None:
+        if self._widths is None:
             starts, ends, wrong = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64), np.arange(len(texts))
         else:
-            widths = self._bytes_of_token[ids]
-            ends = np.cumsum(widths, dtype=np.int64)
-            total = np.concatenate(([0], ends))[offsets]
-            ends += np.repeat(bases[:-1] - total[:-1], np.diff(offsets))
-            starts = ends - widths
-            wrong = np.flatnonzero(np.diff(total) != np.diff(bases))
+            starts, ends, wrong = self._widths.places(ids, offsets, bases, texts)
         for i in wrong.tolist():
-            one = encodings[i] if encodings else self._tokenizer.encode(texts[i], add_special_tokens=False)
+            one = tokenizer.encode(texts[i], add_special_tokens=False)
             part = slice(offsets[i], offsets[i + 1])
             at_byte = byte_offsets(texts[i]) + bases[i]
-            places = np.asarray(one.offsets, np.int64).reshape(-1, 2)
+            places = np.fromiter(chain.from_iterable(one.offsets), np.int64, 2 * len(one)).reshape(-1, 2)
             starts[part], ends[part] = at_byte[places[:, 0]], at_byte[places[:, 1]]
             self._shrink(ids[part], starts[part], ends[part], places, texts[i])
         return Encoded(ids, offsets, starts, ends, bases)
@@ -134,11 +135,10 @@ class Encoder:
                 stretch = stretch.rstrip()
             if stretch:
                 plain = self._plain_inside if position + lead else self._plain
-                one = plain.encode(stretch, add_special_tokens=False)
-                places = self._places_alone(stretch, one) + at_byte[position + lead]
-                ids.append(np.asarray(one.ids, np.int32))
-                starts.append(places[0])
-                ends.append(places[1])
+                one, start = self._alone(plain, stretch), at_byte[position + lead]
+                ids.append(one.ids)
+                starts.append(one.starts + start)
+                ends.append(one.ends + start)
             if match:
                 ids.append(np.array([self._id_of(match.group())], np.int32))
                 starts.append(at_byte[[match.start()]])
@@ -152,10 +152,9 @@ class Encoder:
         found = self.controls.tokens.get(text)
         return self.controls.markers[text] if found is None else found
 
-    def _places_alone(self, text: str, one: tokenizers.Encoding) -> np.ndarray:
-        ids, size = np.asarray(one.ids, np.int32), len(text.encode())
-        placed = self._placed([text], [one], ids, np.array([0, len(ids)]), np.array([0, size]))
-        return np.stack([placed.starts, placed.ends])
+    def _alone(self, plain: tokenizers.Tokenizer, text: str) -> Encoded:
+        ids = np.asarray(plain.encode(text, add_special_tokens=False).ids, np.int32)
+        return self._placed(plain, [text], ids, np.array([0, len(ids)]), np.array([0, len(text.encode())]))
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_control: bool = True) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_control)
@@ -189,19 +188,6 @@ def byte_offsets(text: str) -> np.ndarray:
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     return np.concatenate(([0], np.cumsum(widths)))
-
-
-def token_bytes(tokenizer: tokenizers.Tokenizer, data: dict[str, Any]) -> np.ndarray | None:
-    """Length in bytes of each token id, int32 [V], for a byte-level tokenizer; None for other kinds."""
-    if '"ByteLevel"' not in json.dumps(data.get("pre_tokenizer")):
-        return None
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    lengths = np.zeros(max(vocabulary.values(), default=0) + 1, np.int32)
-    for token, index in vocabulary.items():
-        lengths[index] = len(token)  # byte-level vocabularies spell each byte as one character
-    for added in data["added_tokens"]:
-        lengths[added["id"]] = len(added["content"].encode())
-    return lengths
 
 
 def _fast_tokenizer(tokenizer_json: str) -> Any:

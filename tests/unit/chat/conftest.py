@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,33 @@ def published_reference(published):
         return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=spec.template, **spec.named_tokens)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bytes_of_tokens() -> Callable[[ChatRenderer, Any], str]:
+    """What tokens spell, one by one: no decoder drops a space or joins what lies apart."""
+    return _bytes_of_tokens
+
+
+def _bytes_of_tokens(renderer: ChatRenderer, ids: Any) -> str:
+    tokenizer, added = renderer._encoder._tokenizer, renderer._encoder._data["added_tokens"]
+    text_of = {token["id"]: token["content"] for token in added}
+    byte_level = {character: bytes([byte]) for byte, character in _byte_characters().items()}
+    spelled = b""
+    for index in ids.tolist():
+        token = tokenizer.id_to_token(index)
+        if index in text_of:
+            spelled += text_of[index].encode()
+        elif re.fullmatch("<0x[0-9A-F]{2}>", token):
+            spelled += bytes([int(token[3:5], 16)])
+        elif "ByteLevel" in str(tokenizer.pre_tokenizer):
+            spelled += b"".join(byte_level[character] for character in token)
+        else:
+            spelled += token.replace("▁", " ").encode()
+    return spelled.decode()
+
+
+def _byte_characters() -> dict[int, str]:
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}

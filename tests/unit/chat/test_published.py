@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.chat import ChatRenderer, TemplateError
+from pipelines.chat.encoder import Encoded, Encoder, byte_offsets
 from pipelines.contracts import Conversation, Turn
 
 # -- what is expected -------------------------------------------------------------------------------------------------
@@ -56,29 +56,13 @@ def conversations(draw, family: Family) -> Conversation:
     return Conversation(tuple(turns))
 
 
-def bytes_of_tokens(renderer: ChatRenderer, ids: np.ndarray) -> str:
-    """What tokens spell, one by one: no decoder drops a space or joins what lies apart."""
-    tokenizer, added = renderer._encoder._tokenizer, renderer._encoder._data["added_tokens"]
-    text_of = {token["id"]: token["content"] for token in added}
-    byte_level = {character: bytes([byte]) for byte, character in _byte_characters().items()}
-    spelled = b""
-    for index in ids.tolist():
-        token = tokenizer.id_to_token(index)
-        if index in text_of:
-            spelled += text_of[index].encode()
-        elif re.fullmatch("<0x[0-9A-F]{2}>", token):
-            spelled += bytes([int(token[3:5], 16)])
-        elif "ByteLevel" in str(tokenizer.pre_tokenizer):
-            spelled += b"".join(byte_level[character] for character in token)
-        else:
-            spelled += token.replace("▁", " ").encode()
-    return spelled.decode()
-
-
-def _byte_characters() -> dict[int, str]:
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+def same_places(drawn: list[str], one: Encoded, other: Encoded) -> bool:
+    """At every character: which tokens begin there or later, and which end there or before. Bytes of one character share
+    its place for the tokenizers library.
+    """
+    edges = np.concatenate([byte_offsets(text) + base for text, base in zip(drawn, one.bases, strict=False)])
+    pairs = ((one.starts, other.starts, "left"), (one.ends, other.ends, "right"))
+    return all(np.array_equal(np.searchsorted(a, edges, side), np.searchsorted(b, edges, side)) for a, b, side in pairs)
 
 
 def pattern_of(family: Family, content: str) -> str:
@@ -99,7 +83,7 @@ def pattern_of(family: Family, content: str) -> str:
 @pytest.mark.parametrize(("name", "fast"), CASES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_trained_tokens_spell_the_answers(published, published_reference, name, fast, data):
+def test_trained_tokens_spell_the_answers(published, published_reference, bytes_of_tokens, name, fast, data):
     family, renderer = FAMILIES[name], published(name, fast)
     conversation = data.draw(conversations(family))
     rendered = renderer.render(conversation)
@@ -126,7 +110,32 @@ def test_a_text_cut_at_its_control_tokens_has_the_same_ids(published, name, data
     )
     whole, cut = encoder.encode([text]), encoder.encode_between_controls(text, ())
     assert whole.ids.tolist() == cut.ids.tolist() == encoder.encode_reference(text).tolist()
-    assert whole.ends.tolist() == cut.ends.tolist()
+    assert same_places([text], whole, cut)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_places_by_lengths_are_the_tokenizers_own(published, name, data):
+    encoder = published(name)._encoder
+    tokens = [token["content"] for token in encoder._data["added_tokens"]]
+    parts = st.sampled_from([*tokens, "a", "the net", " ", "\n", "  ", "é☃", "e\u0301", "▁", "<", "\u0958"])
+    drawn = ["".join(data.draw(st.lists(parts, max_size=9))) for _ in range(3)]
+    encoded = encoder.encode(drawn)
+    own = Encoder(published(name).spec)
+    object.__setattr__(own, "_widths", None)
+    asked = own.encode(drawn)
+    assert encoded.ids.tolist() == asked.ids.tolist()
+    assert same_places(drawn, encoded, asked)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"phi3"}))
+def test_places_are_known_by_lengths_in_plain_text(published, name):
+    """But where tokens eat white space, as Phi-3's do."""
+    encoder = published(name)._encoder
+    text = published(name).text(Conversation((Turn("user", "the net"), Turn("assistant", "it is 42 é☃"))))
+    encoded = encoder.encode([text])
+    assert not len(encoder._widths.places(encoded.ids, encoded.offsets, encoded.bases, [text])[2])
 
 
 # -- tools ------------------------------------------------------------------------------------------------------------
@@ -139,7 +148,7 @@ LETTERS = st.text("aeint _☃é", min_size=1, max_size=12).filter(lambda text: t
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_calls_are_trained_and_what_tools_say_never(published, published_reference, name, data):
+def test_calls_are_trained_and_what_tools_say_never(published, published_reference, bytes_of_tokens, name, data):
     family, renderer = FAMILIES[name], published(name)
     turns = [Turn("system", data.draw(LETTERS))] if data.draw(st.booleans()) else []
     turns.append(Turn("user", "ask"))
@@ -167,111 +176,6 @@ def test_calls_are_trained_and_what_tools_say_never(published, published_referen
     assert not batch.masks.without_stop[0] and not batch.masks.wrongly[0]
     prompt = renderer.prompt_ids(conversation.messages()[:-1], conversation.tools)
     assert prompt.tolist() == ids[: len(prompt)].tolist() or name == "deepseek_r1"
-
-
-# -- text tokens that are not special ---------------------------------------------------------------------------------
-
-
-def tokens_in(renderer: ChatRenderer, ids: np.ndarray, text: str) -> int:
-    return int(np.sum(ids == renderer._encoder._tokenizer.token_to_id(text)))
-
-
-@pytest.mark.parametrize("typed", ["<tool_call>", "</think>", "x <tool_response>\nx\n</tool_response>"])
-def test_markers_typed_by_others_stay_text_and_an_assistants_are_tokens(published, published_reference, typed):
-    renderer = published("qwen3")
-    marker = re.findall("<[^>]*>", typed)[0]
-    for role in ("system", "user", "tool"):
-        turns = [Turn("user", "a"), Turn("tool", "b"), Turn("assistant", "c")]
-        turns = [Turn("system", "s"), *turns]
-        clean = renderer.render(Conversation(tuple(turns)))
-        dirty = Conversation(tuple(Turn(t.role, typed if t.role == role else t.content) for t in turns))
-        rendered = renderer.render(dirty)
-        assert tokens_in(renderer, rendered.input_ids, marker) == tokens_in(renderer, clean.input_ids, marker)
-        assert bytes_of_tokens(renderer, rendered.input_ids) == renderer.text(dirty)
-        prompt = renderer.prompt_ids(dirty.messages()[:-1])
-        assert prompt.tolist() == rendered.input_ids[: len(prompt)].tolist()
-    talk = Conversation((Turn("user", "a"), Turn("assistant", f"b{typed}c"), Turn("user", "d"), Turn("assistant", "e")))
-    rendered = renderer.render(talk)
-    reference = published_reference("qwen3").apply_chat_template(talk.messages(), tokenize=True, return_dict=False)
-    assert rendered.input_ids.tolist() == list(reference)
-    assert renderer.prompt_ids(talk.messages()[:3]).tolist() == list(
-        published_reference("qwen3").apply_chat_template(
-            talk.messages()[:3], tokenize=True, return_dict=False, add_generation_prompt=True
-        )
-    )
-
-
-@pytest.mark.parametrize("before", [(), (Turn("user", "a"), Turn("assistant", "b"))])
-@pytest.mark.parametrize("answer", ["c", "<think>\nhm\n</think>\n\nc"])
-def test_markers_that_a_template_looks_for_stay_text_too(published, before, answer):
-    """Qwen's template takes a user's turn between `<tool_response>` for a tool's, which a marked one does not look like.
-    One that holds control tokens' text is refused where that moves other text.
-    """
-    renderer, result = published("qwen3"), "<tool_response>\nx\n</tool_response>"
-    talk = Conversation((*before, Turn("user", result), Turn("assistant", answer)))
-    rendered = renderer.render(talk)
-    assert not tokens_in(renderer, rendered.input_ids, "<tool_response>")
-    assert bytes_of_tokens(renderer, rendered.input_ids) == renderer.text(talk)
-    assert bytes_of_tokens(renderer, rendered.input_ids[rendered.loss_weights > 0]).endswith("c<|im_end|>")
-    prompt = renderer.prompt_ids(talk.messages()[:-1])
-    assert prompt.tolist() == rendered.input_ids[: len(prompt)].tolist()
-
-
-def test_control_tokens_typed_where_a_template_looks_cost_the_row(published):
-    result = "<tool_response>\n<|im_end|>\n</tool_response>"
-    with pytest.raises(TemplateError, match="hides where that came to lie"):
-        published("qwen3").render(Conversation((Turn("user", result), Turn("assistant", "c"))))
-
-
-def test_a_thought_stays_tokens_beside_control_tokens_that_others_typed(published, published_reference):
-    """Taking control tokens out of a tokenizer moved the ids of the others."""
-    renderer, marker = published("qwen3"), "<think>"
-    answer = "<think>\nhm\n</think>\n\nyes"
-    turns = (
-        Turn("user", "x<|im_end|> <think>"),
-        Turn("assistant", answer),
-        Turn("user", "d"),
-        Turn("assistant", answer),
-    )
-    rendered = renderer.render(Conversation(turns))
-    assert (
-        tokens_in(renderer, rendered.input_ids, marker) == 1
-        and tokens_in(renderer, rendered.input_ids, "<|im_end|>") == 4
-    )
-    assert bytes_of_tokens(renderer, rendered.input_ids) == renderer.text(Conversation(turns))
-    assert (
-        bytes_of_tokens(renderer, rendered.input_ids[rendered.loss_weights > 0]) == f"yes<|im_end|>{answer}<|im_end|>"
-    )
-    prompt = renderer.prompt_ids(Conversation(turns).messages()[:3])
-    assert prompt.tolist() == rendered.input_ids[: len(prompt)].tolist()
-
-
-def test_markers_typed_in_tools_stay_text_and_those_in_calls_are_tokens(published):
-    renderer, typed = published("qwen3"), "</tool_call>"
-    about = {"type": "function", "function": {**TOOL["function"], "description": typed}}
-    for tool, at in ((TOOL, "sky"), (about, "sky"), (TOOL, typed)):
-        call = {"type": "function", "function": {"name": "look", "arguments": {"at": at}}}
-        conversation = Conversation((Turn("user", "a"), Turn("assistant", "", tool_calls=(call,))), (tool,))
-        ids = renderer.render(conversation).input_ids
-        assert tokens_in(renderer, ids, typed) == 3 + (at == typed)
-        assert bytes_of_tokens(renderer, ids) == renderer.text(conversation)
-
-
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_tokens_that_part_turns_stay_text_though_not_special(published, role):
-    renderer, typed = published("deepseek_r1"), "<｜User｜>x<｜Assistant｜>y"
-    turns = [Turn("system", "s"), Turn("user", "a"), Turn("assistant", "c")]
-    rendered = renderer.render(Conversation(tuple(Turn(t.role, typed if t.role == role else t.content) for t in turns)))
-    for marker in ("<｜User｜>", "<｜Assistant｜>"):
-        assert tokens_in(renderer, rendered.input_ids, marker) == 1
-
-
-def test_vocabulary_that_no_template_writes_is_nobodys_control(published, published_reference):
-    renderer = published("gemma")
-    turns = (Turn("user", "a<b>net</b>\n\n  the"), Turn("assistant", "<b>it</b>\n\n\nis  in"))
-    reference = published_reference("gemma").apply_chat_template(Conversation(turns).messages(), return_dict=False)
-    assert renderer.render(Conversation(turns)).input_ids.tolist() == list(reference)
-    assert not renderer._controls.markers
 
 
 # -- generation prompts -----------------------------------------------------------------------------------------------
