@@ -32,7 +32,7 @@ from pipelines.recipe import DataConfig, Recipe
 from pipelines.storage import Artifact, Store
 
 KIND = "prepared"
-SCHEMA_VERSION = 5  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 6  # raise it when the same inputs would give other shards
 FEED_ROWS = 32  # rows that one feeding task reads
 
 

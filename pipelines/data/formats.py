@@ -17,7 +17,7 @@ MAX_WEIGHT = 1000  # as of a source; beyond it one row drowns the loss
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
     "bot": "assistant", "system": "system", "developer": "system", "tool": "tool", "observation": "tool",
-    "function_response": "tool", "function_call": "assistant",
+    "function_response": "tool", "function": "tool", "function_call": "assistant",
 }  # fmt: skip
 
 
@@ -25,11 +25,18 @@ class RowError(ValueError):
     """Why one row cannot be used."""
 
 
-def detect_format(row: Row) -> str:
-    """The format that a row's keys show. Raises RowError naming the keys when none fits."""
-    for name, keys in _KEYS.items():
-        if keys <= row.keys():
-            return name
+def detect_format(row: Row, mapped: Mapping[str, str] | None = None) -> str:
+    """The format that a row's keys show; of several that with most `mapped` keys, then one whose keys all have a value.
+    Raises RowError naming the keys when none fits.
+    """
+    fitting = [name for name, keys in _KEYS.items() if keys <= row.keys()]
+    if len(fitting) > 1:
+        # Tables fill with null what a row does not have.
+        fitting.sort(
+            key=lambda name: (-len(_KEYS[name] & (mapped or {}).keys()), any(row[k] is None for k in _KEYS[name]))
+        )
+    if fitting:
+        return fitting[0]
     valid = "; ".join(f"{name} ({', '.join(sorted(keys))})" for name, keys in _KEYS.items())
     raise RowError(f"unknown format: the row has the keys {', '.join(map(str, row)) or '(none)'}; known: {valid}")
 
@@ -40,7 +47,7 @@ def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] |
         raise RowError(f"a row is an object, this is {type(row).__name__}")
     if columns:
         row = {**row, **{key: row[column] for key, column in columns.items() if column in row}}
-    conversation = _CONVERTERS[detect_format(row) if format == "auto" else format](row)
+    conversation = _CONVERTERS[detect_format(row, columns) if format == "auto" else format](row)
     _check_turns(conversation)
     return conversation
 
@@ -63,14 +70,11 @@ def _from_alpaca(row: Row) -> Conversation:
 
 def _from_messages(row: Row) -> Conversation:
     messages = row["messages"] if "messages" in row else row["conversations"]
-    return Conversation(_turns(messages, "messages"), _tools(row))
+    return Conversation(_with_system(row, _turns(messages, "messages")), _tools(row))
 
 
 def _from_sharegpt(row: Row) -> Conversation:
-    turns = _turns(row["conversations"], "conversations")
-    if not any(turn.role == "system" for turn in turns):
-        turns = (*_system(row), *turns)
-    return Conversation(turns, _tools(row))
+    return Conversation(_with_system(row, _turns(row["conversations"], "conversations")), _tools(row))
 
 
 def _from_prompt_completion(row: Row) -> Conversation:
@@ -79,7 +83,7 @@ def _from_prompt_completion(row: Row) -> Conversation:
     # What the prompt holds is context: only the completion's answers are trained.
     context = tuple(replace(turn, train=False) if turn.role == "assistant" else turn for turn in before)
     after = _turns(completion, "completion") if isinstance(completion, list) else (_answer(row, "completion"),)
-    return Conversation((*_system(row), *context, *after), _tools(row))
+    return Conversation(_with_system(row, (*context, *after)), _tools(row))
 
 
 def _from_question_answer(row: Row) -> Conversation:
@@ -106,7 +110,10 @@ def _turn(message: Any, where: str) -> Turn:
     if not isinstance(calls, list | tuple):
         raise RowError(f"{where}: tool_calls is a list of calls, this is {type(calls).__name__}")
     if given == "function_call":
-        calls, content = [_call(_decoded(content), where)], ""
+        called = _decoded(content)
+        calls, content = (called if isinstance(called, list) and called else [called]), ""
+    elif not calls and message.get("function_call") is not None:
+        calls = [_decoded(message["function_call"])]
     if calls and content is None:
         content = ""
     if isinstance(content, list):
@@ -136,16 +143,16 @@ def _call(call: Any, where: str) -> Mapping[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where}: a tool call without a name")
-    arguments = _decoded(function.get("arguments", {}))
+    arguments = _decoded(function.get("arguments"))
+    arguments = {} if arguments is None else arguments
     _check_json(function["name"], f"{where}: the name of a tool call")
     _check_json(arguments, f"{where}: the arguments of a tool call")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
-    if row.get("tools") is None:
-        return ()
-    tools = _decoded(row["tools"]) or ()
+    tools = row.get("functions") if row.get("tools") is None else row["tools"]
+    tools = _decoded(tools) or ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("tools: expected a list of objects, or the same as JSON text")
     _check_json(tools, "tools")
@@ -165,6 +172,11 @@ def _decoded(value: Any) -> Any:
 def _system(row: Row) -> tuple[Turn, ...]:
     system = row.get("system")
     return (Turn("system", _text(system, "system")),) if system else ()
+
+
+def _with_system(row: Row, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns behind the row's system text, if they have no system turn of their own."""
+    return turns if any(turn.role == "system" for turn in turns) else (*_system(row), *turns)
 
 
 def _answer(row: Row, key: str) -> Turn:
