@@ -39,7 +39,7 @@ def read_csv(stream: IO[bytes], path: str) -> Iterator[RawRow]:
 
 def _header(rows: Iterator[list[str]], path: str) -> list[str]:
     try:
-        header = next(rows, [])
+        header = next(filter(None, rows), [])  # behind blank lines
     except csv.Error as error:
         raise UserError(f"{path}: its first line is no CSV header ({error}); mend the file") from error
     twice = [name for name in header if header.count(name) > 1]

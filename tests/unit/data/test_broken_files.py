@@ -94,3 +94,8 @@ def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(tm
     assert [line for line, _ in found] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     kept = {line: value["prompt"] for line, value in found if isinstance(value, dict)}
     assert kept == {2: "a", 4: "d", 7: "h", 10: "l"}
+
+
+def test_blank_lines_before_a_csv_header_are_none(tmp_path):
+    (tmp_path / "rows.csv").write_text("\n\nprompt,completion\na,b\n")
+    assert read(tmp_path / "rows.csv") == [(4, {"prompt": "a", "completion": "b"})]
