@@ -51,6 +51,7 @@ def is_data_file(path: str) -> bool:
 
 
 def suffix_of(path: str) -> str:
+    """The end of a file's name from its last dot on, in small letters."""
     return PurePosixPath(path).suffix.lower()
 
 
