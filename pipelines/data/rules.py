@@ -54,7 +54,7 @@ def _compiled(text: str) -> tuple[Any, list[str]]:
     advice = f"use numbers, comparisons, and/or/not and these measures: {', '.join(_MEASURES)}"
     try:
         tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError) as error:  # ValueError: a NUL character
+    except SyntaxError as error:
         raise UserError(f"data.keep: {text!r} is not an expression; {advice}") from error
     names = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
     for node in ast.walk(tree):
