@@ -38,8 +38,6 @@ def read_array(stream: IO[bytes]) -> Iterator[RawRow]:
             continue
         try:
             value, end = decode(window.text, window.at)
-            if end - window.at > MAX_ROW_BYTES:
-                raise ValueError(f"{end - window.at} characters, the limit is {MAX_ROW_BYTES}")
             if not isinstance(value, dict) and not _ENDS_VALUE.match(window.text, end):
                 raise ValueError("Extra data")
         except (ValueError, RecursionError) as error:
@@ -48,7 +46,12 @@ def read_array(stream: IO[bytes]) -> Iterator[RawRow]:
                 return
             continue
         elements.learn(value)
-        yield RawRow(line, value)
+        size = end - window.at
+        if size > MAX_ROW_BYTES:
+            reason = f"an element of {size} characters, the limit is {MAX_ROW_BYTES}"
+            yield broken(line, reason, window.text[window.at : window.at + MAX_SHOWN_CHARS])
+        else:
+            yield RawRow(line, value)
         window.move(end)
     yield broken(window.line, "the array has no end: the file is cut off here", "(end of file)")
 

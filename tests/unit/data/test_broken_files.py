@@ -85,6 +85,20 @@ def test_a_broken_element_costs_itself_whatever_the_others_open_with(tmp_path, l
     assert len(values) - len(found) == 1, values
 
 
+def test_an_element_longer_than_a_row_may_be_costs_itself_wherever_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.data.arrays.MAX_ROW_BYTES", 1000)
+    rows: list[Any] = [alpaca(i, "instruction", "output") for i in range(40)]
+    for size, places in ((950, (7,)), (1100, (0, 11)), (9000, (20,)), (40_000, (30,))):
+        for place in places:
+            rows[place]["output"] = "x" * size
+    (tmp_path / "rows.json").write_text("[" + ",\n".join(map(json.dumps, rows)) + "]")
+    found = read(tmp_path / "rows.json")
+    assert [line for line, _ in found] == list(range(1, 41))
+    assert [line - 1 for line, value in found if isinstance(value, str)] == [0, 11, 20, 30]
+    assert "an element of 1147 characters, the limit is 1000" in found[11][1]
+    assert all(value == rows[line - 1] for line, value in found if isinstance(value, dict))
+
+
 def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.data.csv_rows.MAX_ROW_BYTES", 100)
     long = "x" * 99  # with what is before it just above the limit
