@@ -94,12 +94,16 @@ class DeepSpeedEngine:
         elif self.zero < 3 and config.offload == "none":
             self._engine.optimizer.get_grad_norm_direct = self._norm_at_once
             self._engine.optimizer.has_overflow = lambda partition_gradients=True: False  # the norm shows it
+        if self.zero in (1, 2):
+            # After each step it makes every parameter a view of the flat buffer, which it has been since the start.
+            self._engine.optimizer._update_model_bit16_weights = lambda group: None
         # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
         self._create_adam_state(0)
 
     def accumulate(self, batch: MicroBatch, global_loss_tokens: torch.Tensor) -> torch.Tensor:
         """Add this micro-batch's share of the step's gradient; returns its summed loss, without waiting for it."""
-        self._engine.train()
+        if not self._engine.module.training:  # it visits thousands of modules
+            self._engine.train()
         loss = self._engine(batch)
         self._engine.backward(loss * (self.world_size / global_loss_tokens).to(loss.dtype), scale_wrt_gas=False)
         return loss.detach()

@@ -15,6 +15,7 @@ from pipelines.model.kernels import kernels_for
 from pipelines.train.batch import MicroBatch
 
 _CHUNK_BYTES = 2**28  # of logits that exist at a time
+_WHOLE_TILES = 256  # rows of a chunk are a multiple of the products' tiles where there are as many
 
 
 class PackedLoss(torch.nn.Module):
@@ -31,7 +32,7 @@ class PackedLoss(torch.nn.Module):
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         hidden = causal.model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, bounds=batch.bounds
-        ).last_hidden_state[0]
+        ).last_hidden_state.squeeze(0)
         head = causal.lm_head
         if type(head) is not torch.nn.Linear or head.weight.requires_grad or head.bias is not None:
             losses = functional.cross_entropy(head(hidden[batch.trained]).float(), batch.targets, reduction="none")
@@ -56,6 +57,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
+        size = size // _WHOLE_TILES * _WHOLE_TILES or size
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         boost = 1024.0 if hidden.dtype == torch.float16 else 1.0  # small gradients exist before the loss scale comes
         for index, targets, weights in zip(

@@ -1,21 +1,21 @@
-"""The kernels in Triton: one program a row, or a tile where an adapter's part is added. `reference` says what they mean."""
+"""The kernels in Triton, one program a row here, those of tiles beside. `reference` says what they mean."""
 
 # Triton is there only beside a GPU build of torch, and a kernel is called by a grid in brackets.
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from pipelines.model.kernels import FP8_MAX, LowRank
+from pipelines.model.kernels import FP8_MAX
+from pipelines.model.kernels.gpu_adapters import add, add_rotate_, swiglu, swiglu_backward_
 
-# Tokens and columns of a program that adds an adapter's part, and its warps: the fastest of twelve on an H200.
-_TILE, _WARPS = (64, 64), 4
-_FORWARD_TILE, _FORWARD_WARPS = (32, 128), 8
+__all__ = [
+    "add", "add_rotate_", "cross_entropy_", "quantize_rows", "rms_norm", "rms_norm_backward", "rotate", "swiglu",
+    "swiglu_backward_",
+]  # fmt: skip
 
 
 def _block(width: int) -> tuple[int, int]:
@@ -25,16 +25,13 @@ def _block(width: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _rms(x, weight, y, rstd, eps, h, RECOMPUTE: tl.constexpr, BLOCK: tl.constexpr):
+def _rms(x, weight, y, rstd, eps, h, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < h
     value = tl.load(x + row * h + at, mask, 0.0).to(tl.float32)
-    if RECOMPUTE:
-        scale = tl.load(rstd + row)
-    else:
-        scale = tl.rsqrt(tl.sum(value * value) / h + eps)
-        tl.store(rstd + row, scale)
+    scale = tl.rsqrt(tl.sum(value * value) / h + eps)
+    tl.store(rstd + row, scale)
     value = value * scale * tl.load(weight + at, mask, 0.0).to(tl.float32)
     tl.store(y + row * h + at, value.to(y.dtype.element_ty), mask)
 
@@ -51,63 +48,6 @@ def _rms_backward(dy, x, weight, rstd, residual, dx, h, RESIDUAL: tl.constexpr, 
     if RESIDUAL:
         value += tl.load(residual + row * h + at, mask, 0.0).to(tl.float32)
     tl.store(dx + row * h + at, value.to(dx.dtype.element_ty), mask)
-
-
-@triton.jit
-def _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R: tl.constexpr):
-    """low [T, rank] times weight [n, rank] transposed, for one tile, in fp32."""
-    k = tl.arange(0, R)
-    a = tl.load(low + rows[:, None] * low_row + k[None, :], row_mask[:, None] & (k[None, :] < rank), 0.0)
-    at = columns[None, :] * weight_n + k[:, None] * weight_k
-    b = tl.load(weight + at, column_mask[None, :] & (k[:, None] < rank), 0.0)
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def _add(
-    y, residual, low, low_row, weight, weight_n, weight_k, rank, scale, tokens, n,
-    R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
-    columns = tl.program_id(0) * BN + tl.arange(0, BN)
-    row_mask, column_mask = rows < tokens, columns < n
-    mask = row_mask[:, None] & column_mask[None, :]
-    at = rows[:, None] * n + columns[None, :]
-    value = tl.load(y + at, mask, 0.0).to(tl.float32) + tl.load(residual + at, mask, 0.0).to(tl.float32)
-    if R > 0:
-        value += scale * _added(low, low_row, weight, weight_n, weight_k, rank, rows, columns, row_mask, column_mask, R)
-    tl.store(y + at, value.to(y.dtype.element_ty), mask)
-
-
-@triton.jit
-def _swiglu(
-    gate_up, act, d_act, tokens, i,
-    g_low, g_row, g_weight, g_n, g_k, g_rank, g_scale,
-    u_low, u_row, u_weight, u_n, u_k, u_rank, u_scale,
-    d_low, d_row, d_weight, d_n, d_k, d_rank, d_scale,
-    GR: tl.constexpr, UR: tl.constexpr, DR: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
-    columns = tl.program_id(0) * BN + tl.arange(0, BN)
-    row_mask, column_mask = rows < tokens, columns < i
-    mask = row_mask[:, None] & column_mask[None, :]
-    at, gates = rows[:, None] * i + columns[None, :], rows[:, None] * 2 * i + columns[None, :]
-    gate = tl.load(gate_up + gates, mask, 0.0).to(tl.float32)
-    if GR > 0:
-        gate += g_scale * _added(g_low, g_row, g_weight, g_n, g_k, g_rank, rows, columns, row_mask, column_mask, GR)
-    up = tl.load(gate_up + gates + i, mask, 0.0).to(tl.float32)
-    if UR > 0:
-        up += u_scale * _added(u_low, u_row, u_weight, u_n, u_k, u_rank, rows, columns, row_mask, column_mask, UR)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
-    if BACKWARD:
-        d = tl.load(d_act + at, mask, 0.0).to(tl.float32)
-        if DR > 0:
-            d += d_scale * _added(d_low, d_row, d_weight, d_n, d_k, d_rank, rows, columns, row_mask, column_mask, DR)
-        d_gate = d * up * (sigmoid + silu * (1 - sigmoid))
-        tl.store(gate_up + gates, d_gate.to(gate_up.dtype.element_ty), mask)
-        tl.store(gate_up + gates + i, (d * silu).to(gate_up.dtype.element_ty), mask)
-    tl.store(act + at, (silu * up).to(act.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -163,16 +103,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.T
     """x [T, h] -> normalized x and 1 / rms [T]."""
     y, rstd = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
     block, warps = _block(x.shape[1])
-    _rms[(len(x),)](x, weight, y, rstd, eps, x.shape[1], False, block, num_warps=warps)
+    _rms[(len(x),)](x, weight, y, rstd, eps, x.shape[1], block, num_warps=warps)
     return y, rstd
-
-
-def rms_apply(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
-    """The normalized x from its 1 / rms."""
-    y = torch.empty_like(x)
-    block, warps = _block(x.shape[1])
-    _rms[(len(x),)](x, weight, y, rstd, 0.0, x.shape[1], True, block, num_warps=warps)
-    return y
 
 
 def rms_norm_backward(
@@ -184,54 +116,6 @@ def rms_norm_backward(
     added = x if residual is None else residual.contiguous()
     _rms_backward[(len(x),)](dy, x, weight, rstd, added, dx, x.shape[1], residual is not None, block, num_warps=warps)
     return dx
-
-
-def _lora(added: LowRank | None, held: torch.Tensor) -> tuple[tuple[Any, ...], int]:
-    """A kernel's arguments for what is added, and its rank as a tile's; 0 where nothing is."""
-    if added is None:
-        return (held, 0, held, 0, 0, 0, 0.0), 0
-    low, weight, scale = added
-    assert low.stride(1) == 1 and low.dtype == weight.dtype
-    arguments = (low, low.stride(0), weight, *weight.stride(), low.shape[1], scale)
-    return arguments, max(16, triton.next_power_of_2(low.shape[1]))
-
-
-def add_(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> None:
-    """y += added + residual, in place."""
-    (tokens, n), (lora, rank) = y.shape, _lora(added, y)
-    assert residual.is_contiguous()
-    grid = (triton.cdiv(n, _TILE[1]), triton.cdiv(tokens, _TILE[0]))
-    _add[grid](y, residual, *lora, tokens, n, rank, *_TILE, num_warps=_WARPS)
-
-
-def swiglu(gate_up: torch.Tensor, gate_added: LowRank | None, up_added: LowRank | None) -> torch.Tensor:
-    """gate_up [T, 2 i] -> [T, i]."""
-    act = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-    _run_swiglu(gate_up, act, None, (gate_added, up_added, None))
-    return act
-
-
-def swiglu_backward_(
-    d_act: torch.Tensor,
-    gate_up: torch.Tensor,
-    gate_added: LowRank | None,
-    up_added: LowRank | None,
-    d_act_added: LowRank | None,
-) -> None:
-    """d_act becomes the activation, gate_up its own gradient."""
-    _run_swiglu(gate_up, d_act, d_act, (gate_added, up_added, d_act_added))
-
-
-def _run_swiglu(
-    gate_up: torch.Tensor, act: torch.Tensor, d_act: torch.Tensor | None, added: tuple[LowRank | None, ...]
-) -> None:
-    tokens, width = act.shape
-    loras = [_lora(part, act) for part in added]
-    arguments = [value for values, _ in loras for value in values]
-    tile, warps = (_FORWARD_TILE, _FORWARD_WARPS) if d_act is None else (_TILE, _WARPS)
-    grid = (triton.cdiv(width, tile[1]), triton.cdiv(tokens, tile[0]))
-    ranks = [rank for _, rank in loras]
-    _swiglu[grid](gate_up, act, act, tokens, width, *arguments, *ranks, d_act is not None, *tile, num_warps=warps)
 
 
 def rotate(

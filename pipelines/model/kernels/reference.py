@@ -10,12 +10,7 @@ from pipelines.model.kernels import FP8_MAX, LowRank
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, h] / rms(x) * weight [h], and 1 / rms [T] in fp32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
     rstd = torch.rsqrt(x.float().square().mean(-1) + eps)
-    return rms_apply(x, weight, rstd), rstd
-
-
-def rms_apply(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
-    """The normalized x again, from its saved 1 / rms."""
-    return (x.float() * rstd[:, None] * weight.float()).to(x.dtype)
+    return (x.float() * rstd[:, None] * weight.float()).to(x.dtype), rstd
 
 
 def rms_norm_backward(
@@ -27,9 +22,9 @@ def rms_norm_backward(
     return (dx if residual is None else dx + residual.float()).to(x.dtype)
 
 
-def add_(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> None:
-    """y [T, n] += added + residual [T, n]."""
-    y.copy_(_plus(y, added) + residual.float())
+def add(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> torch.Tensor:
+    """y [T, n] + added + residual [T, n]."""
+    return (_plus(y, added) + residual.float()).to(y.dtype)
 
 
 def swiglu(gate_up: torch.Tensor, gate_added: LowRank | None, up_added: LowRank | None) -> torch.Tensor:
@@ -47,8 +42,12 @@ def swiglu_backward_(
     gate_added: LowRank | None,
     up_added: LowRank | None,
     d_act_added: LowRank | None,
+    d_low: torch.Tensor | None,
 ) -> None:
-    """In place: d_act [T, i] becomes the activation silu(gate) * up again, gate_up [T, 2 i] its own gradient."""
+    """In place: d_act [T, i] becomes the activation silu(gate) * up again, gate_up [T, 2 i] its own gradient.
+
+    `d_low` [T, R] becomes the gradient of the `low` of gate_added and, behind it, of up_added; the rest of R zeros.
+    """
     gate, up = gate_up.chunk(2, -1)
     gate, up, d = _plus(gate, gate_added), _plus(up, up_added), _plus(d_act, d_act_added)
     sigmoid = torch.sigmoid(gate)
@@ -56,6 +55,24 @@ def swiglu_backward_(
     gradient = torch.cat([d * up * (sigmoid + silu * (1 - sigmoid)), d * silu], -1)
     d_act.copy_(silu * up)
     gate_up.copy_(gradient)
+    if d_low is not None:
+        found = [
+            part.float() @ (added.scale * added.weight.float())
+            for part, added in zip(gate_up.chunk(2, -1), (gate_added, up_added), strict=True)
+            if added is not None
+        ]
+        d_low.zero_()
+        d_low[:, : sum(part.shape[1] for part in found)] = torch.cat(found, 1)
+
+
+def add_rotate_(
+    y: torch.Tensor, heads: int, added: LowRank | None, tables: tuple[torch.Tensor, torch.Tensor] | None
+) -> None:
+    """y [T, heads D] += added in place, and turned by `tables` (cos, sin [T, D]) if given: see `rotate`."""
+    y.copy_(_plus(y, added))
+    if tables is not None:
+        turned = y.unflatten(1, (heads, -1))
+        rotate(turned, turned, *tables)
 
 
 def rotate(

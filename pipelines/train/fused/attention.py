@@ -167,11 +167,12 @@ def short_backward(
     group: int,
     blocks: torch.Tensor,
     scaling: float,
-) -> torch.Tensor:
-    """The gradient of qkv as it was before q and k were turned by `tables` (cos, sin [T, D])."""
+    d_qkv: torch.Tensor,
+) -> None:
+    """Into d_qkv the gradient of qkv as it was before q and k were turned by `tables` (cos, sin [T, D])."""
     heads, tokens = lse.shape
-    size = out.shape[1] // heads
-    d_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
+    size, delta = out.shape[1] // heads, torch.empty_like(lse)
+    assert d_qkv.stride() == qkv.stride()
     cos, sin = tables
     common = (
         cos,
@@ -189,4 +190,3 @@ def short_backward(
     )
     _backward_q[(heads, len(blocks))](qkv, d_qkv, out, d_out, lse, delta, *common, num_stages=2)
     _backward_kv[(heads // group, len(blocks))](qkv, d_qkv, d_out, lse, delta, *common, num_stages=2)
-    return d_qkv

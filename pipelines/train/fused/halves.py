@@ -39,16 +39,15 @@ class AttentionHalf:
 
     def forward(self, x: torch.Tensor, where: Where) -> tuple[torch.Tensor, Kept]:
         """x [T, h] -> [T, h]."""
-        normed, rstd = kernels_for(x).rms_norm(x, self._norm.weight, self._norm.variance_epsilon)
+        kernels, tables = kernels_for(x), (where.cos, where.sin)
+        normed, rstd = kernels.rms_norm(x, self._norm.weight, self._norm.variance_epsilon)
         qkv, low = self._qkv.forward(normed)
-        self._qkv.add_(qkv, low)
-        q, k, _ = self._heads(qkv)
-        turned = qkv[:, : (q.shape[1] + k.shape[1]) * q.shape[2]].unflatten(1, (-1, q.shape[2]))
-        kernels_for(x).rotate(turned, turned, where.cos, where.sin)
+        parts = zip(self._heads(qkv), self._qkv.added(low), (tables, tables, None), strict=True)
+        for heads, added, turn in parts:
+            kernels.add_rotate_(heads.flatten(1), heads.shape[1], added, turn)
         out, held = self._attend(qkv, where)
         y, low_o = self._o.forward(out)
-        kernels_for(x).add_(y, self._o.added(low_o)[0], x)
-        return y, (rstd, low, qkv, out, low_o, *held)
+        return kernels.add(y, self._o.added(low_o)[0], x), (rstd, low, qkv, out, _alone(low_o), *held)
 
     def backward(
         self, dy: torch.Tensor, x: torch.Tensor, where: Where, kept: Kept, wants_dx: bool
@@ -57,11 +56,11 @@ class AttentionHalf:
         d_low_o = self._o.d_low(dy)
         d_out = self._o.dx(dy, d_low_o)
         found_o = self._o.gradients(dy, out, low_o, d_low_o)
-        d_qkv = self._attend_backward(d_out, qkv, out, held, where)
+        d_qkv, d_low = self._qkv.gradient_room(x)
+        self._attend_backward(d_out, qkv, out, held, where, d_qkv)
         del d_out
-        d_low = self._qkv.d_low(d_qkv)
-        normed = kernels_for(x).rms_apply(x, self._norm.weight, rstd) if d_low is not None else x
-        found = self._qkv.gradients(d_qkv, normed, low, d_low) + found_o
+        d_low = self._qkv.d_low(d_qkv, d_low)
+        found = self._qkv.gradients(d_qkv, x, low, d_low, (self._norm.weight, rstd)) + found_o
         if not wants_dx:
             return None, found
         return kernels_for(x).rms_norm_backward(self._qkv.dx(d_qkv, d_low), x, self._norm.weight, rstd, dy), found
@@ -79,22 +78,27 @@ class AttentionHalf:
         return out, [lse]
 
     def _attend_backward(
-        self, d_out: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, held: list[torch.Tensor], where: Where
-    ) -> torch.Tensor:
-        """The gradient of qkv as it was before q and k were turned."""
+        self,
+        d_out: torch.Tensor,
+        qkv: torch.Tensor,
+        out: torch.Tensor,
+        held: list[torch.Tensor],
+        where: Where,
+        d_qkv: torch.Tensor,
+    ) -> None:
+        """Into d_qkv the gradient of qkv as it was before q and k were turned."""
         scaling, tables = self._module.scaling, (where.cos, where.sin)
         if self._short(qkv):
             from pipelines.train.fused.attention import short_backward
 
             group = self._module.num_key_value_groups
-            return short_backward(d_out, qkv, out, held[0], tables, group, where.bounds.blocks, scaling)
+            short_backward(d_out, qkv, out, held[0], tables, group, where.bounds.blocks, scaling, d_qkv)
+            return
         heads = self._heads(qkv)
         gradients = _general_backward(d_out.view_as(heads[0]), heads, out, held, where.bounds, scaling)
-        d_qkv = torch.empty_like(qkv)
         for into, gradient in zip(self._heads(d_qkv)[:2], gradients[:2], strict=True):
             kernels_for(qkv).rotate(gradient, into, *tables, inverse=True)
         self._heads(d_qkv)[2].copy_(gradients[2])
-        return d_qkv
 
     def _short(self, qkv: torch.Tensor) -> bool:
         """Whether the kernels for short samples run: on a GPU, in half precision, for the head sizes that they know."""
@@ -128,21 +132,21 @@ class MlpHalf:
         if not whole:
             return None, (rstd, low, gate_up, self._down.low(act))
         y, low_down = self._down.forward(act)
-        kernels.add_(y, self._down.added(low_down)[0], x)
-        return y, (rstd, low, gate_up, low_down)
+        return kernels.add(y, self._down.added(low_down)[0], x), (rstd, low, gate_up, _alone(low_down))
 
     def backward(self, dy: torch.Tensor, x: torch.Tensor, kept: Kept) -> tuple[torch.Tensor, list[torch.Tensor]]:
         rstd, low, gate_up, low_down = cast(Any, kept)
         kernels = kernels_for(x)
         d_low_down = self._down.d_low(dy)
         act, lacking = self._down.dx_without(dy, d_low_down)  # the activation's gradient, until the next line
-        kernels.swiglu_backward_(act, gate_up, *self._gate_up.added(low), lacking)
+        d_low, low = low, _alone(low)  # where low lies, its gradient will
+        added = self._gate_up.added(low)
+        kernels.swiglu_backward_(act, gate_up, *added, lacking, d_low if any(added) else None)
         found_down = self._down.gradients(dy, act, low_down, d_low_down)
         del act
-        d_low = self._gate_up.d_low(gate_up)
-        normed = kernels.rms_apply(x, self._norm.weight, rstd) if d_low is not None else x
-        found = self._gate_up.gradients(gate_up, normed, low, d_low) + found_down
-        del normed
+        if not any(added):
+            d_low = self._gate_up.d_low(gate_up, d_low)
+        found = self._gate_up.gradients(gate_up, x, low, d_low, (self._norm.weight, rstd)) + found_down
         d_normed = self._gate_up.dx(gate_up, d_low)
         return kernels.rms_norm_backward(d_normed, x, self._norm.weight, rstd, dy), found
 
@@ -169,6 +173,11 @@ def _general_backward(
         leaves = [tensor.detach().requires_grad_() for tensor in heads]
         again = padded_attention(leaves[0], leaves[1], leaves[2], bounds, scaling)
     return torch.autograd.grad(again, leaves, d_out)
+
+
+def _alone(low: torch.Tensor | None) -> torch.Tensor | None:
+    """A copy, which keeps no wide buffer alive."""
+    return None if low is None else low.clone(memory_format=torch.contiguous_format)
 
 
 def _on_gpu_in_half(tensor: torch.Tensor) -> bool:

@@ -53,7 +53,8 @@ class _FusedLayer:
     ) -> torch.Tensor:
         where = Where(position_embeddings[0][0], position_embeddings[1][0], bounds)
         adapters = [*self.attention.adapters(), *self.mlp.adapters()]
-        return cast(torch.Tensor, _Layer.apply(hidden_states[0], self, where, *adapters))[None]
+        # Not [0], whose gradient is a tensor of zeros with a copy in it.
+        return cast(torch.Tensor, _Layer.apply(hidden_states.squeeze(0), self, where, *adapters))[None]
 
 
 class _Layer(torch.autograd.Function):
@@ -84,7 +85,7 @@ class _Layer(torch.autograd.Function):
 
 def _fused_norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """The final norm's forward, [1, T, h] -> [1, T, h]."""
-    return lambda hidden_states: cast(torch.Tensor, _Norm.apply(hidden_states[0], norm))[None]
+    return lambda hidden_states: cast(torch.Tensor, _Norm.apply(hidden_states.squeeze(0), norm))[None]
 
 
 class _Norm(torch.autograd.Function):
@@ -109,8 +110,8 @@ def _misfit(base: Any, layers: list[Any]) -> str:
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}, not silu"
     size = layers[0].self_attn.head_dim
-    if size & (size - 1) and layers[0].input_layernorm.weight.is_cuda:
-        return f"its heads have {size} values, not a power of two"
+    if (size & (size - 1) or size < 32) and layers[0].input_layernorm.weight.is_cuda:
+        return f"its heads have {size} values, neither a power of two nor 32 at least"
     for layer in layers:
         for norm in (layer.input_layernorm, layer.post_attention_layernorm, base.model.norm):
             if hasattr(norm, "original_module") or norm.weight.requires_grad:

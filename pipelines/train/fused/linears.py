@@ -1,8 +1,9 @@
 """Adapted linears that share an input: y_i = x W_i^T + s_i (x A_i^T) B_i^T, and its gradients by hand.
 
-T = tokens, K = input width, N = the outputs' widths together, R = the adapters' ranks together. One product x A^T serves
-all of them ("low", [T, R]), and the frozen weights get no gradient. What an adapter adds to an output is handed to the
-kernel that reads that output next, where it costs no pass over memory of its own.
+T = tokens, K = input width, N = the outputs' widths together, R = the adapters' ranks together, filled up with zeros to a
+multiple of 16 so that rows stay aligned. One product x A^T serves all of them ("low", [T, R]), and the frozen weights get
+no gradient. What an adapter adds to an output is handed to the kernel that reads that output next, where it costs no
+pass over memory of its own; x A^T and d_low A are part of the frozen weights' own products (`model.frozen`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipelines.model.frozen import FrozenLinears
 from pipelines.model.kernels import LowRank
 
 _MAX_INLINE = 64  # ranks up to which a kernel's tile multiplies them by the way
+_ALIGNED = 16
 
 
 class AdaptedLinears:
@@ -24,7 +26,8 @@ class AdaptedLinears:
     def __init__(self, modules: Sequence[Any], stack: bool) -> None:
         self._modules = list(modules)
         bases = [module.get_base_layer() if _is_lora(module) else module for module in modules]
-        self.frozen = FrozenLinears(bases, stack)
+        room = sum(b.shape[1] for _, _, _, b in self._parts())
+        self.frozen = FrozenLinears(bases, stack, room + -room % _ALIGNED)
         ends = torch.tensor(self.frozen.widths).cumsum(0).tolist()
         self._spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -33,16 +36,17 @@ class AdaptedLinears:
         return [side[name].weight for module, name, _ in self._active() for side in (module.lora_A, module.lora_B)]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [T, K] -> x W^T [T, N], and low; what `added` names is yet to be added."""
-        y = self.frozen.forward(x)
-        low = self.low(x)
+        """x [T, K] -> x W^T [T, N], and low, None without adapters; what `added` names is yet to be added."""
+        y, low = self.frozen.forward(x, self._a(x.dtype))
         if low is not None and not self._inline:
-            self._add_(y, low)
+            for index, ranks, scale, b in self._parts():
+                y[:, self._spans[index]].addmm_(low[:, ranks], b.T.to(y.dtype), alpha=scale)
         return y, low
 
     def low(self, x: torch.Tensor) -> torch.Tensor | None:
-        """x A^T [T, R]; None without adapters."""
-        return x @ self._a(x.dtype).T if self._active() else None
+        """x A^T [T, R] alone."""
+        a = self._a(x.dtype)
+        return None if a is None else x @ a.T
 
     def added(self, low: torch.Tensor | None) -> list[LowRank | None]:
         """What each module's output lacks after `forward`."""
@@ -53,52 +57,61 @@ class AdaptedLinears:
             found[index] = LowRank(low[:, ranks], b.to(low.dtype), scale)
         return found
 
-    def add_(self, y: torch.Tensor, low: torch.Tensor | None) -> None:
-        """Add what `forward` left out to y [T, N] in place."""
-        if low is not None and self._inline:
-            self._add_(y, low)
+    def gradient_room(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Where dy [T, N] and d_low [T, R] are best written."""
+        a = self._a(x.dtype)
+        return (x.new_empty(len(x), self.frozen.width), None) if a is None else self.frozen.gradient_room(x, a)
 
-    def d_low(self, dy: torch.Tensor) -> torch.Tensor | None:
-        """dy [T, N] -> the gradient of low [T, R]."""
+    def d_low(self, dy: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor | None:
+        """dy [T, N] -> the gradient of low [T, R], written `into` that if given."""
         parts = self._parts()
         if not parts:
             return None
-        return torch.cat([dy[:, self._spans[i]] @ (b * scale).to(dy.dtype) for i, _, scale, b in parts], 1)
+        ranks = sum(b.shape[1] for _, _, _, b in parts)
+        out = dy.new_empty(len(dy), ranks + -ranks % _ALIGNED) if into is None else into
+        out[:, ranks:] = 0
+        for index, of, scale, b in parts:
+            torch.addmm(out[:, of], dy[:, self._spans[index]], b.to(dy.dtype), beta=0, alpha=scale, out=out[:, of])
+        return out
 
     def dx(self, dy: torch.Tensor, d_low: torch.Tensor | None) -> torch.Tensor:
         """dy [T, N] -> dx [T, K], the adapters' share with it."""
-        dx, lacking = self.dx_without(dy, d_low)
-        return dx if lacking is None else dx.addmm_(lacking.low, lacking.weight.T)
+        return self.frozen.backward(dy, d_low, self._a(dy.dtype))
 
     def dx_without(self, dy: torch.Tensor, d_low: torch.Tensor | None) -> tuple[torch.Tensor, LowRank | None]:
         """dy [T, N] -> dx [T, K] and what it lacks."""
-        dx = self.frozen.backward(dy)
-        if d_low is None:
-            return dx, None
         a = self._a(dy.dtype)
-        if not self._inline:
-            return dx.addmm_(d_low, a), None
-        return dx, LowRank(d_low, a.T, 1.0)
+        if d_low is None or a is None or not self._inline:
+            return self.frozen.backward(dy, d_low, a), None
+        return self.frozen.backward(dy), LowRank(d_low, a.T, 1.0)
 
     def gradients(
-        self, dy: torch.Tensor, x: torch.Tensor, low: torch.Tensor | None, d_low: torch.Tensor | None
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        low: torch.Tensor | None,
+        d_low: torch.Tensor | None,
+        norm: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
-        """dA, dB of every adapter, in the order of `adapters`."""
+        """dA, dB of every adapter, in the order of `adapters`. With `norm`, an RMS norm's weight [K] and 1 / rms [T], the
+        linears' input is x normed, which then need not be made again: dA = (d_low / rms)^T x * weight.
+        """
         if low is None or d_low is None:
             return []
-        d_a, found = d_low.T @ x, []
+        if norm is None:
+            d_a = d_low.T @ x
+        else:
+            d_a = ((d_low * norm[1][:, None]).to(x.dtype).T @ x) * norm[0]
+        found = []
         for index, ranks, scale, b in self._parts():
-            d_b = (dy[:, self._spans[index]].T @ low[:, ranks]).mul_(scale)
+            left, right = dy[:, self._spans[index]].T, low[:, ranks]
+            d_b = torch.addmm(left.new_empty(b.shape), left, right, beta=0, alpha=scale)
             found += [d_a[ranks].to(b.dtype), d_b.to(b.dtype)]
         return found
 
     @property
     def _inline(self) -> bool:
         return all(b.shape[1] <= _MAX_INLINE for _, _, _, b in self._parts())
-
-    def _add_(self, y: torch.Tensor, low: torch.Tensor) -> None:
-        for index, ranks, scale, b in self._parts():
-            y[:, self._spans[index]].addmm_(low[:, ranks], b.T.to(y.dtype), alpha=scale)
 
     def _active(self) -> list[tuple[Any, str, int]]:
         found = []
@@ -117,8 +130,13 @@ class AdaptedLinears:
             at += b.shape[1]
         return parts
 
-    def _a(self, dtype: torch.dtype) -> torch.Tensor:
-        return torch.cat([module.lora_A[name].weight for module, name, _ in self._active()]).to(dtype)
+    def _a(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """The A of all adapters below each other and zeros [R, K]; None without adapters."""
+        rows = [module.lora_A[name].weight.to(dtype) for module, name, _ in self._active()]
+        if not rows:
+            return None
+        lacking = -sum(map(len, rows)) % _ALIGNED
+        return torch.cat([*rows, rows[0].new_zeros(lacking, rows[0].shape[1])] if lacking else rows)
 
 
 def _is_lora(module: Any) -> bool:
