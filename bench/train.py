@@ -287,6 +287,7 @@ def _tracer() -> Any:
 def _print_trace(traced: Any) -> None:
     traced.stop()
     events = [e for e in traced.key_averages() if e.self_device_time_total > 0 and e.device_type.name != "CPU"]
+    events = [e for e in events if not e.key.startswith("ProfilerStep")]
     whole = sum(e.self_device_time_total for e in events)
     for event in sorted(events, key=lambda e: -e.self_device_time_total)[:28]:
         time_ms = event.self_device_time_total / 2e3
@@ -295,7 +296,9 @@ def _print_trace(traced: Any) -> None:
         )
     print(f"| {whole / 2e3:8.2f} ms of kernels a step")
     spans = sorted(
-        (e.time_range.start, e.time_range.end, e.name) for e in traced.events() if e.device_type.name != "CPU"
+        (e.time_range.start, e.time_range.end, e.name)
+        for e in traced.events()
+        if e.device_type.name != "CPU" and not e.name.startswith("ProfilerStep")
     )
     gaps, last = [], spans[0]
     for span in spans:
