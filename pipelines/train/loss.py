@@ -16,6 +16,7 @@ from pipelines.train.batch import MicroBatch
 
 _CHUNK_BYTES = 2**28  # of logits that exist at a time
 _WHOLE_TILES = 256  # rows of a chunk are a multiple of the products' tiles where there are as many
+_LEAST_CHUNKS = 8  # so that a small micro-batch's logits are small beside what it holds anyway
 
 
 class PackedLoss(torch.nn.Module):
@@ -57,6 +58,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
+        size = min(size, max(_WHOLE_TILES, len(batch.trained) // _LEAST_CHUNKS))
         size = size // _WHOLE_TILES * _WHOLE_TILES or size
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         boost = 1024.0 if hidden.dtype == torch.float16 else 1.0  # small gradients exist before the loss scale comes
