@@ -170,7 +170,7 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
         "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
         "tflops": per_s * flops_a_token(arm) / 1e12,
         "peak_gib": _peak(device), "floor_gib": floor_bytes(arm, sum(p.numel() for p in trainable(model).values())) / 2**30,
-        "first_loss": losses[0], "last_loss": float(np.mean(losses[-10:])), "losses": losses if arm.learnable else [],
+        "first_loss": losses[0], "last_loss": float(np.mean(losses[-20:])), "losses": losses if arm.learnable else [],
     }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def _schedule(arm: Arm) -> Any:
 
     assert arm.steps
     settings = {
-        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 5e-4 if arm.learnable else 2e-4,
+        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 1e-3 if arm.learnable else 2e-4,
         "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "cosine" if arm.learnable else "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)
