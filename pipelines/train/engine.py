@@ -186,7 +186,8 @@ class DeepSpeedEngine:
                 safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
                 for key in _MOMENTS:
                     safe_set_full_optimizer_state(parameter, getattr(state, key)[name].to(self.device), key)
-                self._set_compute_weight(parameter, state.weights[name])
+                with self.whole([parameter]):
+                    parameter.data.copy_(state.weights[name])
         for key, value in state.scaler.items():
             setattr(self._engine.optimizer.loss_scaler, key, value)
 
@@ -213,14 +214,13 @@ class DeepSpeedEngine:
             wrapped._hp_optimizer_states_linked = False
             wrapped._lazy_init_hp_params_optimizer_state()
 
-    def _set_compute_weight(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
-        if not hasattr(parameter, "ds_id"):
-            parameter.data.copy_(value)
-            return
+    @contextmanager
+    def whole(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+        """Inside, these weights are whole; what rank 0 writes is under ZeRO-3 every rank's afterwards. Collective there."""
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        with GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(value)
+        with GatheredParameters(parameters, modifier_rank=0):  # which leaves parameters that are whole as they are
+            yield
 
     def _moment(self, parameter: torch.nn.Parameter, key: str, whole: Any) -> torch.Tensor:
         full = whole(parameter, key)
