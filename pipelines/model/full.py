@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.model.lora import trainable
 from pipelines.storage import local_base_dir
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ def save_full(model: PreTrainedModel, folder: Path, base: str, weights: Mapping[
 def audit_full(folder: Path, model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
     """Refuse a saved model whose tensors are not the gathered ones, bit for bit in the base's dtype, and finite."""
     import torch
-    from safetensors.torch import load_file
 
-    saved = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(str(file)).items()}
+    saved = _read(folder)
     if saved.keys() - {"lm_head.weight"} != weights.keys() - {"lm_head.weight"}:
         odd = sorted(saved.keys() ^ weights.keys())
         raise ValueError(f"{folder}: {len(odd)} tensors missing or unexpected, first {odd[0]}")
@@ -48,3 +48,30 @@ def audit_full(folder: Path, model: PreTrainedModel, weights: Mapping[str, torch
             raise ValueError(f"{folder}: {name} holds a value that is not finite")
         if name in saved and not torch.equal(saved[name], tensor.to(model.dtype)):
             raise ValueError(f"{folder}: {name} differs from the weights gathered from the ranks")
+
+
+def saved_full(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a saved model by the names that `model` trains. Raises ValueError when one misses or does not fit."""
+    saved = _read(folder)
+    for name, parameter in trainable(model).items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 the local shard is empty
+        if name not in saved or saved[name].shape != shape:
+            found = f"shape {tuple(saved[name].shape)}" if name in saved else "nothing"
+            raise ValueError(f"{folder}: {name} should have shape {tuple(shape)}, and the file holds {found}")
+    return saved
+
+
+def load_weight(parameter: torch.nn.Parameter, saved: torch.Tensor) -> bool:
+    """Put a saved tensor into a live weight; whether that changes a bit of it."""
+    import torch
+
+    saved = saved.to(parameter.device, parameter.dtype)
+    same = torch.equal(saved, parameter.data)
+    parameter.data.copy_(saved)
+    return not same
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(str(file)).items()}

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER = "default"
-_RELOADED = "reloaded"
 PRESETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 
@@ -190,42 +189,49 @@ def _shapes(model: PeftModel) -> dict[str, torch.Tensor]:
     return {n: torch.empty(getattr(p, "ds_shape", p.shape), device="meta") for n, p in trainable(model).items()}
 
 
-@contextmanager
-def saved_in_place(model: PeftModel, folder: Path, pissa: bool = False) -> Iterator[None]:
-    """Inside, the model runs with the adapter as PEFT reads it from `folder`, in the dtype of the live one.
+def saved_adapter(folder: Path, model: PeftModel, pissa: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter by their names in the file, once PEFT finds in the folder what `model` trains.
 
-    With `pissa` the half that restores the untouched base is left out, since the live base is the residual. Raises
-    ValueError when PEFT scales a layer otherwise than training did.
+    PEFT puts the saved configuration on a base without weights, which wants these tensors, shapes and scales. With
+    `pissa` the half that restores the untouched base is left out, since the live base is the residual. Raises ValueError.
     """
     import peft
     import torch
     from safetensors.torch import load_file
 
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    dtype = next(iter(trainable(model).values())).dtype
-    switched: list[tuple[Any, Any]] = []
-    model.add_adapter(_RELOADED, config)
-    try:
-        peft.set_peft_model_state_dict(model, load_file(str(folder / WEIGHTS_FILE)), adapter_name=_RELOADED)
-        switched = [(m, m._active_adapter) for m in model.modules() if hasattr(m, "_active_adapter")]
-        for name, parameter in model.named_parameters():
-            if f".{_RELOADED}." in name:
-                parameter.data = parameter.data.to(dtype)
-                parameter.requires_grad_(False)
-                if pissa and ".lora_B." in name:
-                    parameter.data[:, parameter.shape[1] // 2 :] = 0
-        for module, _ in switched:
-            if _RELOADED in getattr(module, "scaling", {}):
-                found, meant = module.scaling[_RELOADED], module.scaling[_ADAPTER]
-                if not math.isclose(found, meant, rel_tol=1e-12):
-                    raise ValueError(f"{folder}: reloads with scale {found}, trained with {meant}")
-            module._active_adapter = [_RELOADED]
-        with torch.no_grad():
-            yield
-    finally:
-        for module, active in switched:
-            module._active_adapter = active
-        model.delete_adapter(_RELOADED)
+    config, base = peft.PeftConfig.from_pretrained(str(folder)), cast(Any, model).get_base_model()
+    with torch.device("meta"):
+        read = peft.PeftModel(type(base)(base.config), config, autocast_adapter_dtype=False)
+    wanted = {n: t.shape for n, t in peft.get_peft_model_state_dict(read, save_embedding_layers=False).items()}
+    tensors = load_file(str(folder / WEIGHTS_FILE))
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        raise ValueError(f"{folder}: PEFT reads {len(odd)} tensors otherwise than they were written, first {odd[0]}")
+    live = dict(model.named_modules())
+    for name, layer in read.named_modules():
+        scale = layer.scaling[_ADAPTER] if hasattr(layer, "lora_A") else 0.0
+        if scale and not math.isclose(scale, live[name].scaling[_ADAPTER], rel_tol=1e-12):
+            raise ValueError(
+                f"{folder}: {name} reloads with scale {scale}, trained with {live[name].scaling[_ADAPTER]}"
+            )
+    return {name: _first_half(name, tensor) for name, tensor in tensors.items()} if pissa else tensors
+
+
+def _first_half(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    side = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+    return tensor if side is None else tensor.chunk(2, side)[0]
+
+
+def load_adapter(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Put tensors, by their names in an adapter file, into the live adapter; the names that this changes or leaves out."""
+    import peft
+    import torch
+
+    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trainable(model).items()}
+    result = peft.set_peft_model_state_dict(model, dict(tensors), adapter_name=_ADAPTER)
+    missed = [*result.unexpected_keys, *(name for name in result.missing_keys if name in before)]
+    return missed + [name for name, p in trainable(model).items() if not torch.equal(p.detach().cpu(), before[name])]
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:

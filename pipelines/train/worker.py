@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipelines.contracts import Checkpoint, PreparedDataset
+from pipelines.contracts import PreparedDataset
 from pipelines.model.base import load_base
 from pipelines.model.full import unfreeze
-from pipelines.model.lora import attach, saved_in_place, trainable
+from pipelines.model.lora import attach, trainable
 from pipelines.model.plan import device_bytes, resolved
 from pipelines.model.start import start_eva, start_loftq, start_pissa
 from pipelines.recipe import Recipe
@@ -26,20 +25,14 @@ from pipelines.train.agree import least_of_ranks, of_rank_0, together
 from pipelines.train.attention import PACKED, check_base
 from pipelines.train.batch import MicroBatch, Row, collate
 from pipelines.train.checkpoint import (
-    ADAPTER_DIR,
     Snapshot,
     check_space,
     checkpoint_bytes,
-    checkpoint_key,
-    checkpoint_kind,
     clear_way,
     is_stale,
     load_snapshot,
     newest_sound,
-    sealed,
     sound_at,
-    sweep,
-    write_checkpoint,
 )
 from pipelines.train.engine import DeepSpeedEngine
 from pipelines.train.failures import FailureLog
@@ -48,6 +41,7 @@ from pipelines.train.loop import Schedule, heldout_loss, train_steps
 from pipelines.train.meter import Meter, ModelSize, matmul_rate
 from pipelines.train.metrics import MetricsLog, SampleLog
 from pipelines.train.notice import Answer, Notice
+from pipelines.train.saving import CheckpointSaver
 
 EVA_FORWARDS = 32  # packs from which lora.init=eva learns
 
@@ -165,6 +159,10 @@ class _Rank:
                 check_space(self._store, self._num_trained)  # now, not after the first `save_every` steps
             self._samples = SampleLog(folder, started_at, engine.rank) if recipe.train.record_samples else None
             self._log = None if engine.rank else MetricsLog(folder, self._first_step, recipe.train.trackers, about)
+        plan, probe = self._plan, self._probe()
+        self._saver = CheckpointSaver(
+            plan.store, recipe, plan.run_id, plan.parents, engine, self._model, self._num_trained, self._pissa, probe
+        )
         rate = matmul_rate(engine.device, self._size.dtype) if engine.device.type == "cuda" else None
         self._meter = Meter(self._size, recipe.train.method == "full", schedule.num_steps, rate)
         feed = self._plan.open_feed(self._data, "train")
@@ -236,43 +234,12 @@ class _Rank:
         return not last and self._ended
 
     def _save(self, step: int, metrics: Mapping[str, float], finished: bool) -> None:
-        """Gather, write and verify on rank 0, then report; every rank takes part, and learns when rank 0 could not."""
-        engine = self._engine
-        snapshot = Snapshot(step, engine.gather(), metrics, tuple(self._history), self._pissa, finished)
-        uri = None
-        with together(engine.device):
-            if engine.rank == 0:
-                uri = self._write(snapshot).ref.uri
+        """Save and verify with all ranks, then report; every rank learns when rank 0 could not."""
+        uri = self._saver.save(step, metrics, tuple(self._history), finished)
         self._history.append(dict(metrics))
         self._channel.report(dict(metrics), uri)
 
-    def _write(self, snapshot: Snapshot) -> Checkpoint:
-        plan, kind = self._plan, checkpoint_kind(self._plan.run_id)
-        check_space(plan.store, self._num_trained)
-        with plan.store.writing(kind, checkpoint_key(plan.run_id, snapshot.step), plan.parents) as draft:
-            facts = write_checkpoint(draft.path, self._model, self._base, snapshot)
-            self._compare_reloaded(draft.path / ADAPTER_DIR)
-            draft.facts = sealed({"run_id": plan.run_id, **facts})
-        assert draft.ref is not None
-        sweep(plan.store, plan.run_id, self._recipe.train.keep)
-        return Checkpoint(draft.ref, plan.run_id, snapshot.step, dict(snapshot.metrics))
-
-    def _compare_reloaded(self, adapter: Path) -> None:
-        """The adapter as PEFT reads it from the disk must give the live model's loss on one held-out or training row.
-
-        Under ZeRO-3 a forward of rank 0 alone would wait for the others, so the check of bits and scales must do.
-        """
-        if self._engine.zero == 3 or not adapter.exists():
-            return
-        batch = collate([self._probe()], self._engine.device)
-        live = self._engine.loss_sum(batch)
-        with saved_in_place(self._model, adapter, self._pissa is not None):
-            reloaded = self._engine.loss_sum(batch)
-        tolerance = 1e-5 if self._model.get_input_embeddings().weight.dtype == torch.float32 else 1e-2
-        if not math.isclose(live, reloaded, rel_tol=tolerance, abs_tol=tolerance):
-            raise ValueError(f"{adapter}: gives loss {reloaded} when reloaded, {live} in training")
-
-    def _probe(self) -> Mapping[str, Any]:
+    def _probe(self) -> Row:
         if self._heldout:
             return self._heldout[0]
         return next(rows_of(self._plan.open_feed(self._data, "train"), np.zeros(1, np.int64), 1))

@@ -117,6 +117,8 @@ class Faults:
     poison_at_step: int | None = None
     other_store: Path | None = None
     free_bytes: int | None = None
+    spoil: str = ""  # what happens to a checkpoint's files once they are written: "weights", "configuration", "cut"
+    unverified: bool = False  # leave out the comparison of what was written with what trains
 
 
 @dataclass
@@ -176,7 +178,7 @@ def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Fa
     from pipelines.train import worker
 
     channel, ended = _LocalChannel(faults), True
-    if faults.rank == rank:
+    if faults.rank == rank or faults.unverified:
         _plant(worker, faults)
         plan = replace(plan, store=Store(faults.other_store)) if faults.other_store else plan
     try:
@@ -215,12 +217,18 @@ class _LocalChannel:
 
 def _plant(worker: Any, faults: Faults) -> None:
     """Have the worker's own code meet the fault: a step's end for kills, the kernel's file size limit for writes."""
+    from pipelines.train import saving
+
     if faults.die_at_byte is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults.die_at_byte, resource.RLIM_INFINITY))
     if faults.free_bytes is not None:
         usage = shutil.disk_usage("/")._replace(free=faults.free_bytes)
         shutil.disk_usage = lambda path: usage
+    if faults.spoil:
+        _spoil_writes(faults.spoil)
+    if faults.unverified:
+        saving.CheckpointSaver._compare_reloaded = lambda self, folder, step: None
     steps: Callable[..., None] = worker.train_steps
 
     def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:
@@ -238,6 +246,33 @@ def _plant(worker: Any, faults: Faults) -> None:
         steps(engine, schedule, rows, first_step, meet)
 
     worker.train_steps = watched
+
+
+def _spoil_writes(how: str) -> None:
+    """Have the disk hold something else than what was written and audited, from the second checkpoint on."""
+    from safetensors.torch import load_file, save_file
+
+    from pipelines.train import saving
+
+    write, count = saving.write_checkpoint, itertools.count(1)
+
+    def spoiled(folder: Path, *args: Any) -> dict[str, Any]:
+        facts = write(folder, *args)
+        if next(count) == 1:
+            return facts
+        file = next(path for path in folder.glob("*/*.safetensors"))
+        if how == "weights":
+            tensors = load_file(str(file))
+            last = max(tensors)  # in an adapter a B, in a whole model a norm
+            save_file(tensors | {last: tensors[last] * 1.01}, str(file), metadata={"format": "pt"})
+        elif how == "cut":
+            file.write_bytes(file.read_bytes()[:-4])
+        else:
+            path = file.with_name("adapter_config.json")
+            path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 64}))
+        return facts
+
+    saving.write_checkpoint = spoiled
 
 
 def _poisoned(engine: Any, at: int) -> Any:
