@@ -123,8 +123,16 @@ def _contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) ->
         yield f"train.offload=parameters needs the weights split over the workers: set train.zero=3 (given: {train.zero})"
     if train.offload == "optimizer" and train.zero == 0:
         yield "train.offload=optimizer needs a split optimizer: set train.zero=1, 2 or 3 (given: 0)"
-    if train.optimizer != "adamw" and (train.zero not in (0, 1, 2, "auto") or train.offload not in ("none", "auto")):
-        yield f"train.optimizer={train.optimizer} works with ZeRO 0, 1 and 2 without offload: set train.optimizer=adamw"
+    if train.optimizer != "adamw" and train.zero == 3:
+        yield (
+            "train.zero=3 empties the optimizer's list of weights between steps, by which "
+            f"train.optimizer={train.optimizer} finds its moments: set train.zero=0, 1 or 2, or train.optimizer=adamw"
+        )
+    if train.optimizer != "adamw" and train.offload not in ("none", "auto"):
+        yield (
+            f"train.offload={train.offload} steps in CPU memory, and train.optimizer={train.optimizer} is made for the GPU's: "
+            "set train.offload=none, or train.optimizer=adamw"
+        )
     if lora.init == "loftq" and quantized != "nf4":
         yield f"lora.init=loftq corrects nf4's rounding: set model.quantization=nf4 (given: {quantized})"
     if lora.init == "pissa" and quantized != "none":

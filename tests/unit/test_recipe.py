@@ -78,6 +78,11 @@ def test_every_key_can_be_given_on_the_command_line_as_the_resolved_recipe_shows
         ("train.max_steps=", lambda r: r.train.max_steps is None),
         ("model.revision='1e5'", lambda r: r.model.revision == "1e5"),
         ("model.base=org/a=b", lambda r: r.model.base == "org/a=b"),
+        ("train.gradient_checkpointing=off", lambda r: r.train.gradient_checkpointing == "off"),
+        ("train.fused=on", lambda r: r.train.fused == "on"),
+        ("train.fused=off", lambda r: r.train.fused == "off"),
+        ("train.fused='off'", lambda r: r.train.fused == "off"),
+        ("train={fused: On, lr: 1.0}", lambda r: (r.train.fused, r.train.lr) == ("on", 1)),
         ("lora={r: 4, alpha: 8}", lambda r: (r.lora.r, r.lora.alpha) == (4, 8)),
     ],
 )
@@ -181,6 +186,11 @@ def test_an_unknown_key_comes_with_the_nearest_valid_one(path: Path, override: s
         ),
         ("data.sources=[]", "data.sources: List should have at least 1 item"),
         ("data.sources=[{path: a, format: alpca}]", "data.sources.0.format: Input should be 'auto', 'alpaca'"),
+        (
+            "train.gradient_checkpointing=on",
+            "train.gradient_checkpointing: Input should be 'auto', 'off', 'selective' or 'full' (given: 'on')",
+        ),
+        ("model.dtype=off", "model.dtype: Input should be 'auto', 'fp32', 'bf16' or 'fp16' (given: False)"),
         ("name=a b", "name: String should match pattern"),
         ("train.zero=7", "train.zero: Input should be "),
     ],
@@ -206,6 +216,16 @@ def test_all_mistakes_are_said_at_once(path: Path) -> None:
             "train.global_batch=3 is not a multiple of train.micro_batch=2",
         ),
         (["model.quantization=nf4", "train.zero=3"], "train.zero=3 splits the base's weights"),
+        (
+            ["train.optimizer=adamw_8bit", "train.zero=3"],
+            "train.zero=3 empties the optimizer's list of weights between steps, by which train.optimizer=adamw_8bit finds its "
+            "moments: set train.zero=0, 1 or 2, or train.optimizer=adamw",
+        ),
+        (
+            ["train.optimizer=paged_adamw", "train.offload=optimizer"],
+            "train.offload=optimizer steps in CPU memory, and train.optimizer=paged_adamw is made for the GPU's: set "
+            "train.offload=none, or train.optimizer=adamw",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_said_with_what_to_set(path: Path, overrides: list[str], said: str) -> None:
