@@ -16,7 +16,6 @@ from pipelines.contracts import (
     UserError,
     short,
 )
-from pipelines.mistakes import unservable
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
 
@@ -45,12 +44,7 @@ def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
     from jobs.promote import promote
     from jobs.train import train
 
-    refused = unservable(recipe.lora, None) if recipe.train.method == "lora" else []
-    if refused:
-        raise UserError(
-            f"recipe {recipe.name}: {'; '.join(refused)}, or use `loraforge prepare`, `train` and `evaluate`, which register "
-            "nothing"
-        )
+    recipe.check_registers()
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
     progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank (0.24 to 0.29); an adapter may have any rank up to it."""
+REGISTRY_MAX_RANK, REGISTRY_MAX_SCALE = 1024, 256.0
+"""What an adapter may have that becomes a model version; `adapter_files` looks at the files themselves."""
 _NEEDS_MORE = {
     "dora": "magnitudes beside A and B",
     "rank_pattern": "another rank in some modules",
@@ -37,6 +40,23 @@ def unservable(lora: LoraConfig, engine: str | None) -> list[str]:
     if engine == "vllm" and rank > VLLM_RANKS[-1]:
         halved = " (twice lora.r, as PiSSA is saved)" if rank != lora.r else ""
         lines.append(f"the adapter's rank is {rank}{halved} and vLLM's highest is {VLLM_RANKS[-1]}: set lora.r lower")
+    return lines
+
+
+def unregistrable(lora: LoraConfig) -> list[str]:
+    """One line for each reason why the registry would refuse the adapter that `lora` trains."""
+    lines, rank = unservable(lora, None), saved_rank(lora)
+    if rank > REGISTRY_MAX_RANK:
+        halved = " (twice lora.r, as PiSSA is saved)" if rank != lora.r else ""
+        lines.append(
+            f"the adapter's rank is {rank}{halved} and the registry's highest is {REGISTRY_MAX_RANK}: set lora.r lower"
+        )
+    scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
+    if scale > REGISTRY_MAX_SCALE:
+        lines.append(
+            f"lora.alpha={lora.alpha:g} at lora.r={lora.r} scales the adapter by {scale:g} and the registry's highest is "
+            f"{REGISTRY_MAX_SCALE:g}: set lora.alpha lower"
+        )
     return lines
 
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.contracts import UserError, digest_of
-from pipelines.mistakes import explain, unservable, vllm_max_rank
+from pipelines.mistakes import explain, unregistrable, unservable, vllm_max_rank
 from pipelines.sections import (
     AuditConfig,
     DataConfig,
@@ -89,6 +89,12 @@ class Recipe(Section):
             raise UserError(
                 f"recipe {self.name}: train.method=full makes a whole model, and the registry holds adapters: use `loraforge "
                 "prepare`, `train` and `evaluate`, then serve a checkpoint's model/ folder with -s model.base=FOLDER"
+            )
+        refused = unregistrable(self.lora)
+        if refused:
+            raise UserError(
+                f"recipe {self.name}: {'; '.join(refused)}, or use `loraforge prepare`, `train` and `evaluate`, which register "
+                "nothing"
             )
 
     def serving_notes(self) -> list[str]:

