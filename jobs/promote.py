@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -98,9 +99,11 @@ def git_commit(folder: Path | None) -> str | None:
 
 
 def _metrics(score: Score, base: Score) -> dict[str, float]:
-    return {
+    """What stands beside a version; a figure that nobody has (no sample was answered) is left out."""
+    figures = {
         "heldout_loss": score.heldout_loss,
         "exact_match": score.exact_match,
         "base_heldout_loss": base.heldout_loss,
         "base_exact_match": base.exact_match,
     }
+    return {name: value for name, value in figures.items() if math.isfinite(value)}

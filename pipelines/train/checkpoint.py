@@ -43,6 +43,8 @@ _SEAL = "seal"
 class Snapshot:
     """What one checkpoint is made of. `history` are the metrics of the earlier checkpoints, oldest first.
 
+    A loss that nobody has (no held-out rows), or that is not finite, is in neither.
+
     `pissa` is the part that PiSSA took from the base; `finished` says that training ended here, early or not.
     """
 
@@ -77,8 +79,13 @@ def write_checkpoint(folder: Path, model: Any, base: str, snapshot: Snapshot) ->
     tensors = {f"{g}/{n}": t.contiguous() for g in _GROUPS for n, t in getattr(state, g).items()}
     tensors |= {f"pissa/{n}": t.contiguous() for n, t in (snapshot.pissa or {}).items()}
     save_file(tensors, str(folder / STATE_FILE))
-    facts = {"step": snapshot.step, "metrics": dict(snapshot.metrics), "history": list(snapshot.history)}
+    facts = {"step": snapshot.step, "metrics": finite(snapshot.metrics), "history": list(map(finite, snapshot.history))}
     return facts | {"updates": state.step, "scaler": state.scaler, "finished": snapshot.finished}
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that JSON has a number for; a loss of no rows, or one that is not finite, is left out."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def _finish(plan: WorkerPlan) -> TrainingRun:
         (draft.path / "recipe.yaml").write_text(plan.recipe.to_yaml())
         shutil.copy(plan.folder / "metrics.jsonl", draft.path)
         shutil.copy(plan.folder / "loss.svg", draft.path)
-        summary = {"heldout_loss": last.metrics["heldout_loss"], "train_loss": last.metrics["loss"]}
+        named = {"heldout_loss": "heldout_loss", "train_loss": "loss"}
+        summary = {name: last.metrics[key] for name, key in named.items() if key in last.metrics}
         summary |= {"seconds": sum(line["step_s"] for line in lines), "tokens": sum(line["tokens"] for line in lines)}
         draft.facts = {
             "run_id": run_id,

@@ -29,6 +29,7 @@ from pipelines.train.checkpoint import (
     check_space,
     checkpoint_bytes,
     clear_way,
+    finite,
     is_stale,
     load_snapshot,
     newest_sound,
@@ -215,17 +216,19 @@ class _Rank:
         last = step == self._schedule.num_steps
         answer = Answer.GO_ON if last else self._notice.after_step(values["step_s"])
         scores: dict[str, float] = {}
-        if step % train.save_every == 0 or last or answer is not Answer.GO_ON:
+        saves = step % train.save_every == 0 or last or answer is not Answer.GO_ON
+        if saves and self._num_heldout:
             self._watch.restart()
             scores["heldout_loss"] = heldout_loss(self._engine, self._heldout, self._num_heldout, train.micro_batch)
+        if saves:
             self._watch.restart()
         with self._writing():
             if self._samples:
                 self._samples.write(step, rows)
             if self._log:
                 self._log.write(step, values | scores | self._meter.read(step, values["step_s"], rows))
-        if scores:
-            metrics = {"loss": values["loss"], **scores}
+        if saves:
+            metrics = finite({"loss": values["loss"], **scores})
             last = last or is_stale([*self._history, metrics], train.patience)
             self._save(step, metrics, last)
             stop = self._notice.after_save(values["step_s"], time.perf_counter() - began)

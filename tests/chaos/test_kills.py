@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -266,6 +267,24 @@ def test_shares_that_are_not_equal(pocket_base: str, tmp_path: Path) -> None:
         curves.append(losses_of(plan))
     assert len(curves[0]) == 8
     assert curves[1] == pytest.approx(curves[0], rel=1e-5) and curves[2] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_without_held_out_rows_manifests_are_strict_json_without_their_loss(
+    pocket_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    plan = plan_of(recipe_for(pocket_base), store, prepared_dataset(store, pocket_base, num_heldout=0))
+    assert attempt(plan, 2).fine
+    monkeypatch.setattr(ray_train, "run_id_of", lambda *_: plan.run_id)
+    monkeypatch.setattr(ray_train, "_fit", lambda _: None)
+    run = ray_train.train(plan.recipe, store, plan.prepared, PickledFeed, SILENT)
+    assert run.best.step == NUM_STEPS and run.metrics.keys() == {"train_loss", "seconds", "tokens"}
+    assert [list(c.metrics) for c in list_checkpoints(store, plan.run_id)] == [["loss"]] * 2
+    assert not any("heldout_loss" in line for line in read_metrics(plan.folder))
+    manifests = [path.read_text() for path in tmp_path.rglob(MANIFEST)]
+    assert len(manifests) == 4
+    for text in manifests:
+        json.loads(text, parse_constant=lambda word: pytest.fail(f"a manifest holds {word}"))
 
 
 def test_early_stop_and_a_finished_run_stays_finished(pocket_base: str, tmp_path: Path) -> None:

@@ -131,6 +131,15 @@ def test_repeating_it_moves_nothing(recipe: Recipe, store: Store, prepared: Prep
     assert len(Registry(store).history("sailor", "production")) == 1
 
 
+def test_a_figure_that_nobody_has_is_left_out(recipe: Recipe, store: Store, prepared: PreparedDataset) -> None:
+    run = trained(store, 10)
+    report = scored(run, 1.0)
+    unanswered = tuple(dataclasses.replace(score, exact_match=float("nan"), num_samples=0) for score in report.scores)
+    version = promote(recipe, store, SILENT, prepared, run, dataclasses.replace(report, scores=unanswered))[1]
+    assert version is not None and version.metrics == {"heldout_loss": 1.0, "base_heldout_loss": 2.0}
+    assert "-" in drawn(models(store))
+
+
 @pytest.mark.parametrize("loss", [1.9, 2.5, float("nan")])
 def test_a_loser_leaves_no_trace_and_raises_nothing(
     recipe: Recipe, store: Store, prepared: PreparedDataset, loss: float

@@ -17,6 +17,7 @@ from pipelines.train.checkpoint import (
     checkpoint_key,
     checkpoint_kind,
     clear_way,
+    finite,
     list_checkpoints,
     newest_sound,
     sealed,
@@ -101,9 +102,14 @@ def test_what_another_process_still_writes_is_left_alone(store: Store) -> None:
 
 def test_without_held_out_rows_the_latest_are_kept_and_the_last_is_best(store: Store) -> None:
     for step in (3, 6, 9):
-        make(store, step, metrics={"heldout_loss": float("nan"), "loss": 1.0})
+        make(store, step, metrics={"loss": 1.0})
         kept = sweep(store, RUN, keep=2)
     assert [c.step for c in kept] == [9, 6]
+
+
+def test_a_number_that_is_not_finite_is_left_out_of_a_manifest() -> None:
+    assert finite({"loss": float("nan"), "heldout_loss": 0.5}) == {"heldout_loss": 0.5}
+    assert finite({"loss": 0.25, "heldout_loss": float("inf")}) == {"loss": 0.25}
 
 
 def test_a_command_says_which_file_is_damaged_before_it_starts_workers(
