@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_when_the_run_ends(
         plan = fresh_plan(pocket_base, disk / "store")
         assert attempt(plan, 1).fine
         monkeypatch.setattr(ray_train, "run_id_of", lambda *_: plan.run_id)
-        monkeypatch.setattr(ray_train, "_fit", lambda _: None)
+        monkeypatch.setattr(ray_train, "fit", lambda _: None)
         free = shutil.disk_usage(disk).free
         (disk / "ballast").write_bytes(b"x" * free)
         with pytest.raises(UserError, match=r"store/.*: the disk is full \(0 MiB free, \d+ MiB wanted\)"):
@@ -276,7 +276,7 @@ def test_without_held_out_rows_manifests_are_strict_json_without_their_loss(
     plan = plan_of(recipe_for(pocket_base), store, prepared_dataset(store, pocket_base, num_heldout=0))
     assert attempt(plan, 2).fine
     monkeypatch.setattr(ray_train, "run_id_of", lambda *_: plan.run_id)
-    monkeypatch.setattr(ray_train, "_fit", lambda _: None)
+    monkeypatch.setattr(ray_train, "fit", lambda _: None)
     run = ray_train.train(plan.recipe, store, plan.prepared, PickledFeed, SILENT)
     assert run.best.step == NUM_STEPS and run.metrics.keys() == {"train_loss", "seconds", "tokens"}
     assert [list(c.metrics) for c in list_checkpoints(store, plan.run_id)] == [["loss"]] * 2

@@ -129,7 +129,7 @@ def test_a_command_says_which_file_is_damaged_before_it_starts_workers(
         raise UserError("no workers here")
 
     monkeypatch.setattr(ray_train, "run_id_of", lambda *_: RUN)
-    monkeypatch.setattr(ray_train, "_fit", no_workers)
+    monkeypatch.setattr(ray_train, "fit", no_workers)
     rows = SplitStats(1, 1, 1, 1)
     prepared = PreparedDataset(ArtifactRef("prepared", "k", "d", "nowhere"), 64, rows, rows, {}, "", "")
     recipe = parse_recipe({"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}})

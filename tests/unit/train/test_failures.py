@@ -17,7 +17,7 @@ import torch
 from pipelines.train.failures import FailureLog
 from pipelines.train.follow import Following
 from pipelines.train.notice import Answer, Notice
-from pipelines.train.ray_train import drop_bookkeeping
+from pipelines.train.ray_workers import drop_bookkeeping
 
 
 class OneRank:
