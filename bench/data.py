@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ os.environ["RAY_worker_niceness"] = "0"  # else other work on the machine slows 
 
 import numpy as np
 
+from bench._measure import Measure, show
 from bench._memory import peak_memory
 from bench._peers import map_and_pack
 from bench._text import long_vocabulary_tokenizer, write_rows
@@ -50,23 +51,6 @@ from pipelines.recipe import DataConfig, Recipe, parse_recipe
 POCKET = Path(__file__).resolve().parent.parent / "assets" / "pocket" / "model"
 ROW_TOKENS = 4096
 PEER_ROWS, MAPPED_ROWS = 20_000, 4000
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One line of the result; `bound` is (at_least or at_most, number), or None for a figure without a bar."""
-
-    bar: str
-    value: float
-    unit: str
-    bound: tuple[str, float] | None = None
-    peer: str = ""
-
-    @property
-    def holds(self) -> bool:
-        if self.bound is None:
-            return True
-        return self.value >= self.bound[1] if self.bound[0] == "at_least" else self.value <= self.bound[1]
 
 
 def renderers(folder: Path) -> dict[str, ChatRenderer]:
@@ -275,23 +259,9 @@ def main() -> int:
             "memory": lambda: measure_memory(folder, args.memory_rows),
             "near": lambda: measure_memory(folder, args.memory_rows, near_duplicates=0.9),
         }
-        held = True
-        for section in args.sections or ["function", "peers", "ray", "fill"]:
-            for measure in sections[section]():
-                held &= measure.holds
-                show(measure, args.json)
+        wanted = args.sections or ["function", "peers", "ray", "fill"]
+        held = show((measure for section in wanted for measure in sections[section]()), args.json)
     return 0 if held else 1
-
-
-def show(measure: Measure, as_json: bool) -> None:
-    if as_json:
-        line: dict[str, Any] = {"bar": measure.bar, "value": round(measure.value, 4), "unit": measure.unit}
-        line |= {measure.bound[0]: measure.bound[1]} if measure.bound else {}
-        print(json.dumps(line | ({"peer": measure.peer} if measure.peer else {})), flush=True)
-        return
-    bound = f"{measure.bound[0].replace('_', ' ')} {measure.bound[1]:g}" if measure.bound else ""
-    verdict = ("ok" if measure.holds else "MISSED") if measure.bound else ""
-    print(f"{measure.bar:80} {measure.value:10.2f} {measure.unit:20} {bound:14} {verdict:7} {measure.peer}", flush=True)
 
 
 if __name__ == "__main__":

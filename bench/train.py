@@ -10,20 +10,21 @@ TRL's SFTTrainer on the same lengths. Tokens are real ones; steps are timed by e
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import queue
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
+from bench._measure import Measure, show
 from bench._shapes import SHAPES, random_model, random_row
+from bench._timing import mark, matmul_rates, peak_gib, print_trace, seconds, start_trace
 
 WARM_UP = 4
 
@@ -64,6 +65,8 @@ ARMS = {
 RATED = ("lora", "qlora", "fp8")
 """Arms after which the same process measures what its GPU's matrix products reach."""
 ALONE = ("smoke",)
+RATIOS = (("lora", "trl-best", 1.8), ("lora", "trl-defaults", 8.0), ("qlora", "lora", 0.95), ("fp8", "lora", 1.42))
+"""Tokens a second of one arm over another's, at least."""
 
 
 def main() -> int:
@@ -135,21 +138,23 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     from pipelines.train.engine import DeepSpeedEngine
     from pipelines.train.fused import checkpoint_gradients, fuse_layers
     from pipelines.train.loop import train_steps
+    from pipelines.train.meter import ModelSize
 
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     _process_group(device)
     base = random_model(arm.shape, PACKED, arm.quantization, device, dtype)
     checkpoint_gradients(base, arm.recompute)
+    size = ModelSize.of(base)
     model = attach(base, LoraConfig(r=16, alpha=32), seed=0)
     schedule = _schedule(arm)
     fuse_layers(model, schedule.config, device)
     engine = DeepSpeedEngine(model, schedule.config, device)
-    marks, losses = [_mark(device)], []
-    traced = _tracer() if profile else None
+    marks, losses = [mark(device)], []
+    traced = start_trace() if profile else None
 
     def on_step(step: int, values: dict[str, float], _: Any) -> None:
-        marks.append(_mark(device))
+        marks.append(mark(device))
         losses.append(values["loss"])
         if step == WARM_UP and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -161,15 +166,15 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     count = schedule.num_steps * arm.packs
     rows = [random_row(i, arm.tokens, vocabulary, arm.trained, arm.learnable) for i in range(count)]
     train_steps(engine, schedule, iter(rows), 0, on_step)
-    seconds = _seconds(marks, device)[WARM_UP:]
-    per_s = arm.tokens * arm.packs / float(np.median(seconds))
+    took = seconds(marks, device)[WARM_UP:]
+    per_s = arm.tokens * arm.packs / float(np.median(took))
     if traced:
-        _print_trace(traced)
+        print_trace(traced)
     return {
-        "tokens_per_s": per_s, "step_s": float(np.median(seconds)), "steps": len(seconds),
-        "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
-        "tflops": per_s * flops_a_token(arm) / 1e12,
-        "peak_gib": _peak(device), "floor_gib": floor_bytes(arm, sum(p.numel() for p in trainable(model).values())) / 2**30,
+        "tokens_per_s": per_s, "step_s": float(np.median(took)), "steps": len(took),
+        "spread": float(np.percentile(took, 90) / np.percentile(took, 10)),
+        "tflops": float(np.mean([size.row_flops(row) for row in rows])) * per_s / arm.tokens / 1e12,
+        "peak_gib": peak_gib(device), "floor_gib": floor_bytes(arm, sum(p.numel() for p in trainable(model).values())) / 2**30,
         "first_loss": losses[0], "last_loss": float(np.mean(losses[-20:])), "losses": losses if arm.learnable else [],
     }  # fmt: skip
 
@@ -180,22 +185,11 @@ def _schedule(arm: Arm) -> Any:
 
     assert arm.steps
     settings = {
-        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 1e-3 if arm.learnable else 2e-4,
+        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 2e-3 if arm.learnable else 2e-4,
         "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "cosine" if arm.learnable else "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)
     return Schedule(arm.steps * arm.packs, config)
-
-
-def flops_a_token(arm: Arm) -> float:
-    """(4 x matrix parameters + attention) a token: 2 forward, 2 for dx; attention over the mean context, 2 + 4 products."""
-    shape = SHAPES[arm.shape]
-    h, i, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    kv = h // shape["num_attention_heads"] * shape["num_key_value_heads"]
-    lengths = random_row(0, arm.tokens, 8)["sample_lengths"]
-    context = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())
-    layer = 2 * h * h + 2 * h * kv + 3 * h * i
-    return 4.0 * (layers * layer + arm.trained * h * shape["vocab_size"]) + layers * 12.0 * h * context
 
 
 def floor_bytes(arm: Arm, trained: int) -> float:
@@ -214,28 +208,6 @@ def floor_bytes(arm: Arm, trained: int) -> float:
     return weights + 16.0 * trained + kept
 
 
-def matmul_rates() -> dict[str, float]:
-    """TFLOP/s of 8192-cubed bf16 products: the best of short bursts, and over eight seconds."""
-    import torch
-
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    operations = 2 * 8192**3
-
-    def timed(count: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(count):
-            _ = a @ b
-        end.record()
-        torch.cuda.synchronize()
-        return operations * count / (start.elapsed_time(end) / 1e3) / 1e12
-
-    timed(5)
-    time.sleep(1)
-    burst = max(timed(5) for _ in range(5))
-    return {"burst_tflops": burst, "sustained_tflops": timed(int(8 * burst * 1e12 / operations))}
-
-
 def _process_group(device: Any) -> None:
     import torch.distributed as dist
 
@@ -246,69 +218,6 @@ def _process_group(device: Any) -> None:
         dist.init_process_group("gloo", store=cast(Any, dist).HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group("nccl", device_id=device)
-
-
-def _mark(device: Any) -> Any:
-    import torch
-
-    if device.type == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds(marks: list[Any], device: Any) -> list[float]:
-    import torch
-
-    if device.type == "cpu":
-        return list(np.diff(marks))
-    torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
-
-
-def _peak(device: Any) -> float:
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
-
-
-def _tracer() -> Any:
-    from torch.profiler import ProfilerActivity, profile, schedule
-
-    traced = profile(
-        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
-        schedule=schedule(wait=6, warmup=2, active=2, repeat=1),
-    )
-    traced.start()
-    return traced
-
-
-def _print_trace(traced: Any) -> None:
-    traced.stop()
-    events = [e for e in traced.key_averages() if e.self_device_time_total > 0 and e.device_type.name != "CPU"]
-    events = [e for e in events if not e.key.startswith("ProfilerStep")]
-    whole = sum(e.self_device_time_total for e in events)
-    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:28]:
-        time_ms = event.self_device_time_total / 2e3
-        print(
-            f"| {time_ms:8.2f} ms a step {100 * event.self_device_time_total / whole:5.1f} %  x{event.count // 2:<5} {event.key[:110]}"
-        )
-    print(f"| {whole / 2e3:8.2f} ms of kernels a step")
-    spans = sorted(
-        (e.time_range.start, e.time_range.end, e.name)
-        for e in traced.events()
-        if e.device_type.name != "CPU" and not e.name.startswith("ProfilerStep")
-    )
-    gaps, last = [], spans[0]
-    for span in spans:
-        gaps.append((span[0] - last[1], last[2], span[2]))
-        last = max(last, span, key=lambda s: s[1])
-    print(
-        f"| {(last[1] - spans[0][0]) / 2e3:8.2f} ms from the first kernel to the last, halved; the longest waits between:"
-    )
-    for gap, before, after in sorted(gaps, reverse=True)[:10]:
-        print(f"| {gap / 1e3:8.2f} ms between {before[:50]} and {after[:50]}")
 
 
 def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
@@ -325,42 +234,31 @@ def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
             over = f"{r['peak_gib'] / r['floor_gib']:.2f}" if "floor_gib" in r else "-"
             figures = f"{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{tflops / sustained:>8.1%}{sustained:>8.0f}"
             print(f"{name:<18}{figures}{r['peak_gib']:>10.1f}{over:>12}{r['first_loss']:>9.3f}{r['last_loss']:>9.3f}")
-    missed = False
-    for bar in bars({name: r for name, r in results.items() if "failed" not in r}):
-        met = bar["value"] >= bar.get("at_least", -np.inf) and bar["value"] <= bar.get("at_most", np.inf)
-        missed |= not met
-        print(json.dumps(bar) if as_json else f"{bar['bar']}: {bar['value']:.3f}{'' if met else '  MISSED'}")
-    return int(missed or any("failed" in r for r in results.values()))
+    held = show(bars({name: r for name, r in results.items() if "failed" not in r}), as_json)
+    return int(not held or any("failed" in r for r in results.values()))
 
 
-def bars(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def bars(found: dict[str, dict[str, Any]]) -> Iterator[Measure]:
     """What this run should reach, as far as its arms allow to say."""
     speed = {name: r["tokens_per_s"] for name, r in found.items() if "tokens_per_s" in r}
     if {"trl-varlen", "trl-wrapped"} <= speed.keys():
         speed["trl-best"] = max(speed["trl-varlen"], speed["trl-wrapped"])
-    ratios = (("lora", "trl-best", 1.8), ("lora", "trl-defaults", 8.0), ("qlora", "lora", 0.95), ("fp8", "lora", 1.42))
-    said: list[dict[str, Any]] = [
-        {"bar": f"tokens/s, {a} over {b}", "value": speed[a] / speed[b], "at_least": least, "peer": b}
-        for a, b, least in ratios
-        if a in speed and b in speed
-    ]
+    for a, b, least in RATIOS:
+        if a in speed and b in speed:
+            yield Measure(f"tokens/s, {a} over {b}", speed[a] / speed[b], bound=("at_least", least), peer=b)
     if "lora" in found:
-        share = found["lora"]["tflops"] / found["lora"]["sustained_tflops"]
-        said.append({"bar": "lora: share of the matrix products' 8-second rate", "value": share, "at_least": 0.8})
-    if "lora" in found:
-        over = found["lora"]["peak_gib"] / found["lora"]["floor_gib"]
-        said.append({"bar": "lora: peak memory over the floor", "value": over, "at_most": 1.15})
+        r = found["lora"]
+        share, over = r["tflops"] / r["sustained_tflops"], r["peak_gib"] / r["floor_gib"]
+        yield Measure("lora: share of the matrix products' 8-second rate", share, bound=("at_least", 0.8))
+        yield Measure("lora: peak memory over the floor", over, bound=("at_most", 1.15))
     if "learn-lora" in found and "learn-fp8" in found:
-        ours, exact = found["learn-fp8"]["last_loss"], found["learn-lora"]["last_loss"]
-        said.append({"bar": "fp8: loss after 200 steps over lora's", "value": ours / exact, "at_most": 1.01})
+        ratio = found["learn-fp8"]["last_loss"] / found["learn-lora"]["last_loss"]
+        yield Measure("fp8: loss after 200 steps over lora's", ratio, bound=("at_most", 1.01), peer="learn-lora")
     for name, most in (("qlora-small", 8.0), ("qlora-70b", 60.0)):
         if name in found:
-            said.append(
-                {"bar": f"{name}: peak memory", "value": found[name]["peak_gib"], "at_most": most, "unit": "GiB"}
-            )
+            yield Measure(f"{name}: peak memory", found[name]["peak_gib"], "GiB", ("at_most", most))
     if "qlora-70b" in speed:
-        said.append({"bar": "qlora-70b: tokens/s", "value": speed["qlora-70b"], "at_least": 900})
-    return said
+        yield Measure("qlora-70b: tokens/s", speed["qlora-70b"], bound=("at_least", 900))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ class ModelSize:
         """
         return (self.linear * tokens + self.head * trained) * (6.0 if full else 4.0) + 6.0 * self.attention * squares
 
+    def row_flops(self, row: Mapping[str, Any], full: bool = False) -> float:
+        """`step_flops` of one packed row."""
+        lengths = np.asarray(row["sample_lengths"], dtype=np.int64)
+        trained = int(np.count_nonzero(row["loss_weights"]))
+        return self.step_flops(int(lengths.sum()), trained, int((lengths**2).sum()), full)
+
 
 class Meter:
     """Watches one rank: ask it once a step. `rate` is what the device does in operations a second (None: unknown, so no MFU)."""
@@ -66,14 +72,9 @@ class Meter:
         each = (now - started) / (step - since) if step > since else step_s
         values = {"memory_bytes": memory_bytes(), "eta_s": each * (self._num_steps - step)}
         if self._rate:
-            flops = sum(self._flops(row) for row in rows)
+            flops = sum(self._size.row_flops(row, self._full) for row in rows)
             values |= {"mfu": flops / step_s / self._rate, "measured_tflops_per_s": self._rate / 1e12}
         return values
-
-    def _flops(self, row: Mapping[str, Any]) -> float:
-        lengths = np.asarray(row["sample_lengths"], dtype=np.int64)
-        trained = int(np.count_nonzero(row["loss_weights"]))
-        return self._size.step_flops(int(lengths.sum()), trained, int((lengths**2).sum()), self._full)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
