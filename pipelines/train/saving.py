@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +18,7 @@ from pipelines.recipe import Recipe
 from pipelines.storage import Store, explaining
 from pipelines.train.agree import together
 from pipelines.train.batch import Row, collate
+from pipelines.train.building import BuiltModel
 from pipelines.train.checkpoint import (
     ADAPTER_DIR,
     MODEL_DIR,
@@ -37,7 +37,7 @@ from pipelines.train.engine import DeepSpeedEngine
 class CheckpointSaver:
     """Saves the checkpoints of one run. Every rank has one and calls it equally often.
 
-    `pissa` is the part that PiSSA took from the base; `probe` the packed row on which this rank compares losses.
+    `probe` is the packed row on which this rank compares losses.
     """
 
     store: Store
@@ -45,9 +45,7 @@ class CheckpointSaver:
     run_id: str
     parents: Mapping[str, str]
     engine: DeepSpeedEngine
-    model: Any
-    num_trained: int
-    pissa: Mapping[str, torch.Tensor] | None
+    built: BuiltModel
     probe: Row
 
     def save(
@@ -58,15 +56,15 @@ class CheckpointSaver:
         Raises UserError, alike on all ranks, when the disk refuses it or what the disk holds is not what trains; nothing
         is then to be seen of it.
         """
-        snapshot = Snapshot(step, self.engine.gather(), metrics, history, self.pissa, finished)
+        snapshot = Snapshot(step, self.engine.gather(), metrics, history, self.built.pissa, finished)
         kind, device, draft = checkpoint_kind(self.run_id), self.engine.device, None
         with ExitStack() as unnamed:
             with together(device), _refusing(step), explaining(self.store.uri, f"{self.store.uri}/{kind}"):
                 if self.engine.rank == 0:
-                    check_space(self.store, self.num_trained)
+                    check_space(self.store, self.built.num_trained)
                     writing = self.store.writing(kind, checkpoint_key(self.run_id, step), self.parents)
                     draft = unnamed.enter_context(writing)
-                    facts = write_checkpoint(draft.path, self.model, self.recipe.model.base, snapshot)
+                    facts = write_checkpoint(draft.path, self.built.model, self.recipe.model.base, snapshot)
                     draft.facts = sealed({"run_id": self.run_id, **facts})
             self._compare_reloaded(draft.path if draft else None, step)
             with together(device):
@@ -88,7 +86,7 @@ class CheckpointSaver:
                 saved = self._read(folder)
         changed = self._load(saved)
         reloaded = engine.loss_sum(batch)
-        tolerance = 1e-5 if self.model.get_input_embeddings().weight.dtype == torch.float32 else 1e-2
+        tolerance = 1e-5 if self.built.model.get_input_embeddings().weight.dtype == torch.float32 else 1e-2
         with together(engine.device), _refusing(step):
             if not math.isclose(live, reloaded, rel_tol=tolerance, abs_tol=tolerance):
                 raise ValueError(f"reloaded they give loss {reloaded}, in training {live}")
@@ -97,15 +95,15 @@ class CheckpointSaver:
 
     def _read(self, folder: Path) -> Mapping[str, torch.Tensor]:
         if (folder / ADAPTER_DIR).exists():
-            return saved_adapter(folder / ADAPTER_DIR, self.model, self.pissa is not None)
-        return saved_full(folder / MODEL_DIR, self.model)
+            return saved_adapter(folder / ADAPTER_DIR, self.built.model, self.built.pissa is not None)
+        return saved_full(folder / MODEL_DIR, self.built.model)
 
     def _load(self, saved: Mapping[str, torch.Tensor] | None) -> list[str]:
         """Put rank 0's tensors into the live weights; the names of those that this changes. Collective under ZeRO-3."""
-        named, changed = trainable(self.model), []
-        if hasattr(self.model, "peft_config"):
+        named, changed = trainable(self.built.model), []
+        if hasattr(self.built.model, "peft_config"):
             with self.engine.whole(list(named.values())):
-                changed = load_adapter(self.model, saved) if saved else []
+                changed = load_adapter(self.built.model, saved) if saved else []
             return changed
         for name, parameter in named.items():  # one at a time, because all of them are the whole model
             with self.engine.whole([parameter]):

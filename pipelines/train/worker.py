@@ -14,16 +14,12 @@ import numpy as np
 import torch
 
 from pipelines.contracts import PreparedDataset
-from pipelines.model.base import load_base
-from pipelines.model.full import unfreeze
-from pipelines.model.lora import attach, trainable
 from pipelines.model.plan import device_bytes, resolved
-from pipelines.model.start import start_eva, start_loftq, start_pissa
 from pipelines.recipe import Recipe
-from pipelines.storage import Store, explaining, local_base_dir
+from pipelines.storage import Store, explaining
 from pipelines.train.agree import least_of_ranks, of_rank_0, together
-from pipelines.train.attention import PACKED, check_base
-from pipelines.train.batch import MicroBatch, Row, collate
+from pipelines.train.batch import Row
+from pipelines.train.building import build_model
 from pipelines.train.checkpoint import (
     Snapshot,
     check_space,
@@ -37,14 +33,11 @@ from pipelines.train.checkpoint import (
 )
 from pipelines.train.engine import DeepSpeedEngine
 from pipelines.train.failures import FailureLog
-from pipelines.train.fused import checkpoint_gradients, fuse_layers
 from pipelines.train.loop import Schedule, heldout_loss, train_steps
-from pipelines.train.meter import Meter, ModelSize, matmul_rate
+from pipelines.train.meter import Meter, matmul_rate
 from pipelines.train.metrics import MetricsLog, SampleLog
 from pipelines.train.notice import Answer, Notice
 from pipelines.train.saving import CheckpointSaver
-
-EVA_FORWARDS = 32  # packs from which lora.init=eva learns
 
 
 class Feed(Protocol):
@@ -109,7 +102,7 @@ class _Watch:
 class _Rank:
     def __init__(self, plan: WorkerPlan, device: torch.device, channel: Channel, watch: _Watch) -> None:
         self._plan, self._channel, self._watch = plan, channel, watch
-        self._store, self._base = plan.store, plan.recipe.model.base
+        self._store = plan.store
         snapshot = self._agreed_start(device)
         self._finished = bool(snapshot and snapshot.finished)
         if self._finished:
@@ -122,11 +115,16 @@ class _Rank:
         self._first_step = snapshot.step if snapshot else 0
         self._data = plan.store.local_dir(plan.prepared.ref)
         with together(device):
-            self._model, self._pissa = self._build(device, snapshot)
-            fuse_layers(self._model, recipe.train, device)
-        self._num_trained = sum(parameter.numel() for parameter in trainable(self._model).values())
+            self._built = build_model(
+                recipe,
+                self._schedule,
+                plan.prepared.row_tokens,
+                lambda order: self._rows("train", order),
+                device,
+                snapshot,
+            )
         b_ratio = recipe.lora.lr_ratio if recipe.train.method == "lora" else 1.0
-        self._engine = DeepSpeedEngine(self._model, recipe.train, device, b_ratio)
+        self._engine = DeepSpeedEngine(self._built.model, recipe.train, device, b_ratio)
         self._history: list[Mapping[str, float]] = []
         if snapshot:
             self._engine.restore(snapshot.state)
@@ -147,30 +145,13 @@ class _Rank:
     def run(self) -> bool:
         if self._finished:
             return True
-        engine, recipe, schedule = self._engine, self._recipe, self._schedule
-        order = schedule.order(self._first_step, engine.rank, engine.world_size)
-        self._num_heldout = self._plan.prepared.heldout.num_rows
-        mine = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
-        self._heldout = list(rows_of(self._plan.open_feed(self._data, "heldout"), mine, 32))
-        (started_at,) = engine.sum_over_ranks([0.0 if engine.rank else time.time()]).tolist()
-        self._notice, self._ended = Notice(engine, self._channel.seconds_left), True
-        about, folder = {"recipe": recipe.model_dump(mode="json"), "run_id": self._plan.run_id}, self._plan.folder
-        with self._writing():
-            if not engine.rank:
-                check_space(self._store, self._num_trained)  # now, not after the first `save_every` steps
-            self._samples = SampleLog(folder, started_at, engine.rank) if recipe.train.record_samples else None
-            self._log = None if engine.rank else MetricsLog(folder, self._first_step, recipe.train.trackers, about)
-        plan, probe = self._plan, self._probe()
-        self._saver = CheckpointSaver(
-            plan.store, recipe, plan.run_id, plan.parents, engine, self._model, self._num_trained, self._pissa, probe
-        )
-        rate = matmul_rate(engine.device, self._size.dtype) if engine.device.type == "cuda" else None
-        self._meter = Meter(self._size, recipe.train.method == "full", schedule.num_steps, rate)
-        feed = self._plan.open_feed(self._data, "train")
-        rows = rows_of(feed, order, recipe.train.micro_batch)
+        engine, recipe = self._engine, self._recipe
+        self._open()
+        order = self._schedule.order(self._first_step, engine.rank, engine.world_size)
+        rows = self._rows("train", order, recipe.train.micro_batch)
         self._watch.restart()
         try:
-            train_steps(engine, schedule, rows, self._first_step, self._on_step)
+            train_steps(engine, self._schedule, rows, self._first_step, self._on_step)
         except BaseException:
             if self._log:
                 with suppress(OSError):  # a full disk is what may have ended the run
@@ -181,6 +162,32 @@ class _Rank:
                 self._log.close()
         return self._ended
 
+    def _open(self) -> None:
+        """Bring what the steps' ends need: held-out rows, logs, the saver, the meter and the ear for notices."""
+        engine, recipe, plan, built = self._engine, self._recipe, self._plan, self._built
+        self._num_heldout = plan.prepared.heldout.num_rows
+        mine = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
+        self._heldout = list(self._rows("heldout", mine, 32))
+        (started_at,) = engine.sum_over_ranks([0.0 if engine.rank else time.time()]).tolist()
+        self._notice, self._ended = Notice(engine, self._channel.seconds_left), True
+        about, folder = {"recipe": recipe.model_dump(mode="json"), "run_id": plan.run_id}, plan.folder
+        with self._writing():
+            if not engine.rank:
+                check_space(self._store, built.num_trained)  # now, not after the first `save_every` steps
+            self._samples = SampleLog(folder, started_at, engine.rank) if recipe.train.record_samples else None
+            self._log = None if engine.rank else MetricsLog(folder, self._first_step, recipe.train.trackers, about)
+        probe = self._heldout[0] if self._heldout else next(self._rows("train", np.zeros(1, np.int64)))
+        self._saver = CheckpointSaver(self._store, recipe, plan.run_id, plan.parents, engine, built, probe)
+        rate = matmul_rate(engine.device, built.size.dtype) if engine.device.type == "cuda" else None
+        self._meter = Meter(built.size, recipe.train.method == "full", self._schedule.num_steps, rate)
+
+    def _rows(self, split: str, order: np.ndarray, batch_size: int = 1) -> Iterator[Row]:
+        """The packed rows of a split in an order, one by one."""
+        for batch in self._plan.open_feed(self._data, split).batches(order, batch_size) if len(order) else ():
+            columns = list(batch)
+            for index in range(len(batch[columns[0]])):
+                yield {column: batch[column][index] for column in columns}
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Inside, what a rank's disk refuses ends all ranks with the same UserError. Collective."""
@@ -189,26 +196,7 @@ class _Rank:
             yield
 
     def _wants(self) -> int:
-        return 2 * checkpoint_bytes(self._num_trained)
-
-    def _build(self, device: torch.device, snapshot: Snapshot | None) -> tuple[Any, Any]:
-        recipe = self._recipe
-        base = load_base(recipe.model, str(device), PACKED)
-        check_base(base.config, self._plan.prepared.row_tokens)
-        self._size = ModelSize.of(base)
-        checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
-        if recipe.train.method == "full":
-            return unfreeze(base), None
-        model, pissa = attach(base, recipe.lora, recipe.train.seed), None
-        if recipe.lora.init == "pissa":
-            pissa = start_pissa(model, snapshot.pissa if snapshot else None)
-        elif recipe.lora.init == "loftq" and not snapshot:
-            start_loftq(model, local_base_dir(self._base, recipe.model.revision))
-        elif recipe.lora.init == "eva" and not snapshot:
-            first = self._schedule.order(0, 0, 1)[:EVA_FORWARDS]
-            batches = (collate([row], device) for row in rows_of(self._plan.open_feed(self._data, "train"), first, 1))
-            start_eva(model, (_inputs(batch) for batch in batches), EVA_FORWARDS)
-        return model, pissa
+        return 2 * checkpoint_bytes(self._built.num_trained)
 
     def _on_step(self, step: int, values: dict[str, float], rows: Sequence[Row]) -> bool:
         train = self._recipe.train
@@ -241,25 +229,3 @@ class _Rank:
         uri = self._saver.save(step, metrics, tuple(self._history), finished)
         self._history.append(dict(metrics))
         self._channel.report(dict(metrics), uri)
-
-    def _probe(self) -> Row:
-        if self._heldout:
-            return self._heldout[0]
-        return next(rows_of(self._plan.open_feed(self._data, "train"), np.zeros(1, np.int64), 1))
-
-
-def rows_of(feed: Feed, order: np.ndarray, batch_size: int) -> Iterator[Mapping[str, Any]]:
-    """The feed's rows one by one."""
-    for batch in feed.batches(order, batch_size) if len(order) else ():
-        columns = list(batch)
-        for index in range(len(batch[columns[0]])):
-            yield {column: batch[column][index] for column in columns}
-
-
-def _inputs(batch: MicroBatch) -> dict[str, Any]:
-    return {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "bounds": batch.bounds,
-        "use_cache": False,
-    }
