@@ -12,10 +12,9 @@ from pipelines.contracts import UserError
 from pipelines.data.raw import MAX_ROW_BYTES, RawRow, broken, printable
 
 
-def read_csv(stream: IO[bytes], path: str) -> Iterator[RawRow]:
+def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
     """The rows, readable or not, each with its first line. Raises UserError when the header is not one."""
     csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB a field
-    delimiter = "\t" if path.lower().endswith(".tsv") else ","
     lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = _header(rows, path)

@@ -1,5 +1,6 @@
 """Which files of a folder hold rows; of a dataset repository on the Hub those of the split that is asked for, found as the
-datasets library finds them: by the `configs:` of its README.md, else by the split's name in their paths.
+datasets library finds them: by the `configs:` of its README.md, else by the split's name in their paths. In other folders
+only such a README.md chooses.
 """
 
 from __future__ import annotations
@@ -14,16 +15,11 @@ import yaml
 
 from pipelines.contracts import UserError
 
-SUFFIXES = {
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
+_TEXTS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+SUFFIXES = {**_TEXTS, **_TABLES, **{f"{text}{end}": kind for text, kind in _TEXTS.items() for end in COMPRESSIONS}}
+KNOWN_TYPES = f"{', '.join([*_TEXTS, *_TABLES])}; text also with {', '.join(COMPRESSIONS)}"
 # What a name is looked for, in this order. Held-out rows choose checkpoints: a test split is left for benchmarks if it can be.
 _WANTED = {
     "auto": ("train",),
@@ -51,8 +47,10 @@ def is_data_file(path: str) -> bool:
 
 
 def suffix_of(path: str) -> str:
-    """The end of a file's name from its last dot on, in small letters."""
-    return PurePosixPath(path).suffix.lower()
+    """The end of a file's name from its last dot on, in small letters; of a compressed file the last two: `.json.gz`."""
+    name = PurePosixPath(path)
+    end = name.suffix.lower()
+    return f"{PurePosixPath(name.stem).suffix.lower()}{end}" if end in COMPRESSIONS else end
 
 
 def repository_files(fs: Any, path: str, split: str, where: str) -> list[str]:
@@ -74,18 +72,52 @@ def repository_files(fs: Any, path: str, split: str, where: str) -> list[str]:
     if folder not in configs and fs.isfile(path):
         return [path]
     config = configs.get(folder) if folder else _default(configs, where)
-    folder = str(config.get("data_dir") or "").strip("./") if config is not None else folder
-    top = f"{root}/{folder}" if folder else root
+    return _of_config(fs, root if config is not None or not folder else f"{root}/{folder}", config, split, where)
+
+
+def folder_files(fs: Any, path: str, split: str, where: str) -> list[str]:
+    """Names of the files in any other folder and its folders, sorted: those of one split if its README.md, or for the name
+    of a configuration that of the folder above, has `configs:`, else all.
+
+    Raises OSError if the folder cannot be listed, UserError beginning with `where` if a configuration or the files must be
+    named.
+    """
+    path = path.rstrip("/")
+    above, _, name = path.rpartition("/")
+    configs = _configs_at(fs, path)
+    if configs:
+        return _of_config(fs, path, _default(configs, where), split, where)
+    config = _configs_at(fs, above).get(name)
+    if config is not None:
+        return _of_config(fs, above, config, split, where)
+    return [f"{path}/{each}" for each in _names(fs, path)] if fs.isdir(path) else []
+
+
+def _names(fs: Any, top: str) -> list[str]:
+    return sorted(name for found in fs.find(top) if is_data_file(name := found.removeprefix(f"{top}/")))
+
+
+def _of_config(fs: Any, top: str, config: Mapping[str, Any] | None, split: str, where: str) -> list[str]:
+    """The files of one split in a folder, by a configuration if there is one."""
+    folder = str(config.get("data_dir") or "").strip("./") if config is not None else ""
+    top = f"{top}/{folder}" if folder else top
     if not fs.isdir(top):
         return []
-    names = sorted(name for found in fs.find(top) if is_data_file(name := found.removeprefix(f"{top}/")))
+    names = _names(fs, top)
     named = _named(names, config.get("data_files")) if config is not None else {}
     chosen = _of_split(named or _by_path(names), split, where) if names else []
     return [f"{top}/{name}" for name in _of_one_type(chosen)]
 
 
+def _configs_at(fs: Any, root: str) -> dict[str, Mapping[str, Any]]:
+    """As `_configs`, none where there is no README.md that can be read."""
+    try:
+        return _configs(fs.cat_file(f"{root}/README.md"))
+    except OSError:
+        return {}
+
+
 def _configs(readme: bytes) -> dict[str, Mapping[str, Any]]:
-    """The configurations in a README's metadata by their names."""
     parts = re.split(r"^---[ \t]*\r?$", readme.decode(errors="replace"), maxsplit=2, flags=re.MULTILINE)
     try:
         metadata = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.chat import ChatRenderer, TokenizerSpec
-from pipelines.contracts import PreparedDataset, Progress, digest_of, from_json, to_json
+from pipelines.contracts import PreparedDataset, Progress, UserError, digest_of, from_json, to_json
 from pipelines.data.benchmarks import Benchmarks, benchmark_files, read_benchmarks
 from pipelines.data.cache import through_cache
 from pipelines.data.collect import Collector
@@ -27,7 +27,7 @@ from pipelines.data.lost import check_rejects
 from pipelines.data.rules import Rules
 from pipelines.data.shards import RowReader
 from pipelines.data.sources import Chunk, SourceFile, content_digest, cut_chunks, find_files
-from pipelines.data.tokenize import SCHEMA, ChunkTokenizer
+from pipelines.data.tokenize import SCHEMA, ChunkTokenizer, raise_stopped, stopped
 from pipelines.recipe import DataConfig, Recipe
 from pipelines.storage import Artifact, Store
 
@@ -200,7 +200,9 @@ def tokenized(
             concurrency=max(1, min(config.workers or cpus, len(chunks))),
             num_cpus=1,
         )
-        yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            raise_stopped(table)
+            yield table
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,10 @@ def _tokenizer_of(shared: _Shared) -> ChunkTokenizer:
 def _tokenize_chunks(batch: pa.Table, shared: _Shared) -> Iterator[pa.Table]:
     for number in batch["number"].to_pylist():
         yield SCHEMA.empty_table()
-        yield from _tokenizer_of(shared).tables(number, shared.chunks[number])
+        try:
+            yield from _tokenizer_of(shared).tables(number, shared.chunks[number])
+        except UserError as error:
+            yield stopped(number, error)
 
 
 @contextlib.contextmanager

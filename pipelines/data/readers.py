@@ -10,20 +10,20 @@ from pipelines.contracts import UserError
 from pipelines.data.arrays import read_array
 from pipelines.data.csv_rows import read_csv
 from pipelines.data.raw import MAX_ROW_BYTES, RawRow, broken, strict_decoder, why
-from pipelines.data.sources import Chunk, open_binary
+from pipelines.data.sources import Chunk, open_binary, open_rows
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
-    """The rows of one chunk, readable or not, in order. Raises UserError when a table's file is damaged."""
-    with open_binary(chunk.path) as stream:
+    """The rows of one chunk, readable or not, in order. Raises UserError when a table or a compressed file is damaged."""
+    with open_rows(chunk.path) as stream:
         if chunk.kind == "jsonl":
             yield from _read_lines(stream, chunk)
         elif chunk.kind == "json":
             yield from read_array(stream)
-        elif chunk.kind == "csv":
-            yield from read_csv(stream, chunk.path)
+        elif chunk.kind in ("csv", "tsv"):
+            yield from read_csv(stream, chunk.path, "\t" if chunk.kind == "tsv" else ",")
         else:
             yield from _read_table(stream, chunk)
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
+import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipelines.contracts import UserError
-from pipelines.data.data_files import SUFFIXES, is_data_file, repository_files, suffix_of
+from pipelines.data.data_files import COMPRESSIONS, KNOWN_TYPES, SUFFIXES, folder_files, repository_files, suffix_of
 from pipelines.recipe import SourceConfig
 
 # Small inputs still make work for several tasks; large ones make tasks that outlast their scheduling.
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES, _USUAL_CHUNKS = 1 << 20, 16 << 20, 16
+_TO_THE_END = 1 << 62  # how many bytes a compressed file holds shows only at its end
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Chunk:
 
 @contextmanager
 def open_binary(path: str) -> Iterator[IO[bytes]]:
-    """A file of any source, to be read in bytes. Raises UserError when a remote one cannot be reached."""
+    """A file of any source, its bytes as they are. Raises UserError when a remote one cannot be reached."""
     if "://" not in path:
         with open(path, "rb") as stream:
             yield stream
@@ -52,6 +54,23 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     fs, inner = _filesystem(path)
     with fs.open(inner, "rb") as stream:
         yield stream
+
+
+@contextmanager
+def open_rows(path: str) -> Iterator[IO[bytes]]:
+    """As `open_binary`, of a compressed file what it holds. Reading raises UserError when that is damaged."""
+    compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
+    with open_binary(path) as stream:
+        if compression is None:
+            yield stream
+            return
+        import pyarrow
+
+        try:
+            with pyarrow.CompressedInputStream(stream, compression) as plain:
+                yield io.BufferedReader(plain)
+        except OSError as error:
+            raise UserError(f"{path}: damaged ({_one_line(error)}); mend or replace the file") from error
 
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
@@ -62,33 +81,33 @@ def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
 
 
 def files_at(path: str, key: str, source: int = -1, split: str = "benchmark") -> list[SourceFile]:
-    """The files at one path of the recipe; of a dataset on the Hub those that suit `split`. Raises UserError naming `key`."""
+    """The files at one path of the recipe; of a dataset those that suit `split`. Raises UserError naming `key`."""
     found = (
         _remote_files(path, key, split)
         if "://" in path
-        else [(str(p), p.stat().st_size) for p in _local_files(path, key)]
+        else [(str(p), p.stat().st_size) for p in _local_files(path, key, split)]
     )
     files = []
     for name, size in found:
         suffix = suffix_of(name)
         kind = SUFFIXES.get(suffix)
         if kind is None:
-            raise UserError(f"{key}={name}: unknown file type {suffix or '(none)'}; valid: {', '.join(SUFFIXES)}")
+            raise UserError(f"{key}={name}: unknown file type {suffix or '(none)'}; valid: {KNOWN_TYPES}")
         if kind == "json" and not _starts_array(name):
             kind = "jsonl"
         files.append(SourceFile(source, name, kind, size))
     return files
 
 
-def _local_files(text: str, key: str) -> list[Path]:
+def _local_files(text: str, key: str, split: str) -> list[Path]:
     path = Path(text)
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if is_data_file(p.name))
-        if not found:
-            raise UserError(f"{key}={text}: the folder holds no file of a known type ({', '.join(SUFFIXES)})")
-        return found
     if path.is_file():
         return [path]
+    found = [path.parent / name for name in _in_local_folder(path, split, f"{key}={text}")]
+    if found:
+        return found
+    if path.is_dir():
+        raise UserError(f"{key}={text}: the folder holds no file of a known type ({KNOWN_TYPES})")
     found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
     if found:
         return found
@@ -96,6 +115,18 @@ def _local_files(text: str, key: str) -> list[Path]:
     near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
     hint = f"did you mean {path.parent / near[0]}?" if near else "set a file, a folder or a glob"
     raise UserError(f"{key}={text}: no such file; {hint}")
+
+
+def _in_local_folder(path: Path, split: str, where: str) -> list[str]:
+    """Names relative to the folder above of what a folder, or a configuration of that name, gives."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    above = path.absolute().parent.as_posix().rstrip("/")
+    try:
+        found = folder_files(LocalFileSystem(), f"{above}/{path.absolute().name}", split, where)
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({_one_line(error)})") from error
+    return [name.removeprefix(f"{above}/") for name in found]
 
 
 def _remote_files(uri: str, key: str, split: str) -> list[tuple[str, int]]:
@@ -108,19 +139,17 @@ def _remote_files(uri: str, key: str, split: str) -> list[tuple[str, int]]:
             names = sorted(fs.glob(inner))
         elif uri.startswith("hf://datasets/"):
             names = repository_files(fs, inner, split, f"{key}={uri}")
-        elif fs.isdir(inner):
-            names = sorted(n for n in fs.find(inner) if is_data_file(n.removeprefix(inner).lstrip("/")))
+        elif fs.isfile(inner):
+            names = [inner]
         else:
-            names = [inner] if fs.exists(inner) else []
+            names = folder_files(fs, inner, split, f"{key}={uri}")
         found = [(fs.unstrip_protocol(name), int(fs.size(name) or 0)) for name in names]
     except (OSError, ValueError, RuntimeError, ImportError, *_client_errors()) as error:
         raise UserError(
             f"{key}={uri}: cannot be reached ({_one_line(error)}); check path, network and credentials"
         ) from error
     if not found:
-        raise UserError(
-            f"{key}={uri}: nothing there of a known type ({', '.join(SUFFIXES)}); check the {scheme}:// path"
-        )
+        raise UserError(f"{key}={uri}: nothing there of a known type ({KNOWN_TYPES}); check the {scheme}:// path")
     return found
 
 
@@ -150,7 +179,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _starts_array(path: str) -> bool:
-    with open_binary(path) as stream:
+    with open_rows(path) as stream:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
@@ -168,7 +197,9 @@ def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int | None = None) -> l
     chunk_bytes = chunk_bytes or _chunk_bytes(sum(file.num_bytes for file in files))
     chunks = []
     for file in files:
-        if file.kind == "jsonl":
+        if PurePosixPath(file.path).suffix.lower() in COMPRESSIONS:
+            cuts = [0, _TO_THE_END]
+        elif file.kind == "jsonl":
             cuts = [*range(0, file.num_bytes, chunk_bytes), file.num_bytes]
         elif file.kind in ("parquet", "arrow"):
             cuts = _table_cuts(file, chunk_bytes)
@@ -203,7 +234,7 @@ def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
 
 
 def lines_between(path: str, first: int, last: int) -> int:
-    """Number of lines that begin at a byte in `first:last` of a text file."""
+    """Number of lines that begin at a byte in `first:last` of a text file that is not compressed."""
     count, left = int(not first and last > 0), last - max(first, 1)
     with open_binary(path) as stream:
         stream.seek(max(first, 1) - 1)

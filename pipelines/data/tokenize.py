@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
-from pipelines.contracts import Conversation
+from pipelines.contracts import Conversation, UserError
 from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.filter import content_id, prompt_keys, share_of, signature, text_of
 from pipelines.data.formats import RowError, to_conversation
@@ -29,6 +29,7 @@ from pipelines.recipe import DataConfig
 BATCH_ROWS = 1024
 # What became of a row. SHORTENED: its pieces follow as lines of their own, numbered from 1 in `piece`.
 TRAIN, HELDOUT, REJECTED, FILTERED, SKIPPED, TOO_LONG, SHORTENED, LEAKED = range(8)
+_STOPPED = -1  # no row: why the stage cannot go on
 SCHEMA = pa.schema(
     {
         "chunk": pa.int32(),
@@ -191,6 +192,19 @@ class ChunkTokenizer:
         prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
         found: dict[str, Any] = {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
         return found | {"messages": json.dumps(before, ensure_ascii=False)}
+
+
+def stopped(number: int, error: UserError) -> pa.Table:
+    """The table of a chunk whose task ended in an error: raised there, Ray would write its traceback and lines of its own."""
+    line = {"chunk": number, "fate": _STOPPED, "reason": str(error)}
+    return pa.Table.from_pylist([line], SCHEMA)
+
+
+def raise_stopped(table: pa.Table) -> None:
+    """Raise the UserError that a table was `stopped` by, if it was."""
+    found = np.flatnonzero(table["fate"].to_numpy() == _STOPPED)
+    if len(found):
+        raise UserError(table["reason"][int(found[0])].as_py())
 
 
 def _first_asked(conversation: Conversation) -> int:

@@ -163,6 +163,56 @@ def test_a_local_folder_gives_no_descriptions(tmp_path):
     assert [file.path for file in files_at(str(tmp_path), "k")] == [str(tmp_path / "data-00000-of-00001.arrow")]
 
 
+def files_in(folder, path: str = "", split: Any = "auto") -> list[str]:
+    found = find_files([SourceConfig(path=f"{folder}{path}", split=split)])
+    return [file.path.removeprefix(str(folder)).lstrip("/") for file in found]
+
+
+def fill(folder, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(ROW)
+
+
+def test_a_local_folder_gives_the_files_of_its_folders_too(tmp_path, monkeypatch):
+    fill(tmp_path, *NOISE, "data/train-00000-of-00001.jsonl", "b/c/x.csv", "a.json", "b/y.jsonl.gz")
+    everything = ["a.json", "b/c/x.csv", "b/y.jsonl.gz", "data/train-00000-of-00001.jsonl"]
+    with pytest.raises(UserError, match=r"y.json.gz: damaged"):
+        (tmp_path / "b/y.json.gz").write_bytes(ROW)
+        files_in(tmp_path)
+    (tmp_path / "b/y.json.gz").unlink()
+    assert files_in(tmp_path) == everything
+    monkeypatch.chdir(tmp_path)
+    assert [file.path for file in files_at("b/", "k") + files_at("data", "k")] == [
+        "b/c/x.csv",
+        "b/y.jsonl.gz",
+        "data/train-00000-of-00001.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
+    folder = "memory:///clones/set" if remote else str(tmp_path)
+
+    def write(name: str, content: bytes) -> None:
+        fs, path = fsspec.url_to_fs(f"{folder}/{name}", auto_mkdir=True)
+        fs.pipe_file(path, content)
+
+    def readme(text: str) -> None:
+        write("README.md", f"---\n{text}---\n".encode())
+
+    for name in ("x/a-1.json", "x/b.json", "y/d.json", "z.json", *MANY_FILES):
+        write(name, ROW)
+    readme(ONE)
+    assert files_in(folder) == ["x/a-1.json"] and files_in(folder, split="heldout") == ["x/b.json", "y/d.json"]
+    assert files_in(folder, "/x") == ["x/a-1.json", "x/b.json"]
+    readme(MANY)
+    with pytest.raises(UserError, match=r"it has the configurations main, other, third; put one behind the path"):
+        files_in(folder)
+    assert files_in(folder, "/main") == ["main/train.json"]
+    assert files_in(folder, "/third", "heldout") == ["third/test.json"]
+
+
 def test_a_repository_that_is_not_there_is_one_line(hub):
     with pytest.raises(
         UserError, match=r"data.sources.0.path=hf://datasets/org/none: cannot be reached \(datasets/org/none\)"

@@ -128,13 +128,15 @@ def test_the_feed_gives_rows_in_the_order_asked_for(prepared_once):
         ("rows.txt", "x", "unknown file type .txt"),
         ("keys.jsonl", '{"foo": 1}\n', "unknown format"),
         ("bad.jsonl", '{"instruction": \n', r"bad.jsonl:1\)"),
+        ("twice.csv", "prompt,prompt\n", "twice.csv: the header names 'prompt' twice; rename one of the columns$"),
+        ("rows.csv.gz", "prompt", r"rows.csv.gz: damaged \(.*; mend or replace the file$"),
     ],
 )
 def test_a_useless_source_is_one_clear_line(ray_cluster, pocket_base, store, tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         prepare(recipe_for(pocket_base, tmp_path / name), store, SILENT)
-    assert not store.list("prepared")
+    assert "\n" not in str(error.value) and not store.list("prepared")
 
 
 def test_a_missing_source_names_the_nearest(pocket_base, store, tmp_path):

@@ -1,0 +1,82 @@
+"""Compressed sources: the rows inside, their lines, and what is said of a damaged one."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.contracts import UserError
+from pipelines.data.readers import read_chunk
+from pipelines.data.sources import content_digest, cut_chunks, find_files
+from pipelines.recipe import SourceConfig
+
+ROWS: list[dict[str, Any]] = [{"prompt": f"a, {i}", "completion": "b\nc\td é"} for i in range(7)]
+ENDS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
+def text_of(suffix: str) -> str:
+    if suffix == ".json":
+        return json.dumps(ROWS, indent=1)
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in ROWS)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ROWS[0], delimiter="\t" if suffix == ".tsv" else ",")
+    writer.writeheader()
+    writer.writerows(ROWS)
+    return out.getvalue()
+
+
+def squeezed(path: Path, text: str) -> Path:
+    with pa.CompressedOutputStream(str(path), ENDS[path.suffix]) as stream:
+        stream.write(text.encode())
+    return path
+
+
+def read(path: Path) -> list[tuple[int, Any]]:
+    """Of each row of a file its line and its value, or why it cannot be read; however small a chunk shall be."""
+    files = find_files([SourceConfig(path=str(path))])
+    (chunk,) = cut_chunks(files, 1)
+    assert [chunk] == cut_chunks(files)
+    return [(row.number + 1, row.error or row.value) for row in read_chunk(chunk)]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv"])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_compressed_file_gives_the_rows_that_it_holds(tmp_path, suffix, end):
+    path = squeezed(tmp_path / f"rows{suffix}{end}", text_of(suffix))
+    assert [value for _, value in read(path)] == ROWS
+    assert content_digest(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_a_damaged_compressed_file_is_one_line(tmp_path, suffix, end):
+    rows = [{"prompt": hashlib.sha256(b"%d" % i).hexdigest(), "completion": "b"} for i in range(9000)]
+    text = json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path = squeezed(tmp_path / f"rows{suffix}{end}", text)
+    whole = path.read_bytes()
+    for damaged in (whole[:9], whole[: len(whole) // 2], whole[:-3], text.encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"rows{suffix}{end}: damaged \(.*; mend or replace the file$") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def test_lines_of_a_compressed_file_are_numbered(tmp_path):
+    path = squeezed(tmp_path / "rows.jsonl.gz", '{"prompt": "a", "completion": "b"}\n\nbad\n')
+    assert [line for line, _ in read(path)] == [1, 3]
+    path.write_bytes(path.read_bytes() * 2)  # members of one file
+    assert [line for line, _ in read(path)] == [1, 3, 4, 6]
+
+
+def test_a_compressed_table_is_refused(tmp_path):
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"unknown file type .parquet.gz; valid: .json, .*; text also with .gz"):
+        find_files([SourceConfig(path=str(tmp_path / "rows.parquet.gz"))])
