@@ -18,11 +18,14 @@ _CALLS_INTRO = 'To call one, answer with <tool_call>{"name": ..., "arguments": .
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a template shows: system turns, a list of tools, an assistant's tool calls, turns of the role tool."""
+    """What a template shows: system turns, a list of tools, an assistant's tool calls, its text beside these, turns of the
+    role tool.
+    """
 
     system: bool
     tools: bool
     tool_calls: bool
+    text_beside_calls: bool
     tool_role: bool
 
 
@@ -35,10 +38,14 @@ def probe_abilities(template: ChatTemplate) -> Abilities:
     schema = {"name": "probe-tool", "description": "d", "parameters": {"type": "object", "properties": {}}}
     tools = [{"type": "function", "function": schema}]
     calls = _shows(template, [ask, calling, result, answer], tools, ("probe-call", "probe-key"))
+    calls_only = calls or _shows(template, [ask, calling, ask, answer], tools, ("probe-call", "probe-key"))
+    both = {**calling, "content": "probe-text"}
+    beside = any(_shows(template, [ask, both, *then, answer], tools, ("probe-text",)) for then in ([result], [ask]))
     return Abilities(
         system=_shows(template, [{"role": "system", "content": "probe-system"}, ask, answer], (), ("probe-system",)),
         tools=_shows(template, [ask, answer], tools, ("probe-tool",)),
-        tool_calls=calls or _shows(template, [ask, calling, ask, answer], tools, ("probe-call", "probe-key")),
+        tool_calls=calls_only,
+        text_beside_calls=beside or not calls_only,  # else both become one text, see adapt
         tool_role=_shows(template, [ask, calling if calls else answer, result, answer], (), ("probe-result",)),
     )
 

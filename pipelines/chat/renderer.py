@@ -70,6 +70,11 @@ class ChatRenderer:
     def template_digest(self) -> str:
         return self.spec.template_digest
 
+    @property
+    def shows_text_beside_calls(self) -> bool:
+        """Whether what an assistant says in a turn with tool calls is rendered; Llama-3.1's template leaves it out."""
+        return self._can.text_beside_calls
+
     def render(self, conversation: Conversation) -> Rendered:
         """Ids and loss weights of one conversation. Raises TemplateError when the template refuses it."""
         batch = self.render_batch([conversation])

@@ -207,6 +207,9 @@ def facts_of(audit: Audit) -> dict[str, Any]:
         checked = audit.checks.get(f"{name}_checked", 0)
         what = "rows checked" if name == "prefix_matches" else "trained turns"
         facts[text] = f"{checked - audit.checks.get(f'{name}_failed', 0):,} of {checked:,} {what}"
+    beside, unshown = (audit.checks.get(f"texts_beside_calls_{end}", 0) for end in ("checked", "failed"))
+    if beside:
+        facts["text beside tool calls"] = f"rendered in {beside - unshown:,} of {beside:,} turns"
     wrongly, others = (audit.checks.get(f"other_turns_masked_{end}", 0) for end in ("failed", "checked"))
     facts["trained tokens elsewhere"] = f"{wrongly:,} in {others:,} system, user and tool turns"
     return facts

@@ -139,6 +139,7 @@ class Collector:
         for name, checked, failed in (
             ("stop_trained", "turns", "without_stop"),
             ("other_turns_masked", "others", "wrongly"),
+            ("texts_beside_calls", "beside_calls", "unshown"),
         ):
             self._checks[f"{name}_checked"] += _sum(table[checked])
             self._checks[f"{name}_failed"] += _sum(table[failed])

@@ -32,7 +32,7 @@ from pipelines.recipe import DataConfig, Recipe
 from pipelines.storage import Artifact, Store
 
 KIND = "prepared"
-SCHEMA_VERSION = 6  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 7  # raise it when the same inputs would give other shards
 FEED_ROWS = 32  # rows that one feeding task reads
 
 
@@ -57,6 +57,11 @@ def prepare(
     with store.writing(KIND, inputs.key, inputs.parents) as draft:
         make = functools.partial(tokenize or tokenized, renderer=renderer, config=recipe.data)
         draft.facts = _write(recipe, store, inputs, make, draft.path, progress)
+        unshown = draft.facts["checks"].get("texts_beside_calls_failed", 0)
+        if unshown:
+            progress.note(
+                f"prepare: in {unshown:,} turns the base's chat template leaves out the text beside tool calls"
+            )
         draft.facts |= {"tokenizer_digest": renderer.tokenizer_digest, "template_digest": renderer.template_digest}
     found = store.find(KIND, inputs.key)
     assert found is not None

@@ -38,7 +38,10 @@ def detect_format(row: Row, mapped: Mapping[str, str] | None = None) -> str:
     if fitting:
         return fitting[0]
     valid = "; ".join(f"{name} ({', '.join(sorted(keys))})" for name, keys in _KEYS.items())
-    raise RowError(f"unknown format: the row has the keys {', '.join(map(str, row)) or '(none)'}; known: {valid}")
+    raise RowError(
+        f"unknown format: the row has the keys {', '.join(map(str, row)) or '(none)'}; known: {valid}; for others set "
+        "the source's `columns`"
+    )
 
 
 def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] | None = None) -> Conversation:
@@ -49,6 +52,10 @@ def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] |
         row = {**row, **{key: row[column] for key, column in columns.items() if column in row}}
     conversation = _CONVERTERS[detect_format(row, columns) if format == "auto" else format](row)
     _check_turns(conversation)
+    if any(turn.role == "assistant" and turn.train and _is_empty(turn) for turn in conversation.turns):
+        # Its stop token alone would teach to say nothing.
+        turns = (replace(turn, train=turn.train and not _is_empty(turn)) for turn in conversation.turns)
+        return replace(conversation, turns=tuple(turns))
     return conversation
 
 
@@ -196,7 +203,12 @@ def _text(value: Any, key: str) -> str:
 
 def is_trained(turn: Turn) -> bool:
     """Whether it is an answer that the loss shall see."""
-    return turn.role == "assistant" and turn.train and turn.weight > 0 and bool(turn.tool_calls or turn.content.strip())
+    return turn.role == "assistant" and turn.train and turn.weight > 0 and not _is_empty(turn)
+
+
+def _is_empty(turn: Turn) -> bool:
+    """Whether an assistant turn says nothing and calls nothing."""
+    return turn.role == "assistant" and not turn.tool_calls and not turn.content.strip()
 
 
 def _check_turns(conversation: Conversation) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
-from pipelines.contracts import Conversation, UserError
+from pipelines.contracts import Conversation, Turn, UserError
 from pipelines.data.benchmarks import Benchmarks
 from pipelines.data.filter import content_id, prompt_keys, share_of, signature, text_of
 from pipelines.data.formats import RowError, to_conversation
@@ -48,6 +48,8 @@ SCHEMA = pa.schema(
         "others": pa.int32(),
         "wrongly": pa.int32(),
         "prefix_matches": pa.bool_(),
+        "beside_calls": pa.int32(),  # turns with text and tool calls, and those of them whose text is not rendered
+        "unshown": pa.int32(),
         "input_ids": pa.large_list(pa.int32()),
         "loss_weights": pa.large_list(pa.float32()),
         "prompt_ids": pa.large_list(pa.int32()),  # of a held-out row, with what follows
@@ -172,6 +174,8 @@ class ChunkTokenizer:
         line: dict[str, Any] = {"row": sample.row, "piece": sample.piece, "fate": sample.fate, "copies": sample.copies}
         line |= {"sample_id": content_id(sample.conversation), "prompt_key": sample.keys[-1]}
         line |= {name: getattr(rendered.masks, name)[i] for name in ("turns", "without_stop", "others", "wrongly")}
+        line["beside_calls"] = sum(map(_speaks_beside_calls, sample.conversation.turns))
+        line["unshown"] = 0 if self._renderer.shows_text_beside_calls else line["beside_calls"]
         if len(sample.keys) > 1:
             line["earlier_keys"] = sample.keys[:-1]
         if self._config.near_duplicates is not None:
@@ -225,6 +229,10 @@ def _last_only(conversation: Conversation) -> Conversation:
         replace(t, train=False) if t.role == "assistant" and i != last else t for i, t in enumerate(conversation.turns)
     )
     return replace(conversation, turns=turns)
+
+
+def _speaks_beside_calls(turn: Turn) -> bool:
+    return bool(turn.tool_calls) and bool(turn.content.rpartition("</think>")[2].strip())
 
 
 def _lost(row: int, fate: int, reason: str, text: str) -> dict[str, Any]:

@@ -178,6 +178,13 @@ def test_calls_are_trained_and_what_tools_say_never(published, published_referen
     assert prompt.tolist() == ids[: len(prompt)].tolist() or name == "deepseek_r1"
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whether_a_text_beside_a_call_is_rendered_is_known(published, name):
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    text = published(name).text(Conversation((Turn("user", "ask"), Turn("assistant", "I look", tool_calls=(call,)))))
+    assert ("I look" in text) == published(name).shows_text_beside_calls == (name != "llama31")
+
+
 # -- generation prompts -----------------------------------------------------------------------------------------------
 
 

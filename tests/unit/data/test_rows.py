@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from pipelines.chat import ChatRenderer
 from pipelines.contracts import Turn
+from pipelines.data.collect import Collector
 from pipelines.data.formats import RowError, to_conversation
+from pipelines.data.sources import cut_chunks, find_files
+from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.recipe import DataConfig, SourceConfig
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 CALLS = [{"name": name, "arguments": {"at": name}} for name in ("look", "hear")]
@@ -61,6 +67,49 @@ def test_the_older_function_call_of_openai_is_a_tool_call():
     assert talk.turns[1] == Turn("assistant", "", tool_calls=WANTED[:1])
     assert [turn.role for turn in talk.turns] == ["user", "assistant", "tool", "assistant"]
     assert talk.tools == ({"type": "function", "function": {"name": "look"}},)
+
+
+def test_an_empty_answer_is_context_in_every_format(pocket_base):
+    talk = [("user", "a"), ("assistant", " "), ("user", "b"), ("assistant", "c"), ("user", "d"), ("assistant", "")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    renderer = ChatRenderer.load(pocket_base)
+    for row, expected in (
+        ({"messages": messages}, "c<|end|>"),
+        ({"prompt": messages[:1], "completion": messages[1:]}, "c<|end|>"),
+        ({"instruction": "d", "output": "e", "history": [["a", ""], ["b", "c"]]}, "c<|end|>e<|end|>"),
+        ({"messages": [*messages, messages[0], call]}, 'c<|end|><tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|end|>'),
+    ):  # fmt: skip
+        rendered = renderer.render(to_conversation(row))
+        assert renderer.decode(rendered.input_ids[rendered.loss_weights > 0], skip_control=False) == expected
+
+
+def test_texts_that_a_template_leaves_out_beside_calls_are_counted(pocket_base, tmp_path):
+    call = {"function": {"name": "f", "arguments": {}}}
+    turns = [("a", None), ("<think>b</think>", [call]), ("c", [call]), ("", [call])]
+    rows = []
+    for text, calls in turns:
+        answer = {"role": "assistant", "content": text, "tool_calls": calls}
+        rows.append({"messages": [{"role": "user", "content": f"q{text}"}, answer]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = ChatRenderer.load(pocket_base).spec
+    either = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}"
+        "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    both = either.replace("{% if m.tool_calls %}", "{{ m.content }}{% if m.tool_calls %}").replace(
+        "{% else %}{{ m.content }}", ""
+    )
+    config = DataConfig(sources=[SourceConfig(path=str(tmp_path / "rows.jsonl"))], row_tokens=256, heldout_share=0)
+    chunks = cut_chunks(find_files(config.sources))
+    for template, unshown in ((spec.template, 0), (both, 0), (either, 1)):
+        renderer = ChatRenderer(replace(spec, template=template))
+        with Collector(config, chunks, tmp_path / f"{unshown}") as collector:
+            for table in ChunkTokenizer(renderer, config).tables(0, chunks[0]):
+                collector.add(table)
+            (tmp_path / "out").mkdir(exist_ok=True)
+            checks = collector.finish(tmp_path / "out")["checks"]
+        assert (checks["texts_beside_calls_checked"], checks["texts_beside_calls_failed"]) == (1, unshown)
 
 
 def test_a_call_without_arguments_has_none():
