@@ -68,7 +68,7 @@ class FrozenLinears:
     ) -> torch.Tensor:
         """dy [T, N] -> dx [T, K], d_low [T, R] a [R, K] added: in the same product where d_low lies beside dy.
 
-        `a` is what the forward got.
+        `a` is what the forward got, and no other forward came between: plain weights have its rows below them.
         """
         if d_low is None or a is None:
             return self._backward(dy)

@@ -41,6 +41,7 @@ class Shape:
     layers: int
     vocabulary: int
     family: str = ""
+    head_size: int = 0
     saved_bytes: int = 0  # of the tensors that a checkpoint's adapter, or its whole model, holds
 
     @property
@@ -81,6 +82,7 @@ def shape_of(recipe: Recipe) -> Shape:
         config.num_hidden_layers,
         config.vocab_size,
         config.model_type,
+        head_size,
         _saved_bytes(recipe, adapted),
     )
 
@@ -164,6 +166,8 @@ def _fuses(recipe: Recipe, shape: Shape) -> bool:
 
     lora, train = recipe.lora, recipe.train
     if shape.family not in FUSED_FAMILIES or "lm_head" in shape.trainable or lora.modules_to_save:
+        return False
+    if torch.cuda.is_available() and (shape.head_size < 32 or shape.head_size & (shape.head_size - 1)):
         return False
     fits = train.method == "lora" and not (lora.dropout or lora.dora or recipe.model.quantization == "int8")
     return fits and (train.fused == "on" or (train.fused == "auto" and torch.cuda.is_available()))

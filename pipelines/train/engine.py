@@ -97,6 +97,7 @@ class DeepSpeedEngine:
         if self.zero in (1, 2):
             # After each step it makes every parameter a view of the flat buffer, which it has been since the start.
             self._engine.optimizer._update_model_bit16_weights = lambda group: None
+        self._engine.train()  # the base comes in eval mode
         # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
         self._create_adam_state(0)
 

@@ -60,7 +60,8 @@ def train_steps(
 ) -> None:
     """Run steps `first_step` .. end; `on_step(steps_done, metrics, this rank's rows)` after each.
 
-    Metrics are losses a token and seconds. The next step's rows are taken and moved while the device still computes.
+    Metrics are losses a token and seconds. The next step's rows are taken and moved while the device still computes, so
+    what is wrong with them is raised before the step is done.
 
     `on_step` ends the run early by returning False. Raises UserError when a loss or gradient is not finite and
     `nonfinite` says stop; a step with such a gradient changes nothing and is counted as "skipped".

@@ -75,16 +75,47 @@ def _all_kernels(module: Any, dtype: str, tokens: int, width: int, device: str) 
     return found | {"turned": turned, "losses": losses, "logits": logits, "quantized": values.float() * scale}
 
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "r5": {"r": 5}, "r64": {"r": 64}, "r80": {"r": 80}, "qv": {"r": 8, "targets": "qv"},
+    "down r70": {"r": 8, "targets": ["gate_proj", "down_proj"], "rank_pattern": {"down_proj": 70}},
+}  # fmt: skip
+"""Ranks beside a tile's, above what a tile multiplies by the way, and linears without an adapter."""
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp8"])
 @pytest.mark.parametrize("recompute", ["off", "selective", "full"])
 def test_fused_layers_are_as_near_to_fp32_as_pefts(quantization: str, recompute: str) -> None:
     """Loss and adapter gradients in bf16, against the same quantized numbers in fp32 through PEFT's own layers."""
+    _compare(quantization, "bfloat16", recompute)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_fused_layers_with_other_adapters(adapter: str, quantization: str) -> None:
+    _compare(quantization, "bfloat16", lora=ADAPTERS[adapter])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("adapter", ["r5", "r64"])
+def test_fused_layers_in_other_precisions(dtype: str, adapter: str) -> None:
+    _compare("none", dtype, lora=ADAPTERS[adapter])
+
+
+@pytest.mark.gpu
+def test_fused_layers_whose_weights_stay_apart() -> None:
+    _compare("none", "bfloat16", stack=False)
+
+
+def _compare(quantization: str, dtype: str, recompute: str = "off", device: str = "cuda", **options: Any) -> None:
     import torch
 
-    exact_loss, exact = _loss_and_gradients(quantization, torch.float32, fused=False)
-    plain_loss, plain = _loss_and_gradients(quantization, torch.bfloat16, fused=False)
-    fused_loss, fused = _loss_and_gradients(quantization, torch.bfloat16, fused=True, recompute=recompute)
+    half = getattr(torch, dtype)
+    exact_loss, exact = _loss_and_gradients(quantization, torch.float32, device, fused=False, **options)
+    plain_loss, plain = _loss_and_gradients(quantization, half, device, fused=False, **options)
+    fused_loss, fused = _loss_and_gradients(quantization, half, device, fused=True, recompute=recompute, **options)
     assert abs(fused_loss - exact_loss) <= 2 * abs(plain_loss - exact_loss) + 2e-3 * exact_loss
     for name, gradient in exact.items():
         off, allowed = ((found[name] - gradient).norm() / gradient.norm() for found in (fused, plain))
@@ -92,7 +123,13 @@ def test_fused_layers_are_as_near_to_fp32_as_pefts(quantization: str, recompute:
 
 
 def _loss_and_gradients(
-    quantization: str, dtype: torch.dtype, fused: bool, recompute: str = "off"
+    quantization: str,
+    dtype: torch.dtype,
+    device: str,
+    fused: bool,
+    recompute: str = "off",
+    stack: bool = True,
+    lora: dict[str, Any] | None = None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     import torch
 
@@ -104,15 +141,15 @@ def _loss_and_gradients(
     from pipelines.train.fused.layer import fuse
     from pipelines.train.loss import PackedLoss
 
-    base = random_model("tiny", PACKED, quantization, torch.device("cuda"), dtype)
-    model = attach(base, LoraConfig(r=8, alpha=16), seed=0).train()
+    base = random_model("tiny", PACKED, quantization, torch.device(device), dtype)
+    model = attach(base, LoraConfig(alpha=16, **(lora or {"r": 8})), seed=0).train()
     generator = torch.Generator().manual_seed(2)
     for parameter in trainable(model).values():
-        parameter.data = (0.05 * torch.randn(parameter.shape, generator=generator)).to("cuda", dtype)
+        parameter.data = (0.05 * torch.randn(parameter.shape, generator=generator)).to(device, dtype)
     if fused:
-        assert fuse(model, True, recompute) == ""
+        assert fuse(model, stack, recompute) == ""
     row = random_row(0, 512, SHAPES["tiny"]["vocab_size"])
-    loss = PackedLoss(model)(collate([row], "cuda"))
+    loss = PackedLoss(model)(collate([row], device))
     loss.backward()
     gradients = {}
     for name, parameter in trainable(model).items():

@@ -114,6 +114,26 @@ def test_fused_layers_equal_peft_on_float8() -> None:
     assert_equal(model, reference, 0.1)
 
 
+def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large() -> None:
+    """The first layer's A, for an embedding of rms 10: its gradient over rms would be too small a number for fp16."""
+
+    def gradients(dtype: torch.dtype, fused: bool) -> dict[str, torch.Tensor]:
+        model = adapted("llama", LoraConfig(r=4, alpha=8)).to(dtype)
+        base: Any = model.get_base_model()
+        base.model.embed_tokens.weight.data *= 10 / base.model.embed_tokens.weight.float().square().mean().sqrt()
+        assert not fused or fuse(model, True, "off") == ""
+        (PackedLoss(model)(packed_batch()) * 2.0**-6).backward()
+        found = trainable(model).items()
+        return {name: p.grad.double() for name, p in found if p.grad is not None and "lora_A" in name}
+
+    exact, plain, fused = (
+        gradients(*of) for of in ((torch.float32, False), (torch.float16, False), (torch.float16, True))
+    )
+    for name, gradient in exact.items():
+        off, allowed = ((found[name] - gradient).norm() / gradient.norm() for found in (fused, plain))
+        assert off <= 1.2 * allowed + 1e-3, f"{name}: {off} off, PEFT's {allowed}"
+
+
 def test_stacked_weights_are_the_modules_own() -> None:
     model = adapted("llama", LoraConfig(r=4, alpha=8))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

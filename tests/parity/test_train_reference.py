@@ -136,6 +136,7 @@ def train_from(
     model = adapted(base, PACKED)
     before = frozen_of(model)
     engine = DeepSpeedEngine(model, config, torch.device("cpu"))
+    assert all(module.training for module in model.modules()), "transformers gives a base in eval mode"
     if state is not None:
         engine.restore(state)
     schedule, rows, losses, norms, states = Schedule(NUM_ROWS, config), packed_rows(), [], [], []

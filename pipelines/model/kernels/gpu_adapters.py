@@ -17,6 +17,7 @@ from pipelines.model.kernels import LowRank
 # the fastest of some dozen on an H100.
 _ADD = (64, 64, 4)
 _SWIGLU, _SWIGLU_BACKWARD = (32, 128, 4, 16), (64, 64, 4, 16)
+_TUNED_RANK = 32
 _ROTATE_TOKENS, _ROTATE_WARPS = 64, 4
 
 
@@ -188,12 +189,15 @@ def _run_swiglu(
     (tokens, width), (rows, columns, warps, parts) = act.shape, tile
     assert gate_up.stride(1) == 1 and act.is_contiguous()
     loras = [_lora(part, act) for part in added]
+    wide, stages = max(rank for _, rank in loras) > _TUNED_RANK or act.dtype == torch.float32, 3
+    if wide:  # tuned tiles would not fit into a processor's shared memory
+        rows, columns, stages = 32, 32 if act.dtype == torch.float32 else 64, 1
     arguments = [value for values, _ in loras for value in values]
     tiles, backward = triton.cdiv(triton.cdiv(width, columns), parts), d_low is not None
     into = act if d_low is None else d_low
     _swiglu[(parts, triton.cdiv(tokens, rows))](
         gate_up, gate_up.stride(0), act, into, tokens, width, tiles, *arguments, *(rank for _, rank in loras),
-        backward, rows, columns, num_warps=warps,
+        backward, rows, columns, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 

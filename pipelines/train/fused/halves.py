@@ -2,7 +2,7 @@
 
 T = tokens, h = hidden, i = intermediate width, H / K = query / key-value heads, D = head size. A half's `forward` returns
 its output and what it would keep; the MLP's, without `whole`, stops before its last product, as recomputing wants.
-`backward` gives dx and the gradients of its adapters, in the order of `adapters`. The MLP's overwrites what was kept.
+`backward` gives dx and the gradients of its adapters, in the order of `adapters`. The MLP's overwrites gate_up and low.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class AttentionHalf:
         rstd, low, qkv, out, low_o, *held = cast(Any, kept)
         d_low_o = self._o.d_low(dy)
         d_out = self._o.dx(dy, d_low_o)
-        found_o = self._o.gradients(dy, out, low_o, d_low_o)
+        found_o = self._o.gradients(dy, out, None, low_o, d_low_o)
         d_qkv, d_low = self._qkv.gradient_room(x)
         self._attend_backward(d_out, qkv, out, held, where, d_qkv)
         del d_out
         d_low = self._qkv.d_low(d_qkv, d_low)
-        found = self._qkv.gradients(d_qkv, x, low, d_low, (self._norm.weight, rstd)) + found_o
+        found = self._qkv.gradients(d_qkv, *_normed(self._norm, x, rstd), low, d_low) + found_o
         if not wants_dx:
             return None, found
         return kernels_for(x).rms_norm_backward(self._qkv.dx(d_qkv, d_low), x, self._norm.weight, rstd, dy), found
@@ -139,14 +139,14 @@ class MlpHalf:
         kernels = kernels_for(x)
         d_low_down = self._down.d_low(dy)
         act, lacking = self._down.dx_without(dy, d_low_down)  # the activation's gradient, until the next line
-        d_low, low = low, _alone(low)  # where low lies, its gradient will
+        d_low, low = low, _alone(low)  # its place beside gate_up becomes its gradient's
         added = self._gate_up.added(low)
         kernels.swiglu_backward_(act, gate_up, *added, lacking, d_low if any(added) else None)
-        found_down = self._down.gradients(dy, act, low_down, d_low_down)
+        found_down = self._down.gradients(dy, act, None, low_down, d_low_down)
         del act
         if not any(added):
             d_low = self._gate_up.d_low(gate_up, d_low)
-        found = self._gate_up.gradients(gate_up, x, low, d_low, (self._norm.weight, rstd)) + found_down
+        found = self._gate_up.gradients(gate_up, *_normed(self._norm, x, rstd), low, d_low) + found_down
         d_normed = self._gate_up.dx(gate_up, d_low)
         return kernels.rms_norm_backward(d_normed, x, self._norm.weight, rstd, dy), found
 
@@ -173,6 +173,17 @@ def _general_backward(
         leaves = [tensor.detach().requires_grad_() for tensor in heads]
         again = padded_attention(leaves[0], leaves[1], leaves[2], bounds, scaling)
     return torch.autograd.grad(again, leaves, d_out)
+
+
+def _normed(
+    norm: Any, x: torch.Tensor, rstd: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """The linears' input as `AdaptedLinears.gradients` takes it. In fp16, where a gradient over rms may be too small a
+    number, the norm is made again.
+    """
+    if x.dtype == torch.float16:
+        return kernels_for(x).rms_norm(x, norm.weight, norm.variance_epsilon)[0], None
+    return x, (norm.weight, rstd)
 
 
 def _alone(low: torch.Tensor | None) -> torch.Tensor | None:

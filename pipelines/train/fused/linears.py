@@ -3,7 +3,8 @@
 T = tokens, K = input width, N = the outputs' widths together, R = the adapters' ranks together, filled up with zeros to a
 multiple of 16 so that rows stay aligned. One product x A^T serves all of them ("low", [T, R]), and the frozen weights get
 no gradient. What an adapter adds to an output is handed to the kernel that reads that output next, where it costs no
-pass over memory of its own; x A^T and d_low A are part of the frozen weights' own products (`model.frozen`).
+pass over memory of its own. x A^T, and d_low A where d_low lies beside dy, are part of the frozen weights' own products
+if these can be (`model.frozen`).
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ class AdaptedLinears:
         self,
         dy: torch.Tensor,
         x: torch.Tensor,
+        norm: tuple[torch.Tensor, torch.Tensor] | None,
         low: torch.Tensor | None,
         d_low: torch.Tensor | None,
-        norm: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
         """dA, dB of every adapter, in the order of `adapters`. With `norm`, an RMS norm's weight [K] and 1 / rms [T], the
         linears' input is x normed, which then need not be made again: dA = (d_low / rms)^T x * weight.
