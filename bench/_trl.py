@@ -39,7 +39,6 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
     datasets: Any = importlib.import_module("datasets")
     trl: Any = importlib.import_module("trl")
 
-    steps = min(steps, 10) if which == "defaults" else min(steps, 14)
     vocabulary = SHAPES["8b"]["vocab_size"]
     attention = _register_varlen() if which == "varlen" else "sdpa"
     model = random_model("8b", attention, "none", torch.device("cuda"), torch.bfloat16)
@@ -57,10 +56,12 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             marks.append(torch.cuda.Event(enable_timing=True))
             marks[-1].record()
+            if len(marks) == _WARM_UP:
+                torch.cuda.reset_peak_memory_stats()
 
     settings = {
         "output_dir": tempfile.mkdtemp(), "max_steps": steps, "bf16": True, "report_to": "none", "save_strategy": "no",
-        "logging_steps": 1, "dataset_num_proc": 1, **SETTINGS[which],
+        "dataset_num_proc": 1, **SETTINGS[which],
     }  # fmt: skip
     trainer = trl.SFTTrainer(
         model=model, args=trl.SFTConfig(**settings), train_dataset=datasets.Dataset.from_dict({"input_ids": rows}),
@@ -83,6 +84,7 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {
         "tokens_per_s": float(np.median(np.array(tokens) / np.array(seconds))), "step_s": float(np.median(seconds)),
+        "steps": len(seconds), "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "first_loss": losses[0], "last_loss": losses[-1],
     }  # fmt: skip
 

@@ -41,6 +41,8 @@ class Arm:
     fused: str = "on"
     trained: float = 1.0
     learnable: bool = False
+    rank: int = 16
+    targets: str = "all-linear"
     steps: int | None = None
     peer: str = ""
 
@@ -53,8 +55,12 @@ ARMS = {
     "qlora": Arm(quantization="nf4"),
     "fp8": Arm(quantization="fp8"),
     "lora-checkpointed": Arm(recompute="full"),
+    "lora-selective": Arm(recompute="selective"),
+    "lora-qv": Arm(targets="qv"),
+    "lora-r64": Arm(rank=64),
+    "lora-r128": Arm(rank=128),
     "qlora-small": Arm(quantization="nf4", tokens=2048, packs=2, recompute="full"),
-    "qlora-70b": Arm(shape="70b", quantization="nf4", tokens=4096, recompute="full", steps=WARM_UP + 8),
+    "qlora-70b": Arm(shape="70b", quantization="nf4", tokens=4096, recompute="full"),
     "learn-lora": Arm(tokens=2048, learnable=True, steps=200),
     "learn-fp8": Arm(tokens=2048, learnable=True, steps=200, quantization="fp8"),
     "trl-defaults": Arm(peer="defaults"),
@@ -146,16 +152,19 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     base = random_model(arm.shape, PACKED, arm.quantization, device, dtype)
     checkpoint_gradients(base, arm.recompute)
     size = ModelSize.of(base)
-    model = attach(base, LoraConfig(r=16, alpha=32), seed=0)
+    model = attach(
+        base, LoraConfig.model_validate({"r": arm.rank, "alpha": 2 * arm.rank, "targets": arm.targets}), seed=0
+    )
     schedule = _schedule(arm)
     fuse_layers(model, schedule.config, device)
     engine = DeepSpeedEngine(model, schedule.config, device)
-    marks, losses = [mark(device)], []
+    marks, losses, waits = [mark(device)], [], []
     traced = start_trace() if profile else None
 
     def on_step(step: int, values: dict[str, float], _: Any) -> None:
         marks.append(mark(device))
         losses.append(values["loss"])
+        waits.append(values["data_wait_s"])
         if step == WARM_UP and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         if traced:
@@ -173,6 +182,7 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     return {
         "tokens_per_s": per_s, "step_s": float(np.median(took)), "steps": len(took),
         "spread": float(np.percentile(took, 90) / np.percentile(took, 10)),
+        "wait": float(np.median(waits[WARM_UP:])) / float(np.median(took)),
         "tflops": float(np.mean([size.row_flops(row) for row in rows])) * per_s / arm.tokens / 1e12,
         "peak_gib": peak_gib(device), "floor_gib": floor_bytes(arm, sum(p.numel() for p in trainable(model).values())) / 2**30,
         "first_loss": losses[0], "last_loss": float(np.mean(losses[-20:])), "losses": losses if arm.learnable else [],
@@ -223,7 +233,7 @@ def _process_group(device: Any) -> None:
 def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
     """The table of all arms and the bars, one JSON object each if asked; 1 when an arm failed or a bar is missed."""
     print(
-        f"{'arm':<18}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'of':>8}{'peak GiB':>10}{'over floor':>12}{'loss':>18}"
+        f"{'arm':<18}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'of':>8}{'peak GiB':>10}{'over floor':>12}{'waits':>8}{'loss':>18}"
     )
     for name, r in results.items():
         if "failed" in r:
@@ -233,7 +243,9 @@ def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
             sustained = r.get("sustained_tflops", float("nan"))
             over = f"{r['peak_gib'] / r['floor_gib']:.2f}" if "floor_gib" in r else "-"
             figures = f"{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{tflops / sustained:>8.1%}{sustained:>8.0f}"
-            print(f"{name:<18}{figures}{r['peak_gib']:>10.1f}{over:>12}{r['first_loss']:>9.3f}{r['last_loss']:>9.3f}")
+            wait = f"{r['wait']:.2%}" if "wait" in r else "-"
+            losses = f"{r['first_loss']:>9.3f}{r['last_loss']:>9.3f}"
+            print(f"{name:<18}{figures}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{losses}")
     held = show(bars({name: r for name, r in results.items() if "failed" not in r}), as_json)
     return int(not held or any("failed" in r for r in results.values()))
 
