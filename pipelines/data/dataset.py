@@ -19,15 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.chat import ChatRenderer, TokenizerSpec
-from pipelines.contracts import PreparedDataset, Progress, UserError, digest_of, from_json, to_json
+from pipelines.contracts import PreparedDataset, Progress, digest_of, from_json, to_json
 from pipelines.data.benchmarks import Benchmarks, benchmark_files, read_benchmarks
 from pipelines.data.cache import through_cache
 from pipelines.data.collect import Collector
+from pipelines.data.formats import check_columns
 from pipelines.data.lost import check_rejects
 from pipelines.data.rules import Rules
 from pipelines.data.shards import RowReader
 from pipelines.data.sources import Chunk, SourceFile, content_digest, cut_chunks, find_files
-from pipelines.data.tokenize import SCHEMA, ChunkTokenizer, raise_stopped, stopped
+from pipelines.data.tokenize import SCHEMA, ChunkTokenizer, unless_stopped
 from pipelines.recipe import DataConfig, Recipe
 from pipelines.storage import Artifact, Store
 
@@ -112,7 +113,8 @@ class _Inputs:
 
 
 def _identify(recipe: Recipe) -> tuple[_Inputs, ChatRenderer]:
-    Rules(recipe.data.keep)  # a mistake in a rule shows before any work
+    Rules(recipe.data.keep)  # a mistake shows before any work
+    check_columns([source.columns for source in recipe.data.sources])
     files, benchmarks = find_files(recipe.data.sources), benchmark_files(recipe.data.benchmarks)
     renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
     digests = tuple(content_digest(f.path) for f in files)
@@ -205,9 +207,8 @@ def tokenized(
             concurrency=max(1, min(config.workers or cpus, len(chunks))),
             num_cpus=1,
         )
-        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            raise_stopped(table)
-            yield table
+        tables = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        yield from map(unless_stopped, tables)
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,7 @@ def _tokenizer_of(shared: _Shared) -> ChunkTokenizer:
 def _tokenize_chunks(batch: pa.Table, shared: _Shared) -> Iterator[pa.Table]:
     for number in batch["number"].to_pylist():
         yield SCHEMA.empty_table()
-        try:
-            yield from _tokenizer_of(shared).tables(number, shared.chunks[number])
-        except UserError as error:
-            yield stopped(number, error)
+        yield from _tokenizer_of(shared).tables_or_stop(number, shared.chunks[number])
 
 
 @contextlib.contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipelines.chat import MARKS
-from pipelines.contracts import Conversation, Turn
+from pipelines.contracts import Conversation, Turn, UserError
 
 Row = Mapping[str, Any]
 MAX_TURNS = 1024  # masks take one render a turn, so a row's cost grows with the square of this
@@ -49,7 +49,7 @@ def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] |
     if not isinstance(row, Mapping):
         raise RowError(f"a row is an object, this is {type(row).__name__}")
     if columns:
-        row = {**row, **{key: row[column] for key, column in columns.items() if column in row}}
+        row = {**row, **_mapped(row, columns)}
     conversation = _CONVERTERS[detect_format(row, columns) if format == "auto" else format](row)
     _check_turns(conversation)
     if any(turn.role == "assistant" and turn.train and _is_empty(turn) for turn in conversation.turns):
@@ -57,6 +57,22 @@ def to_conversation(row: Any, format: str = "auto", columns: Mapping[str, str] |
         turns = (replace(turn, train=turn.train and not _is_empty(turn)) for turn in conversation.turns)
         return replace(conversation, turns=tuple(turns))
     return conversation
+
+
+def check_columns(maps: Sequence[Mapping[str, str]]) -> None:
+    """Raise UserError for a key in a source's `columns` that no format has: it would map to nothing."""
+    valid = sorted(_OPTIONAL.union(*_KEYS.values()))
+    for i, columns in enumerate(maps):
+        for key in columns:
+            if key not in valid:
+                raise UserError(f"data.sources.{i}.columns: no format has the key {key}; valid: {', '.join(valid)}")
+
+
+def _mapped(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+    for key, column in columns.items():
+        if column not in row and key not in _OPTIONAL:
+            raise RowError(f"columns: the row has no {column} for {key}, but {', '.join(map(str, row)) or '(none)'}")
+    return {key: row[column] for key, column in columns.items() if column in row}
 
 
 def _from_alpaca(row: Row) -> Conversation:
@@ -76,12 +92,12 @@ def _from_alpaca(row: Row) -> Conversation:
 
 
 def _from_messages(row: Row) -> Conversation:
-    messages = row["messages"] if "messages" in row else row["conversations"]
+    messages = row["messages"] if "messages" in row else row.get("conversations")
     return Conversation(_with_system(row, _turns(messages, "messages")), _tools(row))
 
 
 def _from_sharegpt(row: Row) -> Conversation:
-    return Conversation(_with_system(row, _turns(row["conversations"], "conversations")), _tools(row))
+    return Conversation(_with_system(row, _turns(row.get("conversations"), "conversations")), _tools(row))
 
 
 def _from_prompt_completion(row: Row) -> Conversation:
@@ -100,7 +116,7 @@ def _from_question_answer(row: Row) -> Conversation:
 def _turns(messages: Any, key: str) -> tuple[Turn, ...]:
     messages = _decoded(messages)
     if not isinstance(messages, list) or not messages:
-        raise RowError(f"{key}: expected a list of turns")
+        raise RowError(f"{key}: missing" if messages is None else f"{key}: expected a list of turns")
     return tuple(_turn(message, f"{key}[{i}]") for i, message in enumerate(messages))
 
 
@@ -273,6 +289,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
     "alpaca": frozenset({"instruction", "output"}),
     "question_answer": frozenset({"question", "answer"}),
 }
+_OPTIONAL = frozenset({"input", "system", "history", "tools", "functions"})
 _CONVERTERS: Mapping[str, Callable[[Row], Conversation]] = {
     "messages": _from_messages,
     "sharegpt": _from_sharegpt,

@@ -85,6 +85,15 @@ class ChunkTokenizer:
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             yield self._table(number, chunk, batch)
 
+    def tables_or_stop(self, number: int, chunk: Chunk) -> Iterator[pa.Table]:
+        """As `tables`, a UserError as a last table for `unless_stopped`: raised in a task, Ray would write its traceback and
+        lines of its own.
+        """
+        try:
+            yield from self.tables(number, chunk)
+        except UserError as error:
+            yield pa.Table.from_pylist([{"chunk": number, "fate": _STOPPED, "reason": str(error)}], SCHEMA)
+
     def _table(self, number: int, chunk: Chunk, rows: Sequence[RawRow]) -> pa.Table:
         lines: list[dict[str, Any]] = []
         samples: list[_Sample] = []
@@ -164,7 +173,8 @@ class ChunkTokenizer:
             elif lengths[i] > self._config.row_tokens:
                 text = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
                 mended = self._pieces(sample)
-                lines.append(_lost(sample.row, SHORTENED if mended else TOO_LONG, text, ""))
+                fate, row = SHORTENED if mended else TOO_LONG, as_text(sample.conversation.messages())
+                lines.append(_lost(sample.row, fate, text, row))
                 pieces += mended
             else:
                 lines.append(self._kept_line(sample, rendered, i) | {"prefix_matches": matches[i]})
@@ -198,17 +208,12 @@ class ChunkTokenizer:
         return found | {"messages": json.dumps(before, ensure_ascii=False)}
 
 
-def stopped(number: int, error: UserError) -> pa.Table:
-    """The table of a chunk whose task ended in an error: raised there, Ray would write its traceback and lines of its own."""
-    line = {"chunk": number, "fate": _STOPPED, "reason": str(error)}
-    return pa.Table.from_pylist([line], SCHEMA)
-
-
-def raise_stopped(table: pa.Table) -> None:
-    """Raise the UserError that a table was `stopped` by, if it was."""
+def unless_stopped(table: pa.Table) -> pa.Table:
+    """The table; raises the UserError that it holds instead of rows, if it does."""
     found = np.flatnonzero(table["fate"].to_numpy() == _STOPPED)
     if len(found):
         raise UserError(table["reason"][int(found[0])].as_py())
+    return table
 
 
 def _first_asked(conversation: Conversation) -> int:

@@ -234,6 +234,8 @@ def test_long_conversations_are_dropped_truncated_or_split_by_whole_turns(pocket
     rows = [talk_of(0, 12), talk_of(1, 1), talk_of(2, 1, words=400)]
     prepared, texts = run(pocket_base, store, tmp_path, rows)
     assert prepared.counts["too_long"] == 2 and len(texts) == 1
+    lost = [json.loads(line) for line in (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()]
+    assert [line["fate"] for line in lost] == ["too_long"] * 2 and all("talk " in line["row"] for line in lost)
     prepared, texts = run(pocket_base, store, tmp_path, rows, too_long="truncate")
     assert (prepared.counts["too_long"], prepared.counts["shortened"], len(texts)) == (1, 1, 2)
     (cut,) = (text for text in texts if "talk 0" in text)

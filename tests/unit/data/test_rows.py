@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import Turn
+from pipelines.contracts import Turn, UserError
 from pipelines.data.collect import Collector
-from pipelines.data.formats import RowError, to_conversation
+from pipelines.data.formats import RowError, check_columns, to_conversation
 from pipelines.data.sources import cut_chunks, find_files
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.recipe import DataConfig, SourceConfig
@@ -36,7 +36,7 @@ def test_keys_that_a_table_fills_with_null_are_not_those_of_the_format():
     row = {"messages": None, "conversations": None, "instruction": "i", "output": "o", "question": "q", "answer": None}
     assert contents(row) == ["i", "o"]
     assert contents({"messages": TALK, "prompt": None, "completion": None}) == ["a", "b"]
-    with pytest.raises(RowError, match="messages: expected a list of turns"):
+    with pytest.raises(RowError, match="messages: missing"):
         to_conversation({"messages": None, "conversations": None})
 
 
@@ -67,6 +67,26 @@ def test_the_older_function_call_of_openai_is_a_tool_call():
     assert talk.turns[1] == Turn("assistant", "", tool_calls=WANTED[:1])
     assert [turn.role for turn in talk.turns] == ["user", "assistant", "tool", "assistant"]
     assert talk.tools == ({"type": "function", "function": {"name": "look"}},)
+
+
+def test_a_mapped_column_that_is_not_there_costs_the_row_unless_it_may_be_missing():
+    """Its own keys fit a format too: they would be trained without a word."""
+    row = {"instruction": "i", "output": "o", "answer": "a"}
+    assert contents(row, columns={"completion": "answer", "prompt": "instruction"}) == ["i", "a"]
+    with pytest.raises(
+        RowError, match=r"columns: the row has no anwser for completion, but instruction, output, answer"
+    ):
+        to_conversation(row, columns={"completion": "anwser", "prompt": "instruction"})
+    assert contents(row, columns={"input": "context", "output": "answer"}) == ["i", "a"]
+    with pytest.raises(UserError, match=r"^data.sources.1.columns: no format has the key prmpt; valid: .*, prompt,"):
+        check_columns([{"system": "s"}, {"completion": "output", "prmpt": "instruction"}])
+
+
+@pytest.mark.parametrize(("format", "key"), [("messages", "messages"), ("sharegpt", "conversations")])
+def test_a_row_that_lacks_the_turns_of_its_format_says_so(format, key):
+    for row in ({"instruction": "i", "output": "o"}, {key: None}):
+        with pytest.raises(RowError, match=f"^{key}: missing$"):
+            to_conversation(row, format)
 
 
 def test_an_empty_answer_is_context_in_every_format(pocket_base):
