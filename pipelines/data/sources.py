@@ -7,6 +7,7 @@ import glob
 import hashlib
 import io
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from pipelines.recipe import SourceConfig
 
 # Small inputs still make work for several tasks; large ones make tasks that outlast their scheduling.
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES, _USUAL_CHUNKS = 1 << 20, 16 << 20, 16
+# What an array begins with, by what the file's name says: of lines the first may be a list by mistake, but then ends there.
+_ARRAYS = {
+    "json": re.compile(rb"(?:\xef\xbb\xbf)?\s*\["),
+    "jsonl": re.compile(rb"(?:\xef\xbb\xbf)?\s*(?!\[[^\n]*\]\s*\n\s*\S)\[\s*\{"),
+}
 _TO_THE_END = 1 << 62  # how many bytes a compressed file holds shows only at its end
 
 
@@ -93,8 +99,8 @@ def files_at(path: str, key: str, source: int = -1, split: str = "benchmark") ->
         kind = SUFFIXES.get(suffix)
         if kind is None:
             raise UserError(f"{key}={name}: unknown file type {suffix or '(none)'}; valid: {KNOWN_TYPES}")
-        if kind == "json" and not _starts_array(name):
-            kind = "jsonl"
+        if kind in ("json", "jsonl"):
+            kind = "json" if _ARRAYS[kind].match(_beginning(name)) else "jsonl"
         files.append(SourceFile(source, name, kind, size))
     return files
 
@@ -178,9 +184,9 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _starts_array(path: str) -> bool:
+def _beginning(path: str) -> bytes:
     with open_rows(path) as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        return stream.read(4096)
 
 
 def content_digest(path: str) -> str:

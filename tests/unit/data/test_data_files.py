@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 from typing import Any
@@ -171,7 +172,7 @@ def files_in(folder, path: str = "", split: Any = "auto") -> list[str]:
 def fill(folder, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(ROW)
+        (folder / name).write_bytes(gzip.compress(ROW) if name.endswith(".gz") else ROW)
 
 
 def test_a_local_folder_gives_the_files_of_its_folders_too(tmp_path, monkeypatch):

@@ -147,6 +147,19 @@ def test_a_json_file_may_hold_lines(tmp_path):
     assert file.kind == "jsonl"
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_named_after_lines_may_hold_an_array(tmp_path, indent):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS, indent=indent))
+    assert [value for _, value in read(tmp_path / "rows.jsonl")] == ROWS
+
+
+@pytest.mark.parametrize("first", ['[{"a": 1}]', '[{"a": 1}', "[1]", "["])
+def test_a_first_line_that_is_a_list_costs_no_other(tmp_path, first):
+    (tmp_path / "rows.jsonl").write_text("\n".join([first, *map(json.dumps, ROWS)]) + "\n")
+    found = read(tmp_path / "rows.jsonl")
+    assert [pair for pair in found if pair[1] in ROWS] == list(enumerate(ROWS, 2))
+
+
 def test_a_remote_source_is_read_like_a_local_one():
     import fsspec
 
