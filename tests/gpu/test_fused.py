@@ -87,29 +87,31 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("recompute", ["off", "selective", "full"])
 def test_fused_layers_are_as_near_to_fp32_as_pefts(quantization: str, recompute: str) -> None:
     """Loss and adapter gradients in bf16, against the same quantized numbers in fp32 through PEFT's own layers."""
-    _compare(quantization, "bfloat16", recompute)
+    check_near_fp32(quantization, "bfloat16", recompute)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
 def test_fused_layers_with_other_adapters(adapter: str, quantization: str) -> None:
-    _compare(quantization, "bfloat16", lora=ADAPTERS[adapter])
+    check_near_fp32(quantization, "bfloat16", lora=ADAPTERS[adapter])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("adapter", ["r5", "r64"])
 def test_fused_layers_in_other_precisions(dtype: str, adapter: str) -> None:
-    _compare("none", dtype, lora=ADAPTERS[adapter])
+    check_near_fp32("none", dtype, lora=ADAPTERS[adapter])
 
 
 @pytest.mark.gpu
 def test_fused_layers_whose_weights_stay_apart() -> None:
-    _compare("none", "bfloat16", stack=False)
+    check_near_fp32("none", "bfloat16", stack=False)
 
 
-def _compare(quantization: str, dtype: str, recompute: str = "off", device: str = "cuda", **options: Any) -> None:
+def check_near_fp32(
+    quantization: str, dtype: str, recompute: str = "off", device: str = "cuda", **options: Any
+) -> None:
     import torch
 
     half = getattr(torch, dtype)
