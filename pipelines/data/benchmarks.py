@@ -34,7 +34,7 @@ class Benchmarks:
 
 def benchmark_files(paths: Sequence[str]) -> list[SourceFile]:
     """The files of `data.benchmarks`. Raises UserError naming the key and path."""
-    return [file for i, path in enumerate(paths) for file in files_at(path, f"data.benchmarks.{i}")]
+    return [file for i, path in enumerate(paths) for file in files_at(path, f"data.benchmarks.{i}", split="benchmark")]
 
 
 def read_benchmarks(files: Sequence[SourceFile]) -> Benchmarks:

@@ -75,22 +75,26 @@ def repository_files(fs: Any, path: str, split: str, where: str) -> list[str]:
     return _of_config(fs, root if config is not None or not folder else f"{root}/{folder}", config, split, where)
 
 
-def folder_files(fs: Any, path: str, split: str, where: str) -> list[str]:
+def folder_files(fs: Any, path: str, split: str | None, where: str, own_first: bool = False) -> list[str]:
     """Names of the files in any other folder and its folders, sorted: those of one split if its README.md, or for the name
-    of a configuration that of the folder above, has `configs:`, else all.
+    of a configuration that of the folder above, has `configs:`, else all; with `own_first` none of its folders' if it holds
+    some itself.
 
     Raises OSError if the folder cannot be listed, UserError beginning with `where` if a configuration or the files must be
-    named.
+    named; so must they if a README.md tells splits apart and `split` is None.
     """
     path = path.rstrip("/")
     above, _, name = path.rpartition("/")
-    configs = _configs_at(fs, path)
+    configs, config = _configs_at(fs, path), _configs_at(fs, above).get(name)
+    if not configs and config is None:
+        names = _names(fs, path) if fs.isdir(path) else []
+        own = [name for name in names if "/" not in name] if own_first else []
+        return [f"{path}/{name}" for name in own or names]
+    if split is None:
+        raise UserError(f"{where}: its README.md tells splits apart, which is not known here; name the files")
     if configs:
         return _of_config(fs, path, _default(configs, where), split, where)
-    config = _configs_at(fs, above).get(name)
-    if config is not None:
-        return _of_config(fs, above, config, split, where)
-    return [f"{path}/{each}" for each in _names(fs, path)] if fs.isdir(path) else []
+    return _of_config(fs, above, config, split, where)
 
 
 def _names(fs: Any, top: str) -> list[str]:

@@ -86,10 +86,12 @@ def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
     ]
 
 
-def files_at(path: str, key: str, source: int = -1, split: str = "benchmark") -> list[SourceFile]:
-    """The files at one path of the recipe; of a dataset those that suit `split`. Raises UserError naming `key`."""
+def files_at(path: str, key: str, source: int = -1, split: str | None = None) -> list[SourceFile]:
+    """The files at one path of the recipe; of a dataset those that suit `split`. Raises UserError naming `key`, also where
+    there is a split to choose and none is given.
+    """
     found = (
-        _remote_files(path, key, split)
+        _remote_files(path, key, split or "benchmark")
         if "://" in path
         else [(str(p), p.stat().st_size) for p in _local_files(path, key, split)]
     )
@@ -105,7 +107,7 @@ def files_at(path: str, key: str, source: int = -1, split: str = "benchmark") ->
     return files
 
 
-def _local_files(text: str, key: str, split: str) -> list[Path]:
+def _local_files(text: str, key: str, split: str | None) -> list[Path]:
     path = Path(text)
     if path.is_file():
         return [path]
@@ -123,13 +125,13 @@ def _local_files(text: str, key: str, split: str) -> list[Path]:
     raise UserError(f"{key}={text}: no such file; {hint}")
 
 
-def _in_local_folder(path: Path, split: str, where: str) -> list[str]:
+def _in_local_folder(path: Path, split: str | None, where: str) -> list[str]:
     """Names relative to the folder above of what a folder, or a configuration of that name, gives."""
     from fsspec.implementations.local import LocalFileSystem
 
     above = path.absolute().parent.as_posix().rstrip("/")
     try:
-        found = folder_files(LocalFileSystem(), f"{above}/{path.absolute().name}", split, where)
+        found = folder_files(LocalFileSystem(), f"{above}/{path.absolute().name}", split, where, own_first=True)
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({_one_line(error)})") from error
     return [name.removeprefix(f"{above}/") for name in found]

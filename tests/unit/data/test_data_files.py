@@ -175,17 +175,18 @@ def fill(folder, *names: str) -> None:
         (folder / name).write_bytes(gzip.compress(ROW) if name.endswith(".gz") else ROW)
 
 
-def test_a_local_folder_gives_the_files_of_its_folders_too(tmp_path, monkeypatch):
-    fill(tmp_path, *NOISE, "data/train-00000-of-00001.jsonl", "b/c/x.csv", "a.json", "b/y.jsonl.gz")
-    everything = ["a.json", "b/c/x.csv", "b/y.jsonl.gz", "data/train-00000-of-00001.jsonl"]
+def test_a_local_folder_without_files_of_its_own_gives_those_of_its_folders(tmp_path, monkeypatch):
+    fill(tmp_path, *NOISE, "data/train-00000-of-00001.jsonl", "b/c/x.csv", "b/y.jsonl.gz")
+    everything = ["b/c/x.csv", "b/y.jsonl.gz", "data/train-00000-of-00001.jsonl"]
     with pytest.raises(UserError, match=r"y.json.gz: damaged"):
         (tmp_path / "b/y.json.gz").write_bytes(ROW)
         files_in(tmp_path)
     (tmp_path / "b/y.json.gz").unlink()
     assert files_in(tmp_path) == everything
+    fill(tmp_path, "a.json")
+    assert files_in(tmp_path) == ["a.json"]
     monkeypatch.chdir(tmp_path)
     assert [file.path for file in files_at("b/", "k") + files_at("data", "k")] == [
-        "b/c/x.csv",
         "b/y.jsonl.gz",
         "data/train-00000-of-00001.jsonl",
     ]
@@ -205,6 +206,9 @@ def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
     for name in ("x/a-1.json", "x/b.json", "y/d.json", "z.json", *MANY_FILES):
         write(name, ROW)
     readme(ONE)
+    if not remote:
+        with pytest.raises(UserError, match=r"^k=.*: its README.md tells splits apart, .* name the files$"):
+            files_at(folder, "k")
     assert files_in(folder) == ["x/a-1.json"] and files_in(folder, split="heldout") == ["x/b.json", "y/d.json"]
     assert files_in(folder, "/x") == ["x/a-1.json", "x/b.json"]
     readme(MANY)
