@@ -246,6 +246,7 @@ def _bytes_of_tokens(renderer: ChatRenderer, ids: Any) -> str:
     spelled = b""
     for index in ids.tolist():
         token = tokenizer.id_to_token(index)
+        assert token is not None
         if index in text_of:
             spelled += text_of[index].encode()
         elif re.fullmatch("<0x[0-9A-F]{2}>", token):

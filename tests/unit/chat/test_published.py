@@ -61,8 +61,9 @@ def same_places(drawn: list[str], one: Encoded, other: Encoded) -> bool:
     its place for the tokenizers library.
     """
     edges = np.concatenate([byte_offsets(text) + base for text, base in zip(drawn, one.bases, strict=False)])
-    pairs = ((one.starts, other.starts, "left"), (one.ends, other.ends, "right"))
-    return all(np.array_equal(np.searchsorted(a, edges, side), np.searchsorted(b, edges, side)) for a, b, side in pairs)
+    begun = [np.searchsorted(encoded.starts, edges, "left") for encoded in (one, other)]
+    ended = [np.searchsorted(encoded.ends, edges, "right") for encoded in (one, other)]
+    return np.array_equal(*begun) and np.array_equal(*ended)
 
 
 def pattern_of(family: Family, content: str) -> str:
