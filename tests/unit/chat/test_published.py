@@ -61,9 +61,11 @@ def same_places(drawn: list[str], one: Encoded, other: Encoded) -> bool:
     its place for the tokenizers library.
     """
     edges = np.concatenate([byte_offsets(text) + base for text, base in zip(drawn, one.bases, strict=False)])
-    begun = [np.searchsorted(encoded.starts, edges, "left") for encoded in (one, other)]
-    ended = [np.searchsorted(encoded.ends, edges, "right") for encoded in (one, other)]
-    return np.array_equal(*begun) and np.array_equal(*ended)
+    here, there = (
+        (np.searchsorted(encoded.starts, edges, "left"), np.searchsorted(encoded.ends, edges, "right"))
+        for encoded in (one, other)
+    )
+    return np.array_equal(here[0], there[0]) and np.array_equal(here[1], there[1])
 
 
 def pattern_of(family: Family, content: str) -> str:
