@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,17 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts import Conversation, Turn
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a template writes an answer: its text as rendered, then the stop."""
-
-    stop: str
-    write: Callable[[str], str] = str
-    system: bool = True
-    assistant_first: bool = False
-
+from tests.unit.chat.families import Family, conversations
 
 FAMILIES = {
     "chatml": Family("<|im_end|>"),
@@ -41,20 +29,6 @@ FAMILIES = {
     "alpaca": Family("</s>"),
     "pocket": Family("<|end|>", assistant_first=True),
 }
-ALPHABET = "aeint 42 .,:<|>[]/{}\"'\n\t_☃é東👍 "
-texts = st.text(ALPHABET, max_size=24)
-answers = texts.filter(lambda text: text.strip())
-
-
-@st.composite
-def conversations(draw, family: Family) -> Conversation:
-    turns = [Turn("system", draw(answers))] if family.system and draw(st.booleans()) else []
-    if family.assistant_first and draw(st.booleans()):
-        turns = [Turn("assistant", draw(answers))]
-    for _ in range(draw(st.integers(0 if turns and turns[0].role == "assistant" else 1, 3))):
-        turns.append(Turn("user", draw(texts)))
-        turns.append(Turn("assistant", draw(answers), draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, 1.0]))))
-    return Conversation(tuple(turns))
 
 
 def pattern_of(family: Family, content: str) -> str:

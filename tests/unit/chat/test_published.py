@@ -5,8 +5,6 @@ tokens that are not special, and sentencepiece's with byte fallback, a space set
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,17 +13,9 @@ from hypothesis import strategies as st
 
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets
 from pipelines.contracts import Conversation, Turn
+from tests.unit.chat.families import Family, conversations, texts_of
 
 # -- what is expected -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a template writes an answer: its text as rendered, then the stop."""
-
-    stop: str
-    write: Callable[[str], str] = str
-    system: bool = True
 
 
 FAMILIES = {
@@ -42,18 +32,6 @@ FAMILIES = {
 SLOW_ONLY = ("mistral_v3",)  # fastokens does not load a Metaspace pre-tokenizer
 CASES = [(name, fast) for name in FAMILIES for fast in (False, True) if not (fast and name in SLOW_ONLY)]
 WRITES_CALLS = ("llama31", "qwen3")
-ALPHABET = "aeint 42 .,:<|>[]/{}\"'\n\t_☃é東👍 "
-texts = st.text(ALPHABET, max_size=24)
-answers = texts.filter(lambda text: text.strip())
-
-
-@st.composite
-def conversations(draw, family: Family) -> Conversation:
-    turns = [Turn("system", draw(answers))] if family.system and draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
-        turns.append(Turn("user", draw(texts)))
-        turns.append(Turn("assistant", draw(answers), draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, 1.0]))))
-    return Conversation(tuple(turns))
 
 
 def same_places(drawn: list[str], one: Encoded, other: Encoded) -> bool:
@@ -108,9 +86,7 @@ def test_a_text_cut_at_its_control_tokens_has_the_same_ids(published, name, data
     """That is how texts are encoded in which control tokens were typed; nothing is typed here."""
     encoder = published(name)._encoder
     tokens = [token["content"] for token in encoder._data["added_tokens"]]
-    text = "".join(
-        data.draw(st.lists(st.sampled_from([*tokens, "a", "the net", " ", "\n", "  ", "é☃", "<"]), max_size=9))
-    )
+    text = data.draw(texts_of([*tokens, "a", "the net", " ", "\n", "  ", "é☃", "<"]))
     whole, cut = encoder.encode([text]), encoder.encode_between_controls(text, ())
     assert whole.ids.tolist() == cut.ids.tolist() == encoder.encode_reference(text).tolist()
     assert same_places([text], whole, cut)
@@ -122,8 +98,8 @@ def test_a_text_cut_at_its_control_tokens_has_the_same_ids(published, name, data
 def test_places_by_lengths_are_the_tokenizers_own(published, name, data):
     encoder = published(name)._encoder
     tokens = [token["content"] for token in encoder._data["added_tokens"]]
-    parts = st.sampled_from([*tokens, "a", "the net", " ", "\n", "  ", "é☃", "e\u0301", "▁", "<", "\u0958"])
-    drawn = ["".join(data.draw(st.lists(parts, max_size=9))) for _ in range(3)]
+    parts = [*tokens, "a", "the net", " ", "\n", "  ", "é☃", "e\u0301", "▁", "<", "\u0958"]
+    drawn = data.draw(st.lists(texts_of(parts), min_size=3, max_size=3))
     encoded = encoder.encode(drawn)
     own = Encoder(published(name).spec)
     object.__setattr__(own, "_widths", None)
