@@ -1,14 +1,16 @@
-"""TRL's SFTTrainer on the shape and lengths of `bench.train`, at its defaults and at its best.
+"""Peers on the shape and lengths of `bench.train`: TRL's SFTTrainer at its defaults and at its best, and Unsloth's on top of it.
 
 What is best depends on the attention that packed rows get. "varlen" packs by best-fit and gives TRL the variable-length
 flash attention of torch, which its own `flash_attention_2` would be; "wrapped" cuts samples at a row's end and lets them
-see each other, which plain causal attention is fast at. "best" in a table is the faster of the two.
+see each other, which plain causal attention is fast at. "best" in a table is the faster of the two. Unsloth gets the
+same attention where the package flash_attn, which it looks for, is missing.
 """
 
 from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import tempfile
 from typing import Any
 
@@ -20,17 +22,32 @@ _PACKED = {
     "per_device_train_batch_size": 2, "max_length": 4096, "packing": True, "use_liger_kernel": True,
     "gradient_checkpointing": False,
 }  # fmt: skip
+_UNSLOTH = {
+    **_PACKED, "use_liger_kernel": False, "packing_strategy": "bfd", "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {"per_device_train_batch_size": 8, "max_length": 1024},
     "varlen": {**_PACKED, "packing_strategy": "bfd"},
     "wrapped": {**_PACKED, "packing_strategy": "wrapped"},
+    "unsloth": _UNSLOTH,
+    "unsloth-checkpointed": {**_UNSLOTH, "gradient_checkpointing": True},
 }
+UNSLOTH: dict[str, Any] = {"unsloth": False, "unsloth-checkpointed": "unsloth"}
+"""Unsloth's use_gradient_checkpointing; the text is its default, which keeps layers' inputs in the host's memory."""
 _VARLEN = "bench_varlen"
 _WARM_UP = 3
 
 
 def run_trl(which: str, steps: int) -> dict[str, Any]:
-    """Tokens a second, padding not counted, and the peak memory of 8B bf16 LoRA (r = 16, all linears)."""
+    """Tokens a second, padding not counted, and the peak memory of 8B bf16 LoRA (r = 16, all linears).
+
+    Raises ImportError where the peer is not installed.
+    """
+    folder = tempfile.mkdtemp()
+    if which in UNSLOTH:
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", folder)
+        importlib.import_module("unsloth")  # changes what the next lines import
     import torch
     from peft import LoraConfig
     from tokenizers import Tokenizer, models
@@ -40,13 +57,19 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
     trl: Any = importlib.import_module("trl")
 
     vocabulary = SHAPES["8b"]["vocab_size"]
-    attention = _register_varlen() if which == "varlen" else "sdpa"
-    model = random_model("8b", attention, "none", torch.device("cuda"), torch.bfloat16)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<e>": 0, "<u>": 1}, unk_token="<u>")),
         eos_token="<e>",
         pad_token="<e>",
     )
+    if which in UNSLOTH:
+        from bench._unsloth import unsloth_model
+
+        model, adapters = unsloth_model(tokenizer, folder, UNSLOTH[which]), None
+    else:
+        attention = _register_varlen() if which == "varlen" else "sdpa"
+        model = random_model("8b", attention, "none", torch.device("cuda"), torch.bfloat16)
+        adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
     random = np.random.default_rng(0)
     lengths = np.concatenate([sample_lengths(16_384, np.random.default_rng(i)) for i in range(steps)])
     rows = [random.integers(2, vocabulary, n).tolist() for n in lengths]
@@ -60,12 +83,12 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
                 torch.cuda.reset_peak_memory_stats()
 
     settings = {
-        "output_dir": tempfile.mkdtemp(), "max_steps": steps, "bf16": True, "report_to": "none", "save_strategy": "no",
+        "output_dir": folder, "max_steps": steps, "bf16": True, "report_to": "none", "save_strategy": "no",
         "dataset_num_proc": 1, **SETTINGS[which],
     }  # fmt: skip
     trainer = trl.SFTTrainer(
         model=model, args=trl.SFTConfig(**settings), train_dataset=datasets.Dataset.from_dict({"input_ids": rows}),
-        processing_class=tokenizer, peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        processing_class=tokenizer, peft_config=adapters,
         callbacks=[Marks()],
     )  # fmt: skip
     seen: list[Any] = []

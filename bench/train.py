@@ -3,7 +3,7 @@
     python -m bench.train [--json] [--steps 24] [--profile] [ARM ...]        (no arm: every one that fits the machine)
 
 Each arm runs in a process of its own: the product's layers, loop and engine over packed rows of Alpaca's lengths, or
-TRL's SFTTrainer on the same lengths. Tokens are real ones; steps are timed by events on the GPU, the median after warm-up.
+TRL's SFTTrainer, alone or with Unsloth, on the same lengths. Tokens are real ones; steps are timed by events on the GPU, the median after warm-up.
 "rate" is (4 x matrix parameters + attention) x tokens/s, its share is of what 8192-cubed bf16 products hold for 8 s in the same process.
 """
 
@@ -57,6 +57,8 @@ ARMS = {
     "lora-checkpointed": Arm(recompute="full"),
     "lora-selective": Arm(recompute="selective"),
     "lora-qv": Arm(targets="qv"),
+    "lora-qwen3": Arm(shape="qwen3-8b"),
+    "lora-qwen3-unfused": Arm(shape="qwen3-8b", tokens=8192, fused="off"),
     "lora-r64": Arm(rank=64),
     "lora-r128": Arm(rank=128),
     "qlora-small": Arm(quantization="nf4", tokens=2048, packs=2, recompute="full"),
@@ -66,6 +68,8 @@ ARMS = {
     "trl-defaults": Arm(peer="defaults"),
     "trl-varlen": Arm(peer="varlen"),
     "trl-wrapped": Arm(peer="wrapped"),
+    "unsloth": Arm(peer="unsloth"),
+    "unsloth-checkpointed": Arm(peer="unsloth-checkpointed"),
     "smoke": Arm(shape="tiny", tokens=256),
 }
 RATED = ("lora", "qlora", "fp8")
@@ -129,7 +133,10 @@ def run_arm(name: str, steps: int, profile: bool) -> dict[str, Any]:
     if arm.peer:
         from bench._trl import run_trl
 
-        return {"arm": name, **run_trl(arm.peer, steps)}
+        try:
+            return {"arm": name, **run_trl(arm.peer, steps)}
+        except ImportError as error:
+            return {"arm": name, "skipped": str(error)}
     found = {"arm": name, **run_ours(arm, profile)}
     return found | matmul_rates() if name in RATED else found
 
@@ -195,7 +202,7 @@ def _schedule(arm: Arm) -> Any:
 
     assert arm.steps
     settings = {
-        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 2e-3 if arm.learnable else 2e-4,
+        "zero": 2, "max_steps": arm.steps, "global_batch": arm.packs, "lr": 1e-3 if arm.learnable else 2e-4,
         "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "cosine" if arm.learnable else "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)
@@ -205,16 +212,18 @@ def _schedule(arm: Arm) -> Any:
 def floor_bytes(arm: Arm, trained: int) -> float:
     """The least that a step without recomputing must hold: weights; the trained weights' bf16 copy and gradient, fp32
     master and moments; for each token and layer its input, q, k, v, attention's output, the MLP's input, gates and ups.
-    With full recomputing only the layers' inputs and one layer's share.
+    With selective recomputing no gates and ups, with full only the layers' inputs, and in both one layer's share besides.
     """
     shape = SHAPES[arm.shape]
     h, i, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
-    kv = h // shape["num_attention_heads"] * shape["num_key_value_heads"]
-    linear = layers * (2 * h * h + 2 * h * kv + 3 * h * i)
+    head = shape.get("head_dim", h // shape["num_attention_heads"])
+    q, kv = (head * shape[f"num_{name}_heads"] for name in ("attention", "key_value"))
+    linear = layers * h * (2 * q + 2 * kv + 3 * i)
     bits = {"none": 16, "nf4": 4 + 8 / 64 + 32 / (64 * 256), "fp8": 32 / 2}[arm.quantization]
     weights = linear * bits / 8 + 2 * 2 * h * shape["vocab_size"]
-    layer = 2.0 * arm.tokens * (4 * h + 2 * kv + 2 * i)
-    kept = layers * layer if arm.recompute == "off" else layer + layers * 2.0 * arm.tokens * h
+    layer = 2.0 * arm.tokens * 2 * (h + q + kv + i)
+    held = {"off": layer, "selective": layer - 2.0 * arm.tokens * 2 * i, "full": 2.0 * arm.tokens * h}[arm.recompute]
+    kept = layers * held + (layer if arm.recompute != "off" else 0)
     return weights + 16.0 * trained + kept
 
 
@@ -233,11 +242,13 @@ def _process_group(device: Any) -> None:
 def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
     """The table of all arms and the bars, one JSON object each if asked; 1 when an arm failed or a bar is missed."""
     print(
-        f"{'arm':<18}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'of':>8}{'peak GiB':>10}{'over floor':>12}{'waits':>8}{'loss':>18}"
+        f"{'arm':<20}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>8}{'of':>8}{'peak GiB':>10}{'over floor':>12}{'waits':>8}{'loss':>18}"
     )
     for name, r in results.items():
         if "failed" in r:
-            print(f"{name:<18} FAILED: {r['failed']}")
+            print(f"{name:<20} FAILED: {r['failed']}")
+        elif "skipped" in r:
+            print(f"{name:<20} skipped: {r['skipped']}")
         elif "tokens_per_s" in r:
             tflops = r.get("tflops", float("nan"))
             sustained = r.get("sustained_tflops", float("nan"))
@@ -245,7 +256,7 @@ def report(results: dict[str, dict[str, Any]], as_json: bool) -> int:
             figures = f"{r['tokens_per_s']:>10,.0f}{tflops:>9.0f}{tflops / sustained:>8.1%}{sustained:>8.0f}"
             wait = f"{r['wait']:.2%}" if "wait" in r else "-"
             losses = f"{r['first_loss']:>9.3f}{r['last_loss']:>9.3f}"
-            print(f"{name:<18}{figures}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{losses}")
+            print(f"{name:<20}{figures}{r['peak_gib']:>10.1f}{over:>12}{wait:>8}{losses}")
     held = show(bars({name: r for name, r in results.items() if "failed" not in r}), as_json)
     return int(not held or any("failed" in r for r in results.values()))
 

@@ -1,7 +1,7 @@
 """The plan of a training run before it costs anything: parameters, bytes a worker, seconds, and what `auto` comes to.
 
-Everything is computed from the base's configuration; nothing is loaded. B = bytes of an activation, h / kv / i = hidden,
-key-value and intermediate width, L = layers, V = vocabulary, T = tokens of a micro-batch.
+Everything is computed from the base's configuration; nothing is loaded. B = bytes of an activation, h / q / kv / i = hidden,
+query, key-value and intermediate width, L = layers, V = vocabulary, T = tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BITS = {"nf4": 4.13, "int8": 8.02, "fp8": 16.02}  # a weight with its quantizat
 _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _RESERVE = 1.15  # fragmentation, the CUDA context and what this page leaves out
 _STAGES = (0, 1, 2, 3)
-FUSED_FAMILIES = ("llama", "mistral", "qwen2")
+FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose decoder layers have a fused form."""
 
 
@@ -36,6 +36,7 @@ class Shape:
     quantizable: int
     trainable: Mapping[str, int]
     hidden: int
+    queries: int
     kv: int
     intermediate: int
     layers: int
@@ -71,7 +72,7 @@ def shape_of(recipe: Recipe) -> Shape:
     embedded = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    sizes = (config.hidden_size, config.num_key_value_heads * head_size, config.intermediate_size)
+    sizes = (config.hidden_size, heads * head_size, config.num_key_value_heads * head_size, config.intermediate_size)
     adapted = unfreeze(model) if recipe.train.method == "full" else attach(model, recipe.lora, seed=0)
     counts = trainable_table(adapted)
     return Shape(
@@ -145,8 +146,8 @@ def plan_for(recipe: Recipe, shape: Shape, row_tokens: int, world_size: int, cho
 
 
 def _activation_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str) -> float:
-    """What a llama-like layer keeps for its backward: 8 of width h, 2 of kv, 4 of i; and the head's logits in fp32."""
-    layer = tokens * plain * (8 * shape.hidden + 2 * shape.kv + 4 * shape.intermediate)
+    """What a llama-like layer keeps for its backward: 5 of width h, 3 of q, 2 of kv, 4 of i; and the head's logits in fp32."""
+    layer = tokens * plain * (5 * shape.hidden + 3 * shape.queries + 2 * shape.kv + 4 * shape.intermediate)
     kept = {"off": shape.layers, "selective": shape.layers / 2, "full": 1}[checkpointing]
     borders = tokens * plain * shape.hidden * shape.layers
     return layer * kept + borders + 8.0 * tokens * shape.vocabulary
@@ -154,7 +155,7 @@ def _activation_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str)
 
 def _fused_bytes(shape: Shape, tokens: int, plain: int, checkpointing: str) -> float:
     """What the fused layers keep, what one of them holds in its backward besides, and the head's logits of one chunk."""
-    attention, mlp = 4 * shape.hidden + 2 * shape.kv, 2 * shape.intermediate
+    attention, mlp = 2 * (shape.hidden + shape.queries + shape.kv), 2 * shape.intermediate
     kept = {"off": attention + mlp, "selective": attention, "full": shape.hidden}[checkpointing]
     at_work = attention + mlp + 3 * shape.intermediate + 2 * shape.hidden
     return tokens * plain * (kept * shape.layers + at_work + 2 * shape.hidden) + 2.0**28

@@ -57,16 +57,18 @@ def _all_kernels(module: Any, dtype: str, tokens: int, width: int, device: str) 
     found["added"] = module.add(wide(tokens, half), third, x[:, :half].contiguous())
     found["residual"] = module.add(wide(tokens, half), None, x[:, :half].contiguous())
     tables = (drawn(tokens, 16).repeat(1, 2), drawn(tokens, 16).repeat(1, 2))
-    for name, lora, turn in (
-        ("q", LowRank(low[:, :9], drawn(96, 9), 0.5), tables),
-        ("k", None, tables),
-        ("v", second, None),
-    ):
+    narrow, broad = LowRank(low[:, :9], drawn(96, 9), 0.5), LowRank(low[:, 9:], drawn(96, 18), 0.2)
+    head_norm = (drawn(32), 1e-5)
+    for name, lora, turn in (("q", narrow, tables), ("k", None, tables), ("v", broad, None)):
         heads = wide(tokens, 96)
-        if lora is second:
-            lora = LowRank(low[:, 9:], drawn(96, 18), 0.2)
         module.add_rotate_(heads, 3, lora, turn)
         found[f"rotated_{name}"] = heads
+        heads, out = wide(tokens, 96), wide(tokens, 96)
+        module.add_rotate_(heads, 3, lora, turn, None if name == "v" else head_norm, out)
+        found |= {f"held_{name}": heads, f"normed_{name}": out}
+    gradient = wide(tokens, 96)
+    module.head_norm_backward_(gradient, wide(tokens, 96), 3, head_norm)
+    found["head_norm_backward"] = gradient
     turned = wide(tokens, 96).clone().unflatten(1, (3, 32))
     module.rotate(turned, turned, *tables, inverse=True)
     logits = 3 * x
@@ -109,6 +111,18 @@ def test_fused_layers_whose_weights_stay_apart() -> None:
     check_near_fp32("none", "bfloat16", stack=False)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", ["none", "nf4", "fp8"])
+@pytest.mark.parametrize("recompute", ["off", "full"])
+def test_fused_layers_with_norms_of_heads(quantization: str, recompute: str) -> None:
+    check_near_fp32(quantization, "bfloat16", recompute, shape="qwen3-tiny")
+
+
+@pytest.mark.gpu
+def test_fused_layers_with_norms_of_heads_in_fp32_and_apart() -> None:
+    check_near_fp32("none", "float32", shape="qwen3-tiny", stack=False)
+
+
 def check_near_fp32(
     quantization: str, dtype: str, recompute: str = "off", device: str = "cuda", **options: Any
 ) -> None:
@@ -132,6 +146,7 @@ def _loss_and_gradients(
     recompute: str = "off",
     stack: bool = True,
     lora: dict[str, Any] | None = None,
+    shape: str = "tiny",
 ) -> tuple[float, dict[str, torch.Tensor]]:
     import torch
 
@@ -143,14 +158,14 @@ def _loss_and_gradients(
     from pipelines.train.fused.layer import fuse
     from pipelines.train.loss import PackedLoss
 
-    base = random_model("tiny", PACKED, quantization, torch.device(device), dtype)
+    base = random_model(shape, PACKED, quantization, torch.device(device), dtype)
     model = attach(base, LoraConfig(alpha=16, **(lora or {"r": 8})), seed=0).train()
     generator = torch.Generator().manual_seed(2)
     for parameter in trainable(model).values():
         parameter.data = (0.05 * torch.randn(parameter.shape, generator=generator)).to(device, dtype)
     if fused:
         assert fuse(model, stack, recompute) == ""
-    row = random_row(0, 512, SHAPES["tiny"]["vocab_size"])
+    row = random_row(0, 512, SHAPES[shape]["vocab_size"])
     loss = PackedLoss(model)(collate([row], device))
     loss.backward()
     gradients = {}

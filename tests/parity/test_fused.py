@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from pipelines.contracts import UserError
 from pipelines.model.fp8 import to_fp8
@@ -23,11 +23,13 @@ SIZES = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }  # fmt: skip
-FAMILIES = {"llama": LlamaConfig, "llama-biased": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+FAMILIES = {
+    "llama": LlamaConfig, "llama-biased": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
+}  # fmt: skip
 
 
 def base_of(family: str) -> Any:
-    extra = {"attention_bias": True, "mlp_bias": True} if family == "llama-biased" else {}
+    extra = {"llama-biased": {"attention_bias": True, "mlp_bias": True}, "qwen3": {"head_dim": 16}}.get(family, {})
     torch.manual_seed(0)
     config = FAMILIES[family](**SIZES, **extra, attn_implementation=PACKED)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
@@ -98,9 +100,10 @@ def test_fused_layers_equal_peft_for_some_targets_and_ranks(lora: LoraConfig) ->
     assert_equal(model, reference)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_fused_layers_equal_peft_when_recomputed(recompute: str) -> None:
-    model = adapted("llama", LoraConfig(r=4, alpha=8)).train()
+def test_fused_layers_equal_peft_when_recomputed(recompute: str, family: str) -> None:
+    model = adapted(family, LoraConfig(r=4, alpha=8)).train()
     reference = loss_and_gradients(model)
     assert fuse(model, True, recompute) == ""
     assert_equal(model, reference)

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 
 from pipelines.model.kernels import FP8_MAX
-from pipelines.model.kernels.gpu_adapters import add, add_rotate_, swiglu, swiglu_backward_
+from pipelines.model.kernels.gpu_adapters import add, add_rotate_, head_norm_backward_, swiglu, swiglu_backward_
 
 __all__ = [
-    "add", "add_rotate_", "cross_entropy_", "quantize_rows", "rms_norm", "rms_norm_backward", "rotate", "swiglu",
-    "swiglu_backward_",
+    "add", "add_rotate_", "cross_entropy_", "head_norm_backward_", "quantize_rows", "rms_norm", "rms_norm_backward", "rotate",
+    "swiglu", "swiglu_backward_",
 ]  # fmt: skip
 
 

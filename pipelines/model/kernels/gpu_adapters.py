@@ -111,8 +111,8 @@ def _swiglu(
 
 @triton.jit
 def _add_rotate(
-    y, row, cos, sin, table_row, low, low_row, weight, weight_n, weight_k, rank, scale, tokens,
-    R: tl.constexpr, TURN: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr,
+    y, row, out, out_row, cos, sin, table_row, norm, eps, low, low_row, weight, weight_n, weight_k, rank, scale, tokens,
+    R: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, APART: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
     row_mask = rows < tokens
@@ -127,12 +127,36 @@ def _add_rotate(
         first += scale * tl.dot(lows, weights, input_precision="ieee")
         weights = _weight(weight, weight_n, weight_k, rank, right, right >= 0, R)
         second += scale * tl.dot(lows, weights, input_precision="ieee")
+        if APART:
+            held1, held2 = first.to(y.dtype.element_ty), second.to(y.dtype.element_ty)
+            tl.store(y + rows[:, None] * row + left[None, :], held1, mask)
+            tl.store(y + rows[:, None] * row + right[None, :], held2, mask)
+            first, second = held1.to(tl.float32), held2.to(tl.float32)  # what the backward will read
+    if NORM:
+        rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)
+        first *= rstd[:, None] * tl.load(norm + half).to(tl.float32)[None, :]
+        second *= rstd[:, None] * tl.load(norm + HALF + half).to(tl.float32)[None, :]
     if TURN:
         at = rows[:, None] * table_row + half[None, :]
         c, s = tl.load(cos + at, mask, 0.0).to(tl.float32), tl.load(sin + at, mask, 0.0).to(tl.float32)
         first, second = first * c - second * s, second * c + first * s
-    tl.store(y + rows[:, None] * row + left[None, :], first.to(y.dtype.element_ty), mask)
-    tl.store(y + rows[:, None] * row + right[None, :], second.to(y.dtype.element_ty), mask)
+    tl.store(out + rows[:, None] * out_row + left[None, :], first.to(y.dtype.element_ty), mask)
+    tl.store(out + rows[:, None] * out_row + right[None, :], second.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _head_norm_backward(d, d_row, y, row, norm, eps, tokens, D: tl.constexpr, BM: tl.constexpr):
+    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    lane = tl.arange(0, D)
+    columns = tl.program_id(0) * D + lane
+    mask = (rows < tokens)[:, None] & (lane < D)[None, :]
+    unit = tl.load(y + rows[:, None] * row + columns[None, :], mask, 0.0).to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(unit * unit, 1) / D + eps)[:, None]
+    unit *= rstd
+    into = d + rows[:, None] * d_row + columns[None, :]
+    scaled = tl.load(into, mask, 0.0).to(tl.float32) * tl.load(norm + lane).to(tl.float32)[None, :]
+    found = rstd * (scaled - unit * (tl.sum(scaled * unit, 1) / D)[:, None])
+    tl.store(into, found.to(d.dtype.element_ty), mask)
 
 
 def _lora(added: LowRank | None, held: torch.Tensor) -> tuple[tuple[Any, ...], int]:
@@ -202,14 +226,27 @@ def _run_swiglu(
 
 
 def add_rotate_(
-    y: torch.Tensor, heads: int, added: LowRank | None, tables: tuple[torch.Tensor, torch.Tensor] | None
+    y: torch.Tensor,
+    heads: int,
+    added: LowRank | None,
+    tables: tuple[torch.Tensor, torch.Tensor] | None,
+    norm: tuple[torch.Tensor, float] | None = None,
+    out: torch.Tensor | None = None,
 ) -> None:
-    """y [T, heads D] += added, turned if there are tables."""
-    if added is None and tables is None:
+    """y [T, heads D] += added; `out`, or y, becomes y with its heads normed and turned, if there are norm and tables."""
+    if added is None and tables is None and norm is None and out is None:
         return
     (tokens, width), (lora, rank) = y.shape, _lora(added, y)
-    cos, sin = tables or (y, y)
+    (cos, sin), (weight, eps), into = tables or (y, y), norm or (y, 0.0), y if out is None else out
     _add_rotate[(heads, triton.cdiv(tokens, _ROTATE_TOKENS))](
-        y, y.stride(0), cos, sin, cos.stride(0), *lora, tokens, rank, tables is not None, width // heads // 2,
-        _ROTATE_TOKENS, num_warps=_ROTATE_WARPS,
+        y, y.stride(0), into, into.stride(0), cos, sin, cos.stride(0), weight, eps, *lora, tokens, rank,
+        tables is not None, norm is not None, out is not None, width // heads // 2, _ROTATE_TOKENS, num_warps=_ROTATE_WARPS,
     )  # fmt: skip
+
+
+def head_norm_backward_(d: torch.Tensor, y: torch.Tensor, heads: int, norm: tuple[torch.Tensor, float]) -> None:
+    """d [T, heads D], the gradient of y's normed heads, becomes that of y."""
+    (tokens, width), (weight, eps) = y.shape, norm
+    _head_norm_backward[(heads, triton.cdiv(tokens, _ROTATE_TOKENS))](
+        d, d.stride(0), y, y.stride(0), weight, eps, tokens, width // heads, _ROTATE_TOKENS, num_warps=_ROTATE_WARPS
+    )

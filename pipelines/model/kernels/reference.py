@@ -10,15 +10,15 @@ from pipelines.model.kernels import FP8_MAX, LowRank
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, h] / rms(x) * weight [h], and 1 / rms [T] in fp32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
     rstd = torch.rsqrt(x.float().square().mean(-1) + eps)
-    return (x.float() * rstd[:, None] * weight.float()).to(x.dtype), rstd
+    return (x.float() * rstd[..., None] * weight.float()).to(x.dtype), rstd
 
 
 def rms_norm_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, residual: torch.Tensor | None
 ) -> torch.Tensor:
     """dx [T, h] for a frozen weight; `residual` [T, h] is what x gets from elsewhere, added in the same pass."""
-    unit, scaled = x.float() * rstd[:, None], dy.float() * weight.float()
-    dx = rstd[:, None] * (scaled - unit * (scaled * unit).mean(-1, keepdim=True))
+    unit, scaled = x.float() * rstd[..., None], dy.float() * weight.float()
+    dx = rstd[..., None] * (scaled - unit * (scaled * unit).mean(-1, keepdim=True))
     return (dx if residual is None else dx + residual.float()).to(x.dtype)
 
 
@@ -66,13 +66,30 @@ def swiglu_backward_(
 
 
 def add_rotate_(
-    y: torch.Tensor, heads: int, added: LowRank | None, tables: tuple[torch.Tensor, torch.Tensor] | None
+    y: torch.Tensor,
+    heads: int,
+    added: LowRank | None,
+    tables: tuple[torch.Tensor, torch.Tensor] | None,
+    norm: tuple[torch.Tensor, float] | None = None,
+    out: torch.Tensor | None = None,
 ) -> None:
-    """y [T, heads D] += added in place, and turned by `tables` (cos, sin [T, D]) if given: see `rotate`."""
+    """y [T, heads D] += added in place. `out`, or y itself, becomes y with every head normed by `norm` (weight [D], eps)
+    and turned by `tables` (cos, sin [T, D]), each if given: see `rms_norm` and `rotate`.
+    """
     y.copy_(_plus(y, added))
+    found = y.unflatten(1, (heads, -1))
+    found = found if norm is None else rms_norm(found, *norm)[0]
+    if out is not None:
+        out.copy_(found.flatten(1))
+    into = (y if out is None else out).unflatten(1, (heads, -1))
     if tables is not None:
-        turned = y.unflatten(1, (heads, -1))
-        rotate(turned, turned, *tables)
+        rotate(found, into, *tables)
+
+
+def head_norm_backward_(d: torch.Tensor, y: torch.Tensor, heads: int, norm: tuple[torch.Tensor, float]) -> None:
+    """d [T, heads D], the gradient of y's heads normed by `norm` (weight [D], eps), becomes that of y [T, heads D]."""
+    whole, found = y.unflatten(1, (heads, -1)), d.unflatten(1, (heads, -1))
+    d.copy_(rms_norm_backward(found, whole, norm[0], rms_norm(whole, *norm)[1], None).flatten(1))
 
 
 def rotate(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from pipelines.model.kernels import kernels_for
+from pipelines.model.kernels import LowRank, kernels_for
 from pipelines.train.attention import SampleBounds, flash_backward, flash_forward, padded_attention
 from pipelines.train.fused.linears import AdaptedLinears
 
@@ -27,10 +27,10 @@ class Where(NamedTuple):
 
 
 class AttentionHalf:
-    """x + o(attention(rotary(qkv(rms_norm(x)))))."""
+    """x + o(attention(rotary(qkv(rms_norm(x))))), with Qwen3's norms of every query and key before rotary."""
 
     def __init__(self, module: Any, norm: Any, stack: bool) -> None:
-        self._module, self._norm = module, norm
+        self._module, self._norm, self._head_norms = module, norm, head_norms(module)
         self._qkv = AdaptedLinears([module.q_proj, module.k_proj, module.v_proj], stack)
         self._o = AdaptedLinears([module.o_proj], stack)
 
@@ -39,13 +39,10 @@ class AttentionHalf:
 
     def forward(self, x: torch.Tensor, where: Where) -> tuple[torch.Tensor, Kept]:
         """x [T, h] -> [T, h]."""
-        kernels, tables = kernels_for(x), (where.cos, where.sin)
+        kernels = kernels_for(x)
         normed, rstd = kernels.rms_norm(x, self._norm.weight, self._norm.variance_epsilon)
         qkv, low = self._qkv.forward(normed)
-        parts = zip(self._heads(qkv), self._qkv.added(low), (tables, tables, None), strict=True)
-        for heads, added, turn in parts:
-            kernels.add_rotate_(heads.flatten(1), heads.shape[1], added, turn)
-        out, held = self._attend(qkv, where)
+        out, held = self._attend(self._turned(qkv, self._qkv.added(low), where), where)
         y, low_o = self._o.forward(out)
         return kernels.add(y, self._o.added(low_o)[0], x), (rstd, low, qkv, out, _alone(low_o), *held)
 
@@ -57,13 +54,34 @@ class AttentionHalf:
         d_out = self._o.dx(dy, d_low_o)
         found_o = self._o.gradients(dy, out, None, low_o, d_low_o)
         d_qkv, d_low = self._qkv.gradient_room(x)
-        self._attend_backward(d_out, qkv, out, held, where, d_qkv)
-        del d_out
+        turned = self._turned(qkv, [None, None, None], where) if self._head_norms else qkv
+        self._attend_backward(d_out, turned, out, held, where, d_qkv)
+        del d_out, turned
+        for heads, d_heads, norm in zip(self._heads(qkv), self._heads(d_qkv), self._norms(), strict=True):
+            if norm is not None:
+                kernels_for(x).head_norm_backward_(d_heads.flatten(1), heads.flatten(1), heads.shape[1], norm)
         d_low = self._qkv.d_low(d_qkv, d_low)
         found = self._qkv.gradients(d_qkv, *_normed(self._norm, x, rstd), low, d_low) + found_o
         if not wants_dx:
             return None, found
         return kernels_for(x).rms_norm_backward(self._qkv.dx(d_qkv, d_low), x, self._norm.weight, rstd, dy), found
+
+    def _turned(self, qkv: torch.Tensor, added: list[LowRank | None], where: Where) -> torch.Tensor:
+        """qkv [T, (H + 2 K) D] with q and k ready for attention. qkv gets in place what adapters add, and is the result
+        itself unless heads are normed: then it stays as it was before, for the norms' backward.
+        """
+        out = qkv.new_empty_strided(qkv.shape, qkv.stride()) if self._head_norms else None
+        tables = (where.cos, where.sin)
+        intos = (None, None, None) if out is None else (part.flatten(1) for part in self._heads(out))
+        parts = zip(self._heads(qkv), added, (tables, tables, None), self._norms(), intos, strict=True)
+        for heads, part, turn, norm, into in parts:
+            kernels_for(qkv).add_rotate_(heads.flatten(1), heads.shape[1], part, turn, norm, into)
+        return qkv if out is None else out
+
+    def _norms(self) -> list[tuple[torch.Tensor, float] | None]:
+        """Of q, k and v."""
+        found = [(norm.weight, norm.variance_epsilon) for norm in self._head_norms]
+        return [*found, None] if found else [None, None, None]
 
     def _attend(self, qkv: torch.Tensor, where: Where) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """qkv [T, (H + 2 K) D], turned -> [T, H D], and what the backward needs besides."""
@@ -149,6 +167,11 @@ class MlpHalf:
         found = self._gate_up.gradients(gate_up, *_normed(self._norm, x, rstd), low, d_low) + found_down
         d_normed = self._gate_up.dx(gate_up, d_low)
         return kernels.rms_norm_backward(d_normed, x, self._norm.weight, rstd, dy), found
+
+
+def head_norms(module: Any) -> tuple[Any, ...]:
+    """An attention module's norms of queries' and keys' heads; empty where it has none."""
+    return (module.q_norm, module.k_norm) if hasattr(module, "q_norm") else ()
 
 
 def _general(

@@ -12,7 +12,7 @@ from pipelines.model.frozen import kind_of
 from pipelines.model.kernels import kernels_for
 from pipelines.model.plan import FUSED_FAMILIES
 from pipelines.train.attention import SampleBounds
-from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where
+from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where, head_norms
 
 _LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
@@ -21,7 +21,7 @@ def fuse(model: Any, stack: bool, recompute: str) -> str:
     """Give the decoder layers of an adapted model their fused forward; returns why that was not possible, else "".
 
     `stack` lays the weights of linears with one input into one buffer; ZeRO-3 cannot have that. `recompute` is the
-    recipe's gradient_checkpointing: off keeps 4 h + 2 kv + 2 i values a token and layer, selective has gates and ups
+    recipe's gradient_checkpointing: off keeps 2 h + 2 q + 2 kv + 2 i values a token and layer, selective has gates and ups
     computed again, full keeps the layer's input only. No mode computes the MLP's last product again.
     """
     base = model.get_base_model()
@@ -113,7 +113,8 @@ def _misfit(base: Any, layers: list[Any]) -> str:
     if (size & (size - 1) or size < 32) and layers[0].input_layernorm.weight.is_cuda:
         return f"its heads have {size} values, neither a power of two nor 32 at least"
     for layer in layers:
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm, base.model.norm):
+        norms = (layer.input_layernorm, layer.post_attention_layernorm, base.model.norm, *head_norms(layer.self_attn))
+        for norm in norms:
             if hasattr(norm, "original_module") or norm.weight.requires_grad:
                 return "a norm is trained whole"
         linears = {name: getattr(getattr(layer, part), name) for part, names in _LINEARS.items() for name in names}

@@ -1,0 +1,61 @@
+"""Unsloth's 8B with LoRA for `bench._trl`, where Unsloth is installed: it wants other versions of TRL and datasets than ours.
+
+Its loader gets the weights that every other arm has, made on the GPU instead of read, and its layers the variable-length
+flash attention of torch where the package flash_attn, which it asks for first, is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from bench._shapes import config_of, random_model
+
+
+def unsloth_model(tokenizer: Any, folder: str, recompute: Any) -> Any:
+    """The model with adapters of rank 16 on all linears; `recompute` is Unsloth's use_gradient_checkpointing.
+
+    `folder` takes its configuration and tokenizer. Raises ImportError where Unsloth is missing.
+    """
+    import torch
+
+    unsloth: Any = importlib.import_module("unsloth")
+    llama: Any = importlib.import_module("unsloth.models.llama")
+    config = config_of("8b", "sdpa")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    class Made:
+        @staticmethod
+        def from_pretrained(*_: Any, attn_implementation: str = "sdpa", **__: Any) -> Any:
+            return random_model("8b", attn_implementation, "none", torch.device("cuda"), torch.bfloat16)
+
+    llama.AutoModelForCausalLM = Made
+    model, _ = unsloth.FastLanguageModel.from_pretrained(
+        folder, max_seq_length=4096, dtype=torch.bfloat16, load_in_4bit=False, use_gradient_checkpointing=recompute
+    )
+    _give_flash_attention()
+    return unsloth.FastLanguageModel.get_peft_model(
+        model, r=16, lora_alpha=32, lora_dropout=0, bias="none", use_gradient_checkpointing=recompute,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )  # fmt: skip
+
+
+def _give_flash_attention() -> None:
+    """Give Unsloth's dispatcher flash_attn_varlen_func from torch's operator, if it found none."""
+    dispatch: Any = importlib.import_module("unsloth.utils.attention_dispatch")
+    if dispatch.HAS_FLASH_ATTENTION:
+        return
+    import torch
+
+    from pipelines.train.attention import SampleBounds, packed_attention
+
+    def varlen(query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, *__: Any, **given: Any) -> Any:
+        bounds = SampleBounds(starts, int(longest), starts)
+        rows = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
+        scale = given.get("softmax_scale")
+        return packed_attention(torch.nn.Module(), rows[0], rows[1], rows[2], None, scale, bounds=bounds)[0][0]
+
+    dispatch.flash_attn_varlen_func = varlen
+    dispatch.HAS_FLASH_ATTENTION = True
