@@ -40,10 +40,7 @@ _WARM_UP = 3
 
 
 def run_trl(which: str, steps: int) -> dict[str, Any]:
-    """Tokens a second, padding not counted, and the peak memory of 8B bf16 LoRA (r = 16, all linears).
-
-    Raises ImportError where the peer is not installed.
-    """
+    """Tokens a second, padding not counted, and the peak memory of 8B bf16 LoRA (r = 16, all linears)."""
     folder = tempfile.mkdtemp()
     if which in UNSLOTH:
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", folder)

@@ -15,7 +15,7 @@ from bench._shapes import config_of, random_model
 def unsloth_model(tokenizer: Any, folder: str, recompute: Any) -> Any:
     """The model with adapters of rank 16 on all linears; `recompute` is Unsloth's use_gradient_checkpointing.
 
-    `folder` takes its configuration and tokenizer. Raises ImportError where Unsloth is missing.
+    `folder` takes its configuration and tokenizer.
     """
     import torch
 

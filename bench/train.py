@@ -10,13 +10,12 @@ TRL's SFTTrainer, alone or with Unsloth, on the same lengths. Tokens are real on
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
-import queue
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -98,23 +97,16 @@ def main() -> int:
     if given.here:
         print(json.dumps(run_arm(names[0], given.steps, given.profile)), flush=True)
         return 0
-    free: queue.Queue[int] = queue.Queue()
-    for number in range(max(1, torch.cuda.device_count())):
-        free.put(number)
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        results = dict(zip(names, pool.map(lambda name: in_own_process(name, given, free), names), strict=True))
-    return report(results, given.json)
+    return report({name: in_own_process(name, given) for name in names}, given.json)
 
 
-def in_own_process(name: str, given: argparse.Namespace, free: queue.Queue[int]) -> dict[str, Any]:
-    """The arm's result from one of the machine's free GPUs, or {"failed": its last lines}."""
-    gpu = free.get()
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "MASTER_PORT": str(29_511 + gpu)}
+def in_own_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The arm's result, all from the same GPU, or {"failed": its last lines}."""
+    environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
     command = [sys.executable, "-m", "bench.train", name, "--here", "--steps", str(given.steps)]
     ended = subprocess.run(
         command + ["--profile"] * given.profile, capture_output=True, text=True, check=False, env=environment
     )
-    free.put(gpu)
     lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     shown = [line for line in ended.stdout.splitlines() if line.startswith("|")]
     if shown:
@@ -131,12 +123,11 @@ def run_arm(name: str, steps: int, profile: bool) -> dict[str, Any]:
     arm = ARMS[name]
     arm = arm if arm.steps else replace(arm, steps=steps)
     if arm.peer:
-        from bench._trl import run_trl
+        from bench._trl import UNSLOTH, run_trl
 
-        try:
-            return {"arm": name, **run_trl(arm.peer, steps)}
-        except ImportError as error:
-            return {"arm": name, "skipped": str(error)}
+        if arm.peer in UNSLOTH and not importlib.util.find_spec("unsloth"):
+            return {"arm": name, "skipped": "Unsloth is not installed"}
+        return {"arm": name, **run_trl(arm.peer, steps)}
     found = {"arm": name, **run_ours(arm, profile)}
     return found | matmul_rates() if name in RATED else found
 

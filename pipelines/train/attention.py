@@ -2,13 +2,14 @@
 
 T = tokens of a micro-batch laid end to end, N = samples in it, H / K = query / key-value heads, D = head size.
 Registered with transformers under `PACKED`; the sample boundaries travel as keyword arguments of the model's forward,
-built once a micro-batch. On a GPU in half precision it is the variable-length flash attention that ships with torch;
+built once a micro-batch. On a GPU of Ampere's age or younger in half precision it is the variable-length flash attention that ships with torch;
 elsewhere the samples are laid out as a padded [N, H, longest, D] batch for causal SDPA, so its cost is the samples',
 not the row's.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -21,6 +22,7 @@ from pipelines.contracts import UserError
 from pipelines.train.transfer import to_device
 
 PACKED = "loraforge_packed"
+OLDEST = (8, 0)  # the compute capability that flash attention and the fused layers' kernels ask for
 BLOCK = 64  # tokens that a program of the fused layers' attention takes
 
 
@@ -58,7 +60,7 @@ class SampleBounds:
 
 
 def check_base(config: Any, row_tokens: int) -> None:
-    """Raise UserError for a base whose attention or head computes what packed training does not."""
+    """Raise UserError for a base whose attention or head computes what packed training does not; dropout is only noted."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window is not None and window < row_tokens:
         raise UserError(
@@ -70,6 +72,9 @@ def check_base(config: Any, row_tokens: int) -> None:
             raise UserError(
                 f"model.base scales its logits ({key}={getattr(config, key)}), which training here does not know"
             )
+    if getattr(config, "attention_dropout", None):
+        dropout = config.attention_dropout
+        logging.getLogger(__name__).warning("model.base has attention_dropout=%s, which is left out here", dropout)
 
 
 def packed_attention(
@@ -90,9 +95,15 @@ def packed_attention(
     if bounds is None:
         raise ValueError("packed attention needs the micro-batch's sample bounds")
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if flash_runs(query):
         return cast(torch.Tensor, _Flash.apply(query, key, value, bounds, scaling))[None], None
     return padded_attention(query, key, value, bounds, scaling)[None], None
+
+
+def flash_runs(tensor: torch.Tensor) -> bool:
+    """Whether variable-length flash attention runs on it: half precision on a GPU of compute capability 8.0 or more."""
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.is_cuda and half and torch.cuda.get_device_capability(tensor.device) >= OLDEST
 
 
 def padded_attention(

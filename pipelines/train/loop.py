@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -42,13 +43,21 @@ class Schedule:
     def rows_of(self, step: int) -> np.ndarray:
         """Global indices of the packed rows of step 0 .. num_steps - 1, int64."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.num_rows)
+        order = _permutation(self.config.seed, epoch, self.num_rows)
         return order[within * self.config.global_batch : (within + 1) * self.config.global_batch]
 
     def order(self, first_step: int, rank: int, world_size: int) -> np.ndarray:
         """The rows of one rank from `first_step` to the end, in the order in which it needs them."""
         parts = [self.rows_of(step)[rank::world_size] for step in range(first_step, self.num_steps)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """The rows of an epoch in its order; read-only, as all of its steps share it."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    order.setflags(write=False)
+    return order
 
 
 def train_steps(

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,3 +145,16 @@ def test_cluster_images_carry_the_pinned_ray() -> None:
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     images = re.findall(r"rayproject/ray:([\d.]+)-py311", (ROOT / "cluster.yaml").read_text())
     assert pinned and images and set(images) == {pinned[1]}
+
+
+def test_named_extras_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = [
+        ROOT / "README.md",
+        ROOT / "cluster.yaml",
+        ROOT / "Makefile",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("recipes/*"),
+    ]
+    named = re.findall(r"(?:[ '\"(`]\.|loraforge)\[([a-z,]+)\]", "\n".join(text.read_text() for text in texts))
+    assert named and {extra for group in named for extra in group.split(",")} <= set(extras)

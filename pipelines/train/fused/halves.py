@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from pipelines.model.kernels import LowRank, kernels_for
-from pipelines.train.attention import SampleBounds, flash_backward, flash_forward, padded_attention
+from pipelines.train.attention import SampleBounds, flash_backward, flash_forward, flash_runs, padded_attention
 from pipelines.train.fused.linears import AdaptedLinears
 
 Kept = tuple[torch.Tensor | None, ...]
@@ -119,8 +119,8 @@ class AttentionHalf:
         self._heads(d_qkv)[2].copy_(gradients[2])
 
     def _short(self, qkv: torch.Tensor) -> bool:
-        """Whether the kernels for short samples run: on a GPU, in half precision, for the head sizes that they know."""
-        return _on_gpu_in_half(qkv) and self._module.head_dim in (32, 64, 128)
+        """Whether the kernels for short samples run: where flash attention does, for the head sizes that they know."""
+        return flash_runs(qkv) and self._module.head_dim in (32, 64, 128)
 
     def _heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Views of q [T, H, D], k and v [T, K, D] in qkv [T, (H + 2 K) D]."""
@@ -177,7 +177,7 @@ def head_norms(module: Any) -> tuple[Any, ...]:
 def _general(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: SampleBounds, scaling: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    if _on_gpu_in_half(q):
+    if flash_runs(q):
         return flash_forward(q, k, v, bounds, scaling)
     return padded_attention(q, k, v, bounds, scaling), []
 
@@ -212,7 +212,3 @@ def _normed(
 def _alone(low: torch.Tensor | None) -> torch.Tensor | None:
     """A copy, which keeps no wide buffer alive."""
     return None if low is None else low.clone(memory_format=torch.contiguous_format)
-
-
-def _on_gpu_in_half(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)

@@ -11,7 +11,7 @@ from pipelines.model.fp8 import ONE_INPUT
 from pipelines.model.frozen import kind_of
 from pipelines.model.kernels import kernels_for
 from pipelines.model.plan import FUSED_FAMILIES
-from pipelines.train.attention import SampleBounds
+from pipelines.train.attention import OLDEST, SampleBounds
 from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where, head_norms
 
 _LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -109,8 +109,13 @@ def _misfit(base: Any, layers: list[Any]) -> str:
         return f"{config.model_type} is none of {', '.join(FUSED_FAMILIES)}"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}, not silu"
+    weight = layers[0].input_layernorm.weight
+    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < OLDEST:
+        return (
+            f"{torch.cuda.get_device_name(weight.device)} is older than compute capability {'.'.join(map(str, OLDEST))}"
+        )
     size = layers[0].self_attn.head_dim
-    if (size & (size - 1) or size < 32) and layers[0].input_layernorm.weight.is_cuda:
+    if (size & (size - 1) or size < 32) and weight.is_cuda:
         return f"its heads have {size} values, neither a power of two nor 32 at least"
     for layer in layers:
         norms = (layer.input_layernorm, layer.post_attention_layernorm, base.model.norm, *head_norms(layer.self_attn))
