@@ -49,6 +49,7 @@ class Arm:
 ARMS = {
     "lora": Arm(),
     "lora-8k": Arm(tokens=8192),
+    "lora-1b": Arm(shape="1b"),
     "lora-unfused": Arm(tokens=8192, fused="off"),
     "lora-masked": Arm(trained=2 / 3),
     "qlora": Arm(quantization="nf4"),
