@@ -1,0 +1,28 @@
+"""On a GPU that is too old for flash attention, attention and layers are others, and the reason is said."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.gpu
+def test_an_old_gpu_runs_the_bases_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from bench._shapes import SHAPES, random_model, random_row
+    from pipelines.model.lora import attach
+    from pipelines.sections import LoraConfig
+    from pipelines.train.attention import PACKED
+    from pipelines.train.batch import collate
+    from pipelines.train.fused.layer import fuse
+    from pipelines.train.loss import PackedLoss
+
+    row, losses = random_row(0, 512, SHAPES["tiny"]["vocab_size"]), []
+    for capability in (torch.cuda.get_device_capability(), (7, 5)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
+        model = attach(
+            random_model("tiny", PACKED, "none", torch.device("cuda"), torch.float16), LoraConfig(r=8, alpha=16), seed=0
+        ).train()
+        losses.append(float(PackedLoss(model)(collate([row], "cuda"))))
+    assert "older than compute capability 8.0" in fuse(model, True, "off")
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
