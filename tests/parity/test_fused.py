@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from bench._shapes import random_model, random_row
 from pipelines.contracts import UserError
 from pipelines.model.fp8 import to_fp8
 from pipelines.model.lora import attach, trainable
@@ -42,11 +43,19 @@ def adapted(family: str, lora: LoraConfig, fp8: bool = False) -> Any:
     base = base_of(family)
     if fp8:
         to_fp8(base, base.lm_head)
+    return with_adapter(base, lora)
+
+
+def with_adapter(base: Any, lora: LoraConfig) -> Any:
     model = attach(base, lora, seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in trainable(model).values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def tiny(quantization: str, shape: str = "tiny") -> Any:
+    return random_model(shape, PACKED, quantization, torch.device("cpu"), torch.float32)
 
 
 def packed_batch() -> Any:
@@ -57,8 +66,8 @@ def packed_batch() -> Any:
     return collate([{"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": []}])
 
 
-def loss_and_gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
-    loss = PackedLoss(model)(packed_batch())
+def loss_and_gradients(model: Any, batch: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = PackedLoss(model)(batch or packed_batch())
     loss.backward()
     found = {}
     for name, parameter in trainable(model).items():
@@ -109,12 +118,39 @@ def test_fused_layers_equal_peft_when_recomputed(recompute: str, family: str) ->
     assert_equal(model, reference)
 
 
+@pytest.mark.parametrize("shape", ["tiny", "qwen3-tiny"])
+@pytest.mark.parametrize("recompute", ["off", "full"])
+def test_fused_layers_equal_peft_on_nf4(recompute: str, shape: str) -> None:
+    model = with_adapter(tiny("nf4", shape), LoraConfig(r=4, alpha=8)).train()
+    reference = loss_and_gradients(model)
+    assert fuse(model, True, recompute) == ""
+    assert_equal(model, reference)
+
+
 def test_fused_layers_equal_peft_on_float8() -> None:
     """The same quantized numbers go in on both sides; what differs is where gradients are rounded to float8."""
     model = adapted("llama", LoraConfig(r=4, alpha=8), fp8=True)
     reference = loss_and_gradients(model)
     assert fuse(model, True, "off") == ""
     assert_equal(model, reference, 0.1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_float8_is_as_near_to_the_plain_base_as_its_rounding(fused: bool) -> None:
+    """Loss, and each adapter's gradient by norm, where no product is quantized on the other side.
+
+    Three bits of mantissa put a factor 2.6 % off (root mean square) and a product's terms 3.7 %. A gradient collects that
+    from the products before and behind it, 5 to 9 % here. Scales 5 % off, or 10 % of noise on products, are 16 % and more.
+    """
+    batch, lora = collate([random_row(0, 512, 512)]), LoraConfig(r=8, alpha=16)
+    exact_loss, exact = loss_and_gradients(with_adapter(tiny("none"), lora), batch)
+    model = with_adapter(tiny("fp8"), lora)
+    assert not fused or fuse(model, True, "off") == ""
+    loss, gradients = loss_and_gradients(model, batch)
+    assert loss == pytest.approx(exact_loss, rel=2e-4)
+    for name, gradient in gradients.items():
+        off = (gradient - exact[name]).norm() / exact[name].norm()
+        assert off < 0.12, f"{name}: {off}"
 
 
 def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large() -> None:
@@ -182,25 +218,33 @@ def test_frozen_head_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
-    """Held-out loss within 1 % of the plain base's, on rows of which it learns something."""
-    from bench._shapes import random_model, random_row
+    """Held-out loss near the best, 1.36, and within 1 % of the plain base's; on the plain base the adapter has it too."""
+    num_steps, models, losses = 60, {}, {}
+    held = collate([random_row(1000, 2048, 512, learnable=True)])
 
-    losses = {}
+    def held_loss(model: Any) -> float:
+        with torch.no_grad():
+            return float(PackedLoss(model)(held)) / held.loss_tokens
+
     for quantization in ("none", "fp8"):
-        base = random_model("tiny", PACKED, quantization, torch.device("cpu"), torch.float32)
-        model = attach(base, LoraConfig(r=16, alpha=32), seed=0).train()
+        base = tiny(quantization)
+        base.lm_head.weight.data *= 20  # at 0.02 and this width no logit is large enough for a loss below 3.7
+        models[quantization] = model = attach(base, LoraConfig(r=16, alpha=32), seed=0).train()
         assert fuse(model, True, "off") == ""
-        loss_of, optimizer = PackedLoss(model), torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0)
-        for step in range(60):
-            batch = collate([random_row(step, 512, 512, learnable=True)])
+        loss_of, optimizer = PackedLoss(model), torch.optim.AdamW(trainable(model).values(), weight_decay=0)
+        for step in range(num_steps):
+            optimizer.param_groups[0]["lr"] = 3e-3 * (0.5 + 0.5 * np.cos(np.pi * step / num_steps))
+            batch = collate([random_row(step, 1024, 512, learnable=True)])
             (loss_of(batch) / batch.loss_tokens).backward()
             optimizer.step()
             optimizer.zero_grad()
-        held = collate([random_row(1000, 2048, 512, learnable=True)])
-        with torch.no_grad():
-            losses[quantization] = float(loss_of(held)) / held.loss_tokens
-    assert losses["none"] < 0.95 * np.log(512)
+        losses[quantization] = held_loss(model)
+    plain = trainable(models["none"])
+    for name, parameter in trainable(models["fp8"]).items():
+        plain[name].data.copy_(parameter.data)
+    assert losses["none"] < 1.5
     assert losses["fp8"] == pytest.approx(losses["none"], rel=0.01)
+    assert held_loss(models["none"]) == pytest.approx(losses["none"], rel=0.01)
 
 
 @pytest.mark.parametrize(
