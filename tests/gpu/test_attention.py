@@ -1,8 +1,8 @@
-"""Packed attention on a GPU is causal attention under a block mask, forward and backward."""
+"""Packed attention on a GPU is causal attention under a block mask, forward and backward, the short samples' kernels too."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -52,6 +52,60 @@ def test_packed_attention_is_block_masked_attention(
     _close(out, expected, tolerance)
     for tensor, reference in zip(given, exact, strict=True):
         _close(tensor.grad, reference.grad, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 2)])
+def test_short_samples_kernels_are_attention_behind_rotary(dtype: str, size: int, heads: int, kv_heads: int) -> None:
+    check_short(dtype, size, heads, kv_heads, [1, 63, 64, 65, 200, 700], "cuda")
+
+
+def check_short(dtype: str, size: int, heads: int, kv_heads: int, lengths: list[int], device: str) -> None:
+    """Against the same numbers in fp64, which no GPU shortens; NaN stands where nothing may be read, or is yet to be written.
+
+    Rounding to nearest puts a tensor 0.2 eps off by norm. The output has that from softmax's weights and its own values,
+    together 0.24 eps, a gradient from those, the scores' gradient and its own values, 0.38 eps: 0.4 and 0.6 are allowed.
+    """
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from pipelines.train.attention import SampleBounds, padded_attention
+    from pipelines.train.fused.attention import short_backward, short_forward
+
+    tokens, parts, precision = sum(lengths), (heads, kv_heads, kv_heads), getattr(torch, dtype)
+    width, generator = sum(parts) * size, torch.Generator(device).manual_seed(4)
+
+    def wider(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(values.to(precision), (0, 32), value=torch.nan)[:, : values.shape[1]]
+
+    def drawn(columns: int) -> torch.Tensor:
+        return torch.randn(tokens, columns, generator=generator, device=device).to(precision)
+
+    bounds = SampleBounds.of(torch.tensor(lengths), device)
+    angles = drawn(size // 2).float().repeat(1, 2)
+    cos, sin = wider(angles.cos()), wider(angles.sin())
+    exact = drawn(width).double().requires_grad_()
+    q, k, v = exact.view(tokens, -1, size).split(parts, 1)
+    q, k = apply_rotary_pos_emb(q, k, cos.double(), sin.double(), unsqueeze_dim=1)
+    whole = torch.cat([q, k, v], 1).flatten(1)
+    qkv = wider(whole.detach())
+    whole = whole + (qkv - whole).detach()  # rounded, as the kernels read it
+    q, k, v = whole.view(tokens, -1, size).split(parts, 1)
+    expected, d_out = padded_attention(q, k, v, bounds, SCALE).flatten(1), drawn(heads * size)
+    expected.backward(d_out.double())
+
+    out, lse = short_forward(qkv, heads, heads // kv_heads, bounds.blocks, SCALE)
+    room = torch.full((tokens, width + 32), torch.nan, dtype=precision, device=device)
+    d_qkv, tables = room[:, :width], (cos, sin)
+    short_backward(d_out, qkv, out, lse, tables, heads // kv_heads, bounds.blocks, SCALE, d_qkv)
+    step = max(0.2 * torch.finfo(precision).eps, 1e-6)
+    _close(out, expected, 2 * step)
+    columns = [count * size for count in parts]
+    for found, gradient in zip(d_qkv.split(columns, 1), cast(Any, exact.grad).split(columns, 1), strict=True):
+        _close(found, gradient, 3 * step)
+    assert room[:, width:].isnan().all()
 
 
 def _close(found: torch.Tensor | None, expected: torch.Tensor | None, tolerance: float) -> None:

@@ -14,18 +14,18 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("tokens", "width"), [(5, 192), (300, 4096), (33, 14_336)])
-def test_kernels_equal_their_reference(dtype: str, tokens: int, width: int) -> None:
+@pytest.mark.parametrize(("tokens", "width", "size"), [(5, 192, 32), (300, 4096, 128), (33, 14_336, 64)])
+def test_kernels_equal_their_reference(dtype: str, tokens: int, width: int, size: int) -> None:
     from pipelines.model.kernels import gpu, reference
 
-    found, expected = (_all_kernels(module, dtype, tokens, width, "cuda") for module in (gpu, reference))
+    found, expected = (_all_kernels(module, dtype, tokens, width, size, "cuda") for module in (gpu, reference))
     for name, ours in found.items():
         error = (ours.float() - expected[name].float()).norm() / expected[name].float().norm()
         tolerance = 1e-2 if name == "quantized" else TOLERANCE[dtype]  # a quotient next to a float8's rounding edge
         assert error < tolerance, f"{name}: {error}"
 
 
-def _all_kernels(module: Any, dtype: str, tokens: int, width: int, device: str) -> dict[str, torch.Tensor]:
+def _all_kernels(module: Any, dtype: str, tokens: int, width: int, size: int, device: str) -> dict[str, torch.Tensor]:
     """What each kernel makes of the same random numbers. Half of the inputs lie in wider buffers, as in use."""
     import torch
 
@@ -56,20 +56,20 @@ def _all_kernels(module: Any, dtype: str, tokens: int, width: int, device: str) 
         found |= {} if d_low is None else {f"{name}_d_low": d_low}
     found["added"] = module.add(wide(tokens, half), third, x[:, :half].contiguous())
     found["residual"] = module.add(wide(tokens, half), None, x[:, :half].contiguous())
-    tables = (drawn(tokens, 16).repeat(1, 2), drawn(tokens, 16).repeat(1, 2))
-    narrow, broad = LowRank(low[:, :9], drawn(96, 9), 0.5), LowRank(low[:, 9:], drawn(96, 18), 0.2)
-    head_norm = (drawn(32), 1e-5)
+    tables = (drawn(tokens, size // 2).repeat(1, 2), drawn(tokens, size // 2).repeat(1, 2))
+    narrow, broad = LowRank(low[:, :9], drawn(3 * size, 9), 0.5), LowRank(low[:, 9:], drawn(3 * size, 18), 0.2)
+    head_norm = (drawn(size), 1e-5)
     for name, lora, turn in (("q", narrow, tables), ("k", None, tables), ("v", broad, None)):
-        heads = wide(tokens, 96)
+        heads = wide(tokens, 3 * size)
         module.add_rotate_(heads, 3, lora, turn)
         found[f"rotated_{name}"] = heads
-        heads, out = wide(tokens, 96), wide(tokens, 96)
+        heads, out = wide(tokens, 3 * size), wide(tokens, 3 * size)
         module.add_rotate_(heads, 3, lora, turn, None if name == "v" else head_norm, out)
         found |= {f"held_{name}": heads, f"normed_{name}": out}
-    gradient = wide(tokens, 96)
-    module.head_norm_backward_(gradient, wide(tokens, 96), 3, head_norm)
+    gradient = wide(tokens, 3 * size)
+    module.head_norm_backward_(gradient, wide(tokens, 3 * size), 3, head_norm)
     found["head_norm_backward"] = gradient
-    turned = wide(tokens, 96).clone().unflatten(1, (3, 32))
+    turned = wide(tokens, 3 * size).clone().unflatten(1, (3, size))
     module.rotate(turned, turned, *tables, inverse=True)
     logits = 3 * x
     losses = module.cross_entropy_(logits, torch.arange(tokens, device=device), dy[:, 0].float())
