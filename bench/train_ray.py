@@ -143,6 +143,7 @@ def run_arm(arm: str, given: argparse.Namespace) -> dict[str, Any]:
     lines = read_metrics(Path(store.uri) / "runs" / run.run_id[:12])
     asked = [float(line) for line in (Path(store.uri) / "asked-train-0").read_text().split()]
     took = np.diff(asked)[WARM_UP:]
+    assert len(took), "too few steps"
     step_s, late = float(np.median(took)), lines[-len(took) :]
     return {
         "arm": arm,

@@ -19,10 +19,10 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from pipelines.contracts import UserError
+from pipelines.model.kernels import OLDEST
 from pipelines.train.transfer import to_device
 
 PACKED = "loraforge_packed"
-OLDEST = (8, 0)  # the compute capability that flash attention and the fused layers' kernels ask for
 BLOCK = 64  # tokens that a program of the fused layers' attention takes
 
 

@@ -256,3 +256,8 @@ def test_a_base_that_computes_otherwise_is_refused(settings: dict[str, Any], sai
         check_base(SimpleNamespace(**settings), 128)
     check_base(SimpleNamespace(sliding_window=64, use_sliding_window=False, logits_scaling=1.0), 128)
     check_base(SimpleNamespace(sliding_window=4096), 128)
+
+
+def test_a_bases_attention_dropout_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    check_base(SimpleNamespace(attention_dropout=0.1), 128)
+    assert "attention_dropout=0.1" in caplog.text

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+OLDEST = (8, 0)  # the compute capability that the kernels, flash attention and the fused layers ask for
 FP8_MAX = 448.0  # the largest finite value of float8_e4m3fn
 
 
@@ -23,7 +24,7 @@ class LowRank(NamedTuple):
 
 def kernels_for(tensor: torch.Tensor) -> ModuleType:
     """The module whose functions run where `tensor` lies."""
-    if tensor.is_cuda:
+    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= OLDEST:
         from pipelines.model.kernels import gpu
 
         return gpu

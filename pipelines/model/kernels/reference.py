@@ -79,11 +79,11 @@ def add_rotate_(
     y.copy_(_plus(y, added))
     found = y.unflatten(1, (heads, -1))
     found = found if norm is None else rms_norm(found, *norm)[0]
-    if out is not None:
-        out.copy_(found.flatten(1))
     into = (y if out is None else out).unflatten(1, (heads, -1))
     if tables is not None:
         rotate(found, into, *tables)
+    elif into is not found:
+        into.copy_(found)
 
 
 def head_norm_backward_(d: torch.Tensor, y: torch.Tensor, heads: int, norm: tuple[torch.Tensor, float]) -> None:

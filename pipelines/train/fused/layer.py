@@ -9,9 +9,9 @@ import torch
 
 from pipelines.model.fp8 import ONE_INPUT
 from pipelines.model.frozen import kind_of
-from pipelines.model.kernels import kernels_for
+from pipelines.model.kernels import OLDEST, kernels_for
 from pipelines.model.plan import FUSED_FAMILIES
-from pipelines.train.attention import OLDEST, SampleBounds
+from pipelines.train.attention import SampleBounds
 from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where, head_norms
 
 _LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
