@@ -170,13 +170,9 @@ def _fuses(recipe: Recipe, shape: Shape) -> bool:
     lora, train = recipe.lora, recipe.train
     if shape.family not in FUSED_FAMILIES or "lm_head" in shape.trainable or lora.modules_to_save:
         return False
-    if torch.cuda.is_available():
-        if (
-            torch.cuda.get_device_capability() < OLDEST
-            or shape.head_size < 32
-            or shape.head_size & (shape.head_size - 1)
-        ):
-            return False
+    odd = shape.head_size < 32 or shape.head_size & (shape.head_size - 1)
+    if torch.cuda.is_available() and (odd or torch.cuda.get_device_capability() < OLDEST):
+        return False
     fits = train.method == "lora" and not (lora.dropout or lora.dora or recipe.model.quantization == "int8")
     return fits and (train.fused == "on" or (train.fused == "auto" and torch.cuda.is_available()))
 
