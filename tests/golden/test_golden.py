@@ -20,4 +20,4 @@ def test_curve(name: str, now: dict[str, list[dict[str, float]]]) -> None:
     """
     then = golden()[name]
     assert then[-1]["loss"] < 0.5 * then[0]["loss"]
-    assert largest_difference(name, now[name], then)[0] <= (0 if same_machine() else 1e-4)
+    assert largest_difference(name, now[name], then)[0] <= (0 if same_machine() else 2e-3)
