@@ -46,7 +46,6 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", folder)
         importlib.import_module("unsloth")  # changes what the next lines import
     import torch
-    from peft import LoraConfig
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback
 
@@ -59,14 +58,7 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
         eos_token="<e>",
         pad_token="<e>",
     )
-    if which in UNSLOTH:
-        from bench._unsloth import unsloth_model
-
-        model, adapters = unsloth_model(tokenizer, folder, UNSLOTH[which]), None
-    else:
-        attention = _register_varlen() if which == "varlen" else "sdpa"
-        model = random_model("8b", attention, "none", torch.device("cuda"), torch.bfloat16)
-        adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    model, adapters = _model(which, tokenizer, folder)
     random = np.random.default_rng(0)
     lengths = np.concatenate([sample_lengths(16_384, np.random.default_rng(i)) for i in range(steps)])
     rows = [random.integers(2, vocabulary, n).tolist() for n in lengths]
@@ -107,6 +99,20 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
         "steps": len(seconds), "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "first_loss": losses[0], "last_loss": losses[-1],
     }  # fmt: skip
+
+
+def _model(which: str, tokenizer: Any, folder: str) -> tuple[Any, Any]:
+    """The 8B, and the adapters that the trainer is to put on it; None where they are there."""
+    import torch
+    from peft import LoraConfig
+
+    if which in UNSLOTH:
+        from bench._unsloth import unsloth_model
+
+        return unsloth_model(tokenizer, folder, UNSLOTH[which]), None
+    attention = _register_varlen() if which == "varlen" else "sdpa"
+    model = random_model("8b", attention, "none", torch.device("cuda"), torch.bfloat16)
+    return model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
 
 def _register_varlen() -> str:

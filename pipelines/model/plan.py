@@ -165,13 +165,13 @@ def _fuses(recipe: Recipe, shape: Shape) -> bool:
     """Whether the fused layers are to be expected; what only the loaded model can tell is left out."""
     import torch
 
-    from pipelines.model.kernels import OLDEST
+    from pipelines.model.kernels import capable
 
     lora, train = recipe.lora, recipe.train
     if shape.family not in FUSED_FAMILIES or "lm_head" in shape.trainable or lora.modules_to_save:
         return False
     odd = shape.head_size < 32 or shape.head_size & (shape.head_size - 1)
-    if torch.cuda.is_available() and (odd or torch.cuda.get_device_capability() < OLDEST):
+    if torch.cuda.is_available() and (odd or not capable()):
         return False
     fits = train.method == "lora" and not (lora.dropout or lora.dora or recipe.model.quantization == "int8")
     return fits and (train.fused == "on" or (train.fused == "auto" and torch.cuda.is_available()))

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from pipelines.contracts import UserError
-from pipelines.model.kernels import OLDEST
+from pipelines.model.kernels import capable
 from pipelines.train.transfer import to_device
 
 PACKED = "loraforge_packed"
@@ -103,7 +103,7 @@ def packed_attention(
 def flash_runs(tensor: torch.Tensor) -> bool:
     """Whether variable-length flash attention runs on it: half precision on a GPU of compute capability 8.0 or more."""
     half = tensor.dtype in (torch.bfloat16, torch.float16)
-    return tensor.is_cuda and half and torch.cuda.get_device_capability(tensor.device) >= OLDEST
+    return tensor.is_cuda and half and capable(tensor.device)
 
 
 def padded_attention(

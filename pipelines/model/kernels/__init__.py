@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-OLDEST = (8, 0)  # the compute capability that the kernels, flash attention and the fused layers ask for
+OLDEST = (8, 0)  # compute capability
 FP8_MAX = 448.0  # the largest finite value of float8_e4m3fn
 
 
@@ -22,9 +22,14 @@ class LowRank(NamedTuple):
     scale: float
 
 
+def capable(device: torch.device | None = None) -> bool:
+    """Whether a GPU, by default the current one, is young enough for the kernels, flash attention and the fused layers."""
+    return torch.cuda.get_device_capability(device) >= OLDEST
+
+
 def kernels_for(tensor: torch.Tensor) -> ModuleType:
     """The module whose functions run where `tensor` lies."""
-    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= OLDEST:
+    if tensor.is_cuda and capable(tensor.device):
         from pipelines.model.kernels import gpu
 
         return gpu

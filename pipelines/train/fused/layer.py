@@ -9,7 +9,7 @@ import torch
 
 from pipelines.model.fp8 import ONE_INPUT
 from pipelines.model.frozen import kind_of
-from pipelines.model.kernels import OLDEST, kernels_for
+from pipelines.model.kernels import OLDEST, capable, kernels_for
 from pipelines.model.plan import FUSED_FAMILIES
 from pipelines.train.attention import SampleBounds
 from pipelines.train.fused.halves import AttentionHalf, MlpHalf, Where, head_norms
@@ -110,7 +110,7 @@ def _misfit(base: Any, layers: list[Any]) -> str:
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}, not silu"
     weight = layers[0].input_layernorm.weight
-    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < OLDEST:
+    if weight.is_cuda and not capable(weight.device):
         return (
             f"{torch.cuda.get_device_name(weight.device)} is older than compute capability {'.'.join(map(str, OLDEST))}"
         )
