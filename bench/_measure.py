@@ -23,7 +23,11 @@ class Measure:
         """Whether the bar is reached, as NaN reaches none."""
         if self.bound is None:
             return True
-        return self.value >= self.bound[1] if self.bound[0] == "at_least" else self.value <= self.bound[1]
+        return (
+            self.value >= self.bound[1]
+            if self.bound[0] == "at_least"
+            else self.value <= self.bound[1]
+        )
 
 
 def show(measures: Iterable[Measure], as_json: bool) -> bool:

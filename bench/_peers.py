@@ -20,7 +20,9 @@ class PeerRates:
     fill: float
 
 
-def map_and_pack(spec: TokenizerSpec, rows: Sequence[dict[str, Any]], row_tokens: int, path: Path) -> PeerRates:
+def map_and_pack(
+    spec: TokenizerSpec, rows: Sequence[dict[str, Any]], row_tokens: int, path: Path
+) -> PeerRates:
     """Rows of `messages` through the chat template one by one, then packed best-fit and written to `path`."""
     import datasets  # pyright: ignore[reportMissingImports]  (the extra bench)
     import tokenizers
@@ -30,10 +32,14 @@ def map_and_pack(spec: TokenizerSpec, rows: Sequence[dict[str, Any]], row_tokens
     datasets.disable_progress_bars()
     datasets.disable_caching()
     backend = tokenizers.Tokenizer.from_str(spec.tokenizer_json)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=spec.template, **spec.named_tokens)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=spec.template, **spec.named_tokens
+    )
 
     def tokenize(row: dict[str, Any]) -> dict[str, Any]:
-        found: Any = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
+        found: Any = tokenizer.apply_chat_template(
+            row["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
         return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
 
     table = datasets.Dataset.from_list(list(rows))

@@ -48,7 +48,9 @@ def config_of(shape: str, attention: str) -> Any:
     return (Qwen3Config if shape.startswith("qwen3") else LlamaConfig)(**SHAPES[shape], **settings)
 
 
-def random_model(shape: str, attention: str, quantization: str, device: torch.device, dtype: torch.dtype) -> Any:
+def random_model(
+    shape: str, attention: str, quantization: str, device: torch.device, dtype: torch.dtype
+) -> Any:
     """A frozen model with normal weights (0.02), filled module by module so that a 4-bit 70B never exists in 16 bits."""
     from transformers import AutoModelForCausalLM
 
@@ -58,7 +60,9 @@ def random_model(shape: str, attention: str, quantization: str, device: torch.de
     generator = torch.Generator(device).manual_seed(0)
     head = model.get_output_embeddings()
     # A list of all modules would keep every quantized linear's 16-bit weight until the end.
-    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
+    for parent in [
+        module for module in model.modules() if next(module.children(), None) is not None
+    ]:
         for name, module in list(parent.named_children()):
             if getattr(module, "weight", None) is None:
                 continue
@@ -70,7 +74,7 @@ def random_model(shape: str, attention: str, quantization: str, device: torch.de
                 setattr(parent, name, _nf4(module, device, dtype))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
     if quantization == "fp8":
-        from pipelines.model.fp8 import to_fp8
+        from pipelines.layers.fp8 import to_fp8
 
         to_fp8(model, head)
     return model.requires_grad_(False).eval()
@@ -88,15 +92,23 @@ def _nf4(linear: torch.nn.Linear, device: torch.device, dtype: torch.dtype) -> A
             quant_type="nf4",
             quant_storage=dtype,
         )
-    options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True, "quant_storage": dtype}
-    packed = cast(Any, bnb).Params4bit(linear.weight.data, requires_grad=False, module=quantized, **options)
+    options: dict[str, Any] = {
+        "quant_type": "nf4",
+        "compress_statistics": True,
+        "quant_storage": dtype,
+    }
+    packed = cast(Any, bnb).Params4bit(
+        linear.weight.data, requires_grad=False, module=quantized, **options
+    )
     quantized.weight = packed.to(device)
     return quantized
 
 
 def sample_lengths(total: int, random: np.random.Generator) -> np.ndarray:
     """Lengths of about 200 tokens, as Alpaca's with a chat template, that fill `total` tokens exactly; int64."""
-    cuts = np.cumsum(np.clip(random.lognormal(5.15, 0.55, max(4, total // 16)), 16, 1000).astype(np.int64))
+    cuts = np.cumsum(
+        np.clip(random.lognormal(5.15, 0.55, max(4, total // 16)), 16, 1000).astype(np.int64)
+    )
     return np.diff(np.append(cuts[cuts < total], total), prepend=0)
 
 
@@ -112,7 +124,9 @@ def random_row(
     lengths = sample_lengths(total, random)
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     within = np.arange(total) - starts
-    weights = (within >= np.repeat((lengths * (1 - trained)).astype(np.int64), lengths)).astype(np.float32)
+    weights = (within >= np.repeat((lengths * (1 - trained)).astype(np.int64), lengths)).astype(
+        np.float32
+    )
     ids = random.integers(0, vocabulary, total, dtype=np.int64)
     if learnable:
         follow = np.random.default_rng(0).permutation(min(LEARNABLE, vocabulary))

@@ -33,10 +33,16 @@ def _lines() -> tuple[str, ...]:
     rng = np.random.default_rng(0)
     cumulative = np.cumsum(np.array(weights, float) / sum(weights))
     rows = []
-    for size in np.clip(rng.lognormal(np.log(_MEAN_WORDS) - 0.2, 0.65, _BASE_ROWS), 4, 900).astype(int):
+    for size in np.clip(rng.lognormal(np.log(_MEAN_WORDS) - 0.2, 0.65, _BASE_ROWS), 4, 900).astype(
+        int
+    ):
         drawn = [words[i] for i in np.searchsorted(cumulative, rng.random(size + 15))]
         answer = re.sub(r"((?:\S+ ){14}\S+) ", r"\1.\n", " ".join(drawn[15:]))
-        rows.append(json.dumps({"instruction": " ".join(drawn[:15]) + "?", "input": "", "output": answer + "."})[17:])
+        rows.append(
+            json.dumps(
+                {"instruction": " ".join(drawn[:15]) + "?", "input": "", "output": answer + "."}
+            )[17:]
+        )
     return tuple(rows)
 
 
@@ -56,7 +62,9 @@ def long_vocabulary_tokenizer(folder: Path) -> str:
     kept = folder / "tokenizer.json"
     if kept.exists():
         return kept.read_text()
-    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = (
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -65,7 +73,10 @@ def long_vocabulary_tokenizer(folder: Path) -> str:
     controls = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY, special_tokens=controls, initial_alphabet=alphabet, show_progress=False
+        vocab_size=_VOCABULARY,
+        special_tokens=controls,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     texts = (Path(path).read_text(errors="ignore") for path in library_files())
     tokenizer.train_from_iterator(texts, trainer)

@@ -78,18 +78,26 @@ def print_trace(traced: Any) -> None:
     def is_kernel(event: Any, name: str) -> bool:
         return event.device_type.name != "CPU" and not name.startswith("ProfilerStep")
 
-    events = [e for e in traced.key_averages() if e.self_device_time_total > 0 and is_kernel(e, e.key)]
+    events = [
+        e for e in traced.key_averages() if e.self_device_time_total > 0 and is_kernel(e, e.key)
+    ]
     whole = sum(e.self_device_time_total for e in events)
     for event in sorted(events, key=lambda e: -e.self_device_time_total)[:28]:
         share = event.self_device_time_total / whole
         took = f"{event.self_device_time_total / 2e3:8.2f} ms a step {share:6.1%}"
         print(f"| {took}  x{event.count // 2:<5} {event.key[:110]}")
     print(f"| {whole / 2e3:8.2f} ms of kernels a step")
-    spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in traced.events() if is_kernel(e, e.name))
+    spans = sorted(
+        (e.time_range.start, e.time_range.end, e.name)
+        for e in traced.events()
+        if is_kernel(e, e.name)
+    )
     gaps, last = [], spans[0]
     for span in spans:
         gaps.append((span[0] - last[1], last[2], span[2]))
         last = max(last, span, key=lambda s: s[1])
-    print(f"| {(last[1] - spans[0][0]) / 2e3:8.2f} ms from first to last kernel, halved; the longest waits between:")
+    print(
+        f"| {(last[1] - spans[0][0]) / 2e3:8.2f} ms from first to last kernel, halved; the longest waits between:"
+    )
     for gap, before, after in sorted(gaps, reverse=True)[:10]:
         print(f"| {gap / 1e3:8.2f} ms between {before[:50]} and {after[:50]}")

@@ -60,7 +60,9 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
     )
     model, adapters = _model(which, tokenizer, folder)
     random = np.random.default_rng(0)
-    lengths = np.concatenate([sample_lengths(16_384, np.random.default_rng(i)) for i in range(steps)])
+    lengths = np.concatenate(
+        [sample_lengths(16_384, np.random.default_rng(i)) for i in range(steps)]
+    )
     rows = [random.integers(2, vocabulary, n).tolist() for n in lengths]
     marks: list[Any] = []
 
@@ -85,7 +87,9 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
 
     def counting(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
-        seen.append(inputs["input_ids"].numel() if mask is None else mask.sum())  # read after the run: that waits
+        seen.append(
+            inputs["input_ids"].numel() if mask is None else mask.sum()
+        )  # read after the run: that waits
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = counting  # type: ignore[method-assign]
@@ -119,12 +123,15 @@ def _register_varlen() -> str:
     """An attention function over TRL's flattened samples, whose bounds its collator computes."""
     from transformers import AttentionInterface
 
-    from pipelines.train.attention import SampleBounds, packed_attention
+    from pipelines.layers.attention import packed_attention
+    from pipelines.layers.bounds import SampleBounds
 
     def varlen(module: Any, query: Any, key: Any, value: Any, mask: Any, **given: Any) -> Any:
         starts = given.pop("cu_seq_lens_q")
         bounds = SampleBounds(starts, int(given.pop("max_length_q")), starts)
-        return packed_attention(module, query, key, value, mask, scaling=given.get("scaling"), bounds=bounds)
+        return packed_attention(
+            module, query, key, value, mask, scaling=given.get("scaling"), bounds=bounds
+        )
 
     AttentionInterface.register(_VARLEN, varlen)
     return _VARLEN

@@ -29,11 +29,17 @@ def unsloth_model(tokenizer: Any, folder: str, recompute: Any) -> Any:
     class Made:
         @staticmethod
         def from_pretrained(*_: Any, attn_implementation: str = "sdpa", **__: Any) -> Any:
-            return random_model("8b", attn_implementation, "none", torch.device("cuda"), torch.bfloat16)
+            return random_model(
+                "8b", attn_implementation, "none", torch.device("cuda"), torch.bfloat16
+            )
 
     llama.AutoModelForCausalLM = Made
     model, _ = unsloth.FastLanguageModel.from_pretrained(
-        folder, max_seq_length=4096, dtype=torch.bfloat16, load_in_4bit=False, use_gradient_checkpointing=recompute
+        folder,
+        max_seq_length=4096,
+        dtype=torch.bfloat16,
+        load_in_4bit=False,
+        use_gradient_checkpointing=recompute,
     )
     _give_flash_attention()
     return unsloth.FastLanguageModel.get_peft_model(
@@ -49,13 +55,18 @@ def _give_flash_attention() -> None:
         return
     import torch
 
-    from pipelines.train.attention import SampleBounds, packed_attention
+    from pipelines.layers.attention import packed_attention
+    from pipelines.layers.bounds import SampleBounds
 
-    def varlen(query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, *__: Any, **given: Any) -> Any:
+    def varlen(
+        query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, *__: Any, **given: Any
+    ) -> Any:
         bounds = SampleBounds(starts, int(longest), starts)
         rows = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
         scale = given.get("softmax_scale")
-        return packed_attention(torch.nn.Module(), rows[0], rows[1], rows[2], None, scale, bounds=bounds)[0][0]
+        return packed_attention(
+            torch.nn.Module(), rows[0], rows[1], rows[2], None, scale, bounds=bounds
+        )[0][0]
 
     dispatch.flash_attn_varlen_func = varlen
     dispatch.HAS_FLASH_ATTENTION = True

@@ -30,7 +30,9 @@ from typing import Any
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # a core is a core, in every arm
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["RAY_worker_niceness"] = "0"  # else other work on the machine slows Ray's workers, and not the plain loop
+os.environ["RAY_worker_niceness"] = (
+    "0"  # else other work on the machine slows Ray's workers, and not the plain loop
+)
 
 import numpy as np
 
@@ -39,15 +41,18 @@ from bench._memory import peak_memory
 from bench._peers import map_and_pack
 from bench._text import long_vocabulary_tokenizer, write_rows
 from pipelines.chat import ChatRenderer, TokenizerSpec
-from pipelines.contracts import SILENT, Conversation
-from pipelines.data.benchmarks import Benchmarks
-from pipelines.data.collect import Collector
-from pipelines.data.formats import to_conversation
-from pipelines.data.pack import best_fit, group_rows
-from pipelines.data.shards import GROUP_TOKENS
-from pipelines.data.sources import Chunk, cut_chunks, find_files
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.config.schema import DataConfig
+from pipelines.core.conversation import Conversation
+from pipelines.core.progress import SILENT
+from pipelines.data.assemble import Assembler
+from pipelines.data.convert.decontamination import Benchmarks
+from pipelines.data.convert.row_formats import to_conversation
+from pipelines.data.read.chunks import Chunk, cut_chunks
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.recipe import DataConfig, Recipe, parse_recipe
+from pipelines.packed.pack import best_fit, group_rows
+from pipelines.packed.writer import GROUP_TOKENS
+from pipelines.sources.files import find_files
 
 POCKET = Path(__file__).resolve().parent.parent / "assets" / "pocket" / "model"
 ROW_TOKENS = 4096
@@ -76,25 +81,38 @@ def split_as_llama3(renderer: ChatRenderer) -> ChatRenderer:
 
 def tokenize_mask_pack(renderer: ChatRenderer, conversations: Sequence[Conversation]) -> int:
     """The function itself: conversations to packed arrays of ids and weights. Returns the number of tokens."""
-    batches = [renderer.render_batch(conversations[i : i + 1024]) for i in range(0, len(conversations), 1024)]
+    batches = [
+        renderer.render_batch(conversations[i : i + 1024])
+        for i in range(0, len(conversations), 1024)
+    ]
     lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
-    ids, weights = (np.concatenate([getattr(b, name) for b in batches]) for name in ("ids", "weights"))
+    ids, weights = (
+        np.concatenate([getattr(b, name) for b in batches]) for name in ("ids", "weights")
+    )
     ends = np.cumsum(lengths)
     starts = ends - lengths
     order, bounds = group_rows(best_fit(lengths, ROW_TOKENS))
     rows = GROUP_TOKENS // ROW_TOKENS
     for first in range(0, len(bounds) - 1, rows):
-        packed_ids, packed_weights = np.zeros((rows, ROW_TOKENS), np.int32), np.zeros((rows, ROW_TOKENS), np.float32)
+        packed_ids, packed_weights = (
+            np.zeros((rows, ROW_TOKENS), np.int32),
+            np.zeros((rows, ROW_TOKENS), np.float32),
+        )
         edges = bounds[first : first + rows + 1]
         for row, (a, b) in enumerate(itertools.pairwise(edges.tolist())):
-            parts = [slice(i, j) for i, j in zip(starts[order[a:b]].tolist(), ends[order[a:b]].tolist(), strict=True)]
+            parts = [
+                slice(i, j)
+                for i, j in zip(starts[order[a:b]].tolist(), ends[order[a:b]].tolist(), strict=True)
+            ]
             filled = sum(part.stop - part.start for part in parts)
             np.concatenate([ids[part] for part in parts], out=packed_ids[row, :filled])
             np.concatenate([weights[part] for part in parts], out=packed_weights[row, :filled])
     return int(lengths.sum())
 
 
-def best_of(count: int, run: Callable[[], int], clock: Callable[[], float] = time.process_time) -> float:
+def best_of(
+    count: int, run: Callable[[], int], clock: Callable[[], float] = time.process_time
+) -> float:
     """Units a second of the fastest of some runs: the machine's other work only ever slows a run down."""
     rates = []
     for _ in range(count):
@@ -112,11 +130,17 @@ def measure_function(folder: Path, num_rows: int) -> Iterator[Measure]:
     gc.freeze()  # as the stage's workers do: do not walk through libraries and rows again and again
     for name, renderer in found.items():
         rate = best_of(3, lambda renderer=renderer: tokenize_mask_pack(renderer, conversations))
-        yield Measure(f"tokenize, mask, pack: {name}", rate / 1e6, "M tokens/s per core", ("at_least", 5))
+        yield Measure(
+            f"tokenize, mask, pack: {name}", rate / 1e6, "M tokens/s per core", ("at_least", 5)
+        )
         bare = ChatRenderer(renderer.spec)
         texts = [bare.text(conversation) for conversation in conversations[:2000]]
         plain = best_of(2, lambda bare=bare, texts=texts: len(bare._encoder.encode(texts).ids))
-        yield Measure(f"the same tokenizer alone, tokenizers library: {name}", plain / 1e6, "M tokens/s per core")
+        yield Measure(
+            f"the same tokenizer alone, tokenizers library: {name}",
+            plain / 1e6,
+            "M tokens/s per core",
+        )
 
 
 def measure_peers(folder: Path, num_rows: int) -> Iterator[Measure]:
@@ -130,25 +154,49 @@ def measure_peers(folder: Path, num_rows: int) -> Iterator[Measure]:
             renderer.spec, rows[:8], ROW_TOKENS, folder / "theirs.parquet"
         )  # its libraries are imported before
         gc.freeze()  # for both arms
-        theirs = map_and_pack(renderer.spec, rows[:MAPPED_ROWS], ROW_TOKENS, folder / "theirs.parquet")
+        theirs = map_and_pack(
+            renderer.spec, rows[:MAPPED_ROWS], ROW_TOKENS, folder / "theirs.parquet"
+        )
 
         def masked(renderer: ChatRenderer = renderer) -> int:
             talks = (to_conversation(row) for row in rows)
-            batches = [renderer.render_batch(batch) for batch in iter(lambda: list(itertools.islice(talks, 1024)), [])]
+            batches = [
+                renderer.render_batch(batch)
+                for batch in iter(lambda: list(itertools.islice(talks, 1024)), [])
+            ]
             return sum(len(batch.ids) for batch in batches)
 
-        ours, peer = best_of(3, masked), f"datasets.map per example: {theirs.masked / 1e6:.2f} M tokens/s"
-        yield Measure(f"rows to ids and masks: {name}", ours / 1e6, "M tokens/s per core", None, peer)
-        yield Measure(f"the same / datasets.map: {name}", ours / theirs.masked, "x", ("at_least", 12), peer)
+        ours, peer = (
+            best_of(3, masked),
+            f"datasets.map per example: {theirs.masked / 1e6:.2f} M tokens/s",
+        )
+        yield Measure(
+            f"rows to ids and masks: {name}", ours / 1e6, "M tokens/s per core", None, peer
+        )
+        yield Measure(
+            f"the same / datasets.map: {name}", ours / theirs.masked, "x", ("at_least", 12), peer
+        )
         recipe = recipe_for(folder / "messages.jsonl")
-        whole = best_of(2, lambda renderer=renderer, recipe=recipe: plain_loop(recipe, renderer, folder))
+        whole = best_of(
+            2, lambda renderer=renderer, recipe=recipe: plain_loop(recipe, renderer, folder)
+        )
         peer = f"datasets.map, TRL's best-fit, to_parquet: {theirs.packed / 1e6:.2f} M tokens/s"
-        yield Measure(f"file to packed Parquet: {name}", whole / 1e6, "M tokens/s per core", None, peer)
-        yield Measure(f"TRL's best-fit packing of the same rows, fill: {name}", 100 * theirs.fill, "%")
+        yield Measure(
+            f"file to packed Parquet: {name}", whole / 1e6, "M tokens/s per core", None, peer
+        )
+        yield Measure(
+            f"TRL's best-fit packing of the same rows, fill: {name}", 100 * theirs.fill, "%"
+        )
 
 
 def recipe_for(path: Path, **data: Any) -> Recipe:
-    section = {"sources": [str(path)], "row_tokens": ROW_TOKENS, "heldout_share": 0.01, "duplicates": "keep", **data}
+    section = {
+        "sources": [str(path)],
+        "row_tokens": ROW_TOKENS,
+        "heldout_share": 0.01,
+        "duplicates": "keep",
+        **data,
+    }
     return parse_recipe({"name": "bench", "model": {"base": str(POCKET)}, "data": section})
 
 
@@ -159,7 +207,7 @@ def plain_loop(recipe: Recipe, renderer: ChatRenderer, folder: Path) -> int:
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         tempfile.TemporaryDirectory(dir=folder) as out,
-        Collector(recipe.data, chunks, Path(scratch)) as collector,
+        Assembler(recipe.data, chunks, Path(scratch)) as collector,
     ):
         for number, chunk in enumerate(chunks):
             for table in tokenizer.tables(number, chunk):
@@ -168,7 +216,9 @@ def plain_loop(recipe: Recipe, renderer: ChatRenderer, folder: Path) -> int:
     return facts["train"]["num_tokens"] + facts["heldout"]["num_tokens"]
 
 
-def in_this_process(chunks: Sequence[Chunk], renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks) -> Any:
+def in_this_process(
+    chunks: Sequence[Chunk], renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks
+) -> Any:
     """What the stage asks of Ray Data, as a loop."""
     tokenizer = ChunkTokenizer(renderer, config, benchmarks)
     for number, chunk in enumerate(chunks):
@@ -177,15 +227,17 @@ def in_this_process(chunks: Sequence[Chunk], renderer: ChatRenderer, config: Dat
 
 def measure_ray(folder: Path, num_rows: int) -> Iterator[Measure]:
     """Wall time of the stage on Ray Data with one worker and with two, against the plain loop; Ray is up before."""
-    from jobs.cluster import ray_cluster
-    from pipelines.data.dataset import prepare
+    from jobs.cluster.ray import ray_cluster
+    from pipelines.data.stage import prepare
     from pipelines.storage import Store
 
     path = write_rows(folder / "ray.jsonl", num_rows)
     start = time.perf_counter()
     prepared = prepare(recipe_for(path), Store(folder / "plain"), SILENT, in_this_process)
     plain = time.perf_counter() - start
-    yield Measure(f"plain loop, {num_rows:,} rows", prepared.train.num_tokens / plain / 1e6, "M tokens/s")
+    yield Measure(
+        f"plain loop, {num_rows:,} rows", prepared.train.num_tokens / plain / 1e6, "M tokens/s"
+    )
     with ray_cluster():
         warm = write_rows(folder / "warm.jsonl", 100)
         prepare(recipe_for(warm, heldout_share=0.2), Store(folder / "warm"), SILENT)
@@ -195,20 +247,24 @@ def measure_ray(folder: Path, num_rows: int) -> Iterator[Measure]:
             seconds = time.perf_counter() - start
             bound = ("at_most", 15.0) if workers == 1 else None
             peer = f"plain loop {plain:.1f} s, Ray Data {seconds:.1f} s"
-            yield Measure(f"Ray Data adds, {workers} worker(s)", 100 * (seconds / plain - 1), "%", bound, peer)
+            yield Measure(
+                f"Ray Data adds, {workers} worker(s)", 100 * (seconds / plain - 1), "%", bound, peer
+            )
 
 
 def measure_feed(folder: Path, num_rows: int = 320, step_s: float = 0.2) -> Iterator[Measure]:
     """Share of the time that one consumer waits over ten of the feed's tasks, the first row of all left out."""
     from bench.train_ray import prepared_rows
-    from jobs.cluster import ray_cluster
-    from pipelines.data.dataset import RowFeed
+    from jobs.cluster.ray import ray_cluster
+    from pipelines.packed.feed import RowFeed
     from pipelines.storage import Store
 
     store = Store(folder / "feed")
     prepared, waits = prepared_rows(store, 16_384, num_rows, 128_256), []
     with ray_cluster():
-        batches = RowFeed(store.local_dir(prepared.ref)).batches(np.random.default_rng(0).permutation(num_rows), 1)
+        batches = RowFeed(store.local_dir(prepared.ref)).batches(
+            np.random.default_rng(0).permutation(num_rows), 1
+        )
         for asked in iter(time.perf_counter, None):
             if next(batches, None) is None:
                 break
@@ -216,7 +272,9 @@ def measure_feed(folder: Path, num_rows: int = 320, step_s: float = 0.2) -> Iter
             time.sleep(step_s)
     waited, steps = sum(waits[1:]), step_s * (num_rows - 1)
     assert len(waits) == num_rows
-    yield Measure("feed: share of the time waiting", waited / (waited + steps), bound=("at_most", 0.01))
+    yield Measure(
+        "feed: share of the time waiting", waited / (waited + steps), bound=("at_most", 0.01)
+    )
     yield Measure("feed: longest wait for a row", 1e3 * max(waits[1:]), "ms")
 
 
@@ -229,7 +287,10 @@ def measure_fill(folder: Path, alpaca: Path | None) -> Iterator[Measure]:
     name = alpaca.name if alpaca else "generated rows"
     renderer = ChatRenderer.load(str(POCKET)).sped_up()[0]
     conversations = [to_conversation(json.loads(line)) for line in path.open()]
-    batches = [renderer.render_batch(conversations[i : i + 1024]) for i in range(0, len(conversations), 1024)]
+    batches = [
+        renderer.render_batch(conversations[i : i + 1024])
+        for i in range(0, len(conversations), 1024)
+    ]
     lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
     for row_tokens in (4096, 8192):
         fitting = lengths[lengths <= row_tokens]
@@ -237,15 +298,21 @@ def measure_fill(folder: Path, alpaca: Path | None) -> Iterator[Measure]:
         packs = int(best_fit(fitting, row_tokens).max()) + 1
         seconds = time.perf_counter() - start
         fill = 100 * fitting.sum() / (packs * row_tokens)
-        yield Measure(f"fill at {row_tokens}, {name}", fill, "%", ("at_least", 99.5), f"packed in {seconds:.3f} s")
+        yield Measure(
+            f"fill at {row_tokens}, {name}",
+            fill,
+            "%",
+            ("at_least", 99.5),
+            f"packed in {seconds:.3f} s",
+        )
 
 
 def measure_memory(folder: Path, num_rows: int, **data: Any) -> Iterator[Measure]:
     """Peak of this process and all below it, shared pages counted once (proportional set size). Duplicates are dropped and
     a rule is asked.
     """
-    from jobs.cluster import ray_cluster
-    from pipelines.data.dataset import prepare
+    from jobs.cluster.ray import ray_cluster
+    from pipelines.data.stage import prepare
     from pipelines.storage import Store
 
     path = write_rows(folder / "memory.jsonl", num_rows)
@@ -257,7 +324,9 @@ def measure_memory(folder: Path, num_rows: int, **data: Any) -> Iterator[Measure
     counts = ", ".join(f"{name} {count:,}" for name, count in prepared.counts.items() if count)
     what = f"{num_rows:,} rows{', near-duplicates' if data else ''}"
     note = f"{seconds:.0f} s; {counts}"
-    yield Measure(f"peak of all processes, {what}", max(peaks["all"]) / 2**30, "GiB", ("at_most", 3.0), note)
+    yield Measure(
+        f"peak of all processes, {what}", max(peaks["all"]) / 2**30, "GiB", ("at_most", 3.0), note
+    )
     yield Measure(f"peak of the driver, {what}", max(peaks["driver"]) / 2**30, "GiB")
     half = len(peaks["driver"]) // 2
     growth = (max(peaks["driver"][half:]) - max(peaks["driver"][: half or 1])) / 2**30
@@ -265,12 +334,18 @@ def measure_memory(folder: Path, num_rows: int, **data: Any) -> Iterator[Measure
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=[], help="function, peers, ray, feed, fill, memory, near")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sections", nargs="*", default=[], help="function, peers, ray, feed, fill, memory, near"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--rows", type=int, default=500_000, help="rows of the ray section")
     parser.add_argument("--memory-rows", type=int, default=2_000_000)
-    parser.add_argument("--alpaca", type=Path, help="a JSON array of alpaca rows for the fill section")
+    parser.add_argument(
+        "--alpaca", type=Path, help="a JSON array of alpaca rows for the fill section"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)

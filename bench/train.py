@@ -75,18 +75,29 @@ ARMS = {
 RATED = ("lora", "qlora", "fp8")
 """Arms after which the same process measures what its GPU's matrix products reach."""
 ALONE = ("smoke",)
-RATIOS = (("lora", "trl-best", 1.8), ("lora", "trl-defaults", 8.0), ("qlora", "lora", 0.95), ("fp8", "lora", 1.42))
+RATIOS = (
+    ("lora", "trl-best", 1.8),
+    ("lora", "trl-defaults", 8.0),
+    ("qlora", "lora", 0.95),
+    ("fp8", "lora", 1.42),
+)
 """Tokens a second of one arm over another's, at least."""
 
 
 def main() -> int:
     """Run the arms, print the table; 1 when an arm failed or a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--arm", action="append", default=[], choices=list(ARMS), help="the same, one at a time")
+    parser.add_argument(
+        "--arm", action="append", default=[], choices=list(ARMS), help="the same, one at a time"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--profile", action="store_true", help="print where the GPU's time of a step goes")
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the GPU's time of a step goes"
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     import torch
@@ -106,7 +117,11 @@ def in_own_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
     environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
     command = [sys.executable, "-m", "bench.train", name, "--here", "--steps", str(given.steps)]
     ended = subprocess.run(
-        command + ["--profile"] * given.profile, capture_output=True, text=True, check=False, env=environment
+        command + ["--profile"] * given.profile,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     shown = [line for line in ended.stdout.splitlines() if line.startswith("|")]
@@ -137,13 +152,13 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     """The product's layers, engine and loop on one device."""
     import torch
 
+    from pipelines.config.schema import LoraConfig
+    from pipelines.layers.attention import PACKED
+    from pipelines.layers.install import checkpoint_gradients, fuse_layers
     from pipelines.model.lora import attach, trainable
-    from pipelines.sections import LoraConfig
-    from pipelines.train.attention import PACKED
-    from pipelines.train.engine import DeepSpeedEngine
-    from pipelines.train.fused import checkpoint_gradients, fuse_layers
+    from pipelines.plan.flops import ModelSize
+    from pipelines.train.engine.deepspeed import DeepSpeedEngine
     from pipelines.train.loop import train_steps
-    from pipelines.train.meter import ModelSize
 
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -152,7 +167,9 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
     checkpoint_gradients(base, arm.recompute)
     size = ModelSize.of(base)
     model = attach(
-        base, LoraConfig.model_validate({"r": arm.rank, "alpha": 2 * arm.rank, "targets": arm.targets}), seed=0
+        base,
+        LoraConfig.model_validate({"r": arm.rank, "alpha": 2 * arm.rank, "targets": arm.targets}),
+        seed=0,
     )
     schedule = _schedule(arm)
     fuse_layers(model, schedule.config, device)
@@ -189,8 +206,8 @@ def run_ours(arm: Arm, profile: bool) -> dict[str, Any]:
 
 
 def _schedule(arm: Arm) -> Any:
-    from pipelines.sections import TrainConfig
-    from pipelines.train.loop import Schedule
+    from pipelines.config.schema import TrainConfig
+    from pipelines.train.row_order import RowOrder
 
     assert arm.steps
     settings = {
@@ -198,7 +215,7 @@ def _schedule(arm: Arm) -> Any:
         "fused": arm.fused, "gradient_checkpointing": arm.recompute, "schedule": "cosine" if arm.learnable else "constant",
     }  # fmt: skip
     config = TrainConfig.model_validate(settings)
-    return Schedule(arm.steps * arm.packs, config)
+    return RowOrder(arm.steps * arm.packs, config)
 
 
 def floor_bytes(arm: Arm, trained: int) -> float:
@@ -214,7 +231,11 @@ def floor_bytes(arm: Arm, trained: int) -> float:
     bits = {"none": 16, "nf4": 4 + 8 / 64 + 32 / (64 * 256), "fp8": 32 / 2}[arm.quantization]
     weights = linear * bits / 8 + 2 * 2 * h * shape["vocab_size"]
     layer = 2.0 * arm.tokens * 2 * (h + q + kv + i)
-    held = {"off": layer, "selective": layer - 2.0 * arm.tokens * 2 * i, "full": 2.0 * arm.tokens * h}[arm.recompute]
+    held = {
+        "off": layer,
+        "selective": layer - 2.0 * arm.tokens * 2 * i,
+        "full": 2.0 * arm.tokens * h,
+    }[arm.recompute]
     kept = layers * held + (layer if arm.recompute != "off" else 0)
     return weights + 16.0 * trained + kept
 
@@ -222,7 +243,12 @@ def floor_bytes(arm: Arm, trained: int) -> float:
 def _process_group(device: Any) -> None:
     import torch.distributed as dist
 
-    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+    for key, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("MASTER_PORT", "29511")
     if device.type == "cpu":
@@ -260,15 +286,24 @@ def bars(found: dict[str, dict[str, Any]]) -> Iterator[Measure]:
         speed["trl-best"] = max(speed["trl-varlen"], speed["trl-wrapped"])
     for a, b, least in RATIOS:
         if a in speed and b in speed:
-            yield Measure(f"tokens/s, {a} over {b}", speed[a] / speed[b], bound=("at_least", least), peer=b)
+            yield Measure(
+                f"tokens/s, {a} over {b}", speed[a] / speed[b], bound=("at_least", least), peer=b
+            )
     if "lora" in found:
         r = found["lora"]
         share, over = r["tflops"] / r["sustained_tflops"], r["peak_gib"] / r["floor_gib"]
-        yield Measure("lora: share of the matrix products' 8-second rate", share, bound=("at_least", 0.8))
+        yield Measure(
+            "lora: share of the matrix products' 8-second rate", share, bound=("at_least", 0.8)
+        )
         yield Measure("lora: peak memory over the floor", over, bound=("at_most", 1.15))
     if "learn-lora" in found and "learn-fp8" in found:
         ratio = found["learn-fp8"]["last_loss"] / found["learn-lora"]["last_loss"]
-        yield Measure("fp8: loss after 200 steps over lora's", ratio, bound=("at_most", 1.01), peer="learn-lora")
+        yield Measure(
+            "fp8: loss after 200 steps over lora's",
+            ratio,
+            bound=("at_most", 1.01),
+            peer="learn-lora",
+        )
     for name, most in (("qlora-small", 8.0), ("qlora-70b", 60.0)):
         if name in found:
             yield Measure(f"{name}: peak memory", found[name]["peak_gib"], "GiB", ("at_most", most))

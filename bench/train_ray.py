@@ -31,10 +31,11 @@ import pyarrow.parquet as pq
 
 from bench._measure import Measure, show
 from bench._shapes import SHAPES, random_model, random_row
-from pipelines.contracts import SILENT, PreparedDataset, SplitStats
-from pipelines.data.dataset import RowFeed
-from pipelines.data.shards import row_schema
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import PreparedDataset, SplitStats
+from pipelines.core.progress import SILENT
+from pipelines.packed.feed import RowFeed
+from pipelines.packed.format import row_schema
 from pipelines.storage import Store
 
 ROOT = Path("/dev/shm/loraforge-bench")
@@ -48,7 +49,12 @@ ARMS: dict[str, tuple[int, int, str]] = {
     "two-killed": (2, 2, "none"),
 }
 """Workers, ZeRO stage and quantization."""
-RATIOS = (("two", "one", 1.95), ("two-zero3", "two", 0.75), ("one", "plain", 0.99), ("two-qlora", "two", 0.95))
+RATIOS = (
+    ("two", "one", 1.95),
+    ("two-zero3", "two", 0.75),
+    ("one", "plain", 0.99),
+    ("two-qlora", "two", 0.95),
+)
 """Tokens a second of one arm over another's, at least."""
 SAME_LOSS = ("two", "two-zero1", "two-zero3", "two-killed")
 WARM_UP, AGREE = 5, 1e-3
@@ -57,7 +63,9 @@ WARM_UP, AGREE = 5, 1e-3
 class TimedFeed(RowFeed):
     """Leaves the worker's process id where the killer finds it, and the time of every request for a row."""
 
-    def batches(self, order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    def batches(
+        self, order: np.ndarray, batch_size: int, start: int = 0
+    ) -> Iterator[dict[str, Any]]:
         """As RowFeed's."""
         import torch.distributed as dist
 
@@ -72,9 +80,11 @@ class TimedFeed(RowFeed):
 
 def prepared_rows(store: Store, tokens: int, rows: int, vocabulary: int) -> PreparedDataset:
     """A prepared artifact of random rows."""
-    with store.writing("prepared", "0" * 64) as draft:
+    with store.create_artifact("prepared", "0" * 64) as draft:
         for split, count in (("train", rows), ("heldout", 2)):
-            table = pa.Table.from_pylist([random_row(i, tokens, vocabulary) for i in range(count)], row_schema(tokens))
+            table = pa.Table.from_pylist(
+                [random_row(i, tokens, vocabulary) for i in range(count)], row_schema(tokens)
+            )
             pq.write_table(table, draft.path / f"{split}-00000.parquet", row_group_size=2)
     assert draft.ref is not None
     stats = [SplitStats(count, count, count * tokens, count * tokens) for count in (rows, 2)]
@@ -105,7 +115,9 @@ def write_base(folder: Path, shape: str) -> None:
     """A shape's random weights, as a base that the product loads."""
     import torch
 
-    random_model(shape, "sdpa", "none", torch.device("cuda:0"), torch.bfloat16).save_pretrained(folder)
+    random_model(shape, "sdpa", "none", torch.device("cuda:0"), torch.bfloat16).save_pretrained(
+        folder
+    )
     torch.cuda.empty_cache()
 
 
@@ -128,18 +140,20 @@ class Killer(threading.Thread):
 
 def run_arm(arm: str, given: argparse.Namespace) -> dict[str, Any]:
     """Train one arm from nothing to its finished run; its losses by step and figures."""
-    from pipelines.train import ray_train
-    from pipelines.train.metrics import read_metrics
-
     # Hashing 16 GB of random weights for each arm proves nothing here.
-    ray_train.base_fingerprint = lambda base, revision=None: "0" * 64  # type: ignore[assignment]
+    from pipelines.train import stage
+    from pipelines.train.track.metrics_log import read_metrics
+
+    stage.base_fingerprint = lambda base, revision=None: "0" * 64  # type: ignore[assignment]
     store, workers = Store(ROOT / arm), ARMS[arm][0]
     started = time.monotonic()
     killer = Killer(Path(store.uri), given.steps // 2 + 2) if "killed" in arm else None
     if killer:
         killer.start()
-    prepared = prepared_rows(store, given.tokens, workers * given.steps, SHAPES[given.shape]["vocab_size"])
-    run = ray_train.train(recipe_of(arm, given), store, prepared, TimedFeed, SILENT)
+    prepared = prepared_rows(
+        store, given.tokens, workers * given.steps, SHAPES[given.shape]["vocab_size"]
+    )
+    run = stage.train(recipe_of(arm, given), store, prepared, TimedFeed, SILENT)
     lines = read_metrics(Path(store.uri) / "runs" / run.run_id[:12])
     asked = [float(line) for line in (Path(store.uri) / "asked-train-0").read_text().split()]
     took = np.diff(asked)[WARM_UP:]
@@ -159,7 +173,15 @@ def run_arm(arm: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def run_plain(given: argparse.Namespace) -> dict[str, Any]:
     """bench.train's arm of the same rows, in a process of its own."""
-    command = [sys.executable, "-m", "bench.train", "lora-masked", "--here", "--steps", str(given.steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.train",
+        "lora-masked",
+        "--here",
+        "--steps",
+        str(given.steps),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(ended.stdout.splitlines()[-1])
     return {**found, "arm": "plain", "losses": [], "wait": float("nan"), "wall_s": 0.0}
@@ -167,13 +189,17 @@ def run_plain(given: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     """Run the arms, print the table, check; 0 when all is well or the machine has no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--shape", default="8b", choices=list(SHAPES))
-    parser.add_argument("--base", type=Path, help="write the base there, or use the one that is there")
+    parser.add_argument(
+        "--base", type=Path, help="write the base there, or use the one that is there"
+    )
     given = parser.parse_args()
     import torch
 
@@ -183,12 +209,15 @@ def main() -> int:
     if torch.cuda.device_count() < max(ARMS[name][0] for name in names):
         print("bench.train_ray: skipped, it needs two GPUs (the arms plain and one: one)")
         return 0
-    from jobs.cluster import ray_cluster
+    from jobs.cluster.ray import ray_cluster
 
     shutil.rmtree(ROOT, ignore_errors=True)
     results = [run_plain(given)] if "plain" in names else []
     given.base = given.base or ROOT / "base"
-    if not (given.base / "model.safetensors.index.json").exists() and not (given.base / "model.safetensors").exists():
+    if (
+        not (given.base / "model.safetensors.index.json").exists()
+        and not (given.base / "model.safetensors").exists()
+    ):
         write_base(given.base, given.shape)
     with ray_cluster():
         for name in (name for name in names if name != "plain"):
@@ -201,10 +230,14 @@ def main() -> int:
 def report(results: list[dict[str, Any]], as_json: bool) -> int:
     """The table and the bars, one JSON object each if asked; 1 when one is missed."""
     by_name = {result["arm"]: result for result in results}
-    print(f"{'arm':<14}{'tokens/s':>10}{'step s':>8}{'wait':>8}{'peak GiB':>10}{'first':>9}{'last':>9}{'wall s':>8}")
+    print(
+        f"{'arm':<14}{'tokens/s':>10}{'step s':>8}{'wait':>8}{'peak GiB':>10}{'first':>9}{'last':>9}{'wall s':>8}"
+    )
     for r in results:
         first, last = (f"{r['losses'][at]:.4f}" if r["losses"] else "-" for at in (0, -1))
-        figures = f"{r['tokens_per_s']:>10,.0f}{r['step_s']:>8.3f}{r['wait']:>8.2%}{r['peak_gib']:>10.1f}"
+        figures = (
+            f"{r['tokens_per_s']:>10,.0f}{r['step_s']:>8.3f}{r['wait']:>8.2%}{r['peak_gib']:>10.1f}"
+        )
         print(f"{r['arm']:<14}{figures}{first:>9}{last:>9}{r['wall_s']:>8.0f}")
     return int(not show(bars(by_name), as_json))
 
@@ -217,7 +250,9 @@ def bars(found: dict[str, dict[str, Any]]) -> Iterator[Measure]:
             yield Measure(f"tokens/s, {a} over {b}", ratio, bound=("at_least", least), peer=b)
     for name, r in found.items():
         if name != "plain":
-            yield Measure(f"{name}: share of the time waiting for rows", r["wait"], bound=("at_most", 0.01))
+            yield Measure(
+                f"{name}: share of the time waiting for rows", r["wait"], bound=("at_most", 0.01)
+            )
     for name in SAME_LOSS[1:]:
         if "two" in found and name in found:
             pairs = zip(found["two"]["losses"], found[name]["losses"], strict=True)
@@ -225,7 +260,9 @@ def bars(found: dict[str, dict[str, Any]]) -> Iterator[Measure]:
             said = f"largest relative difference of a step's loss, two and {name}"
             yield Measure(said, worst, bound=("at_most", AGREE), peer="two")
     if "two-killed" in found:
-        yield Measure("a worker was killed", float(found["two-killed"]["killed"]), bound=("at_least", 1))
+        yield Measure(
+            "a worker was killed", float(found["two-killed"]["killed"]), bound=("at_least", 1)
+        )
 
 
 if __name__ == "__main__":

@@ -14,11 +14,20 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import DEFAULT_STORE, Overrides, Prepared, RecipePath, Report, StoreUri, Trained, Verbose
+from jobs.options import (
+    DEFAULT_STORE,
+    Overrides,
+    Prepared,
+    RecipePath,
+    Report,
+    StoreUri,
+    Trained,
+    Verbose,
+)
 from jobs.session import cluster as _cluster
 from jobs.session import open_recipe as _open
 from jobs.session import open_store as _store
-from pipelines.contracts import UserError
+from pipelines.core.errors import UserError
 
 app = typer.Typer(
     help="From an instruction dataset to a served, measured, reversible LoRA adapter on one Ray cluster.",
@@ -30,12 +39,15 @@ app = typer.Typer(
 
 @app.command()
 def prepare(
-    recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verbose: Verbose = False,
 ) -> None:
     """Tokenize, mask, pack and split the dataset."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose)
-    from jobs.prepare import prepare
-    from jobs.run import is_finished
+    from jobs.graphs.run import is_finished
+    from jobs.verbs.prepare import prepare
 
     with _cluster(verbose, needed=not is_finished(loaded, opened, "prepare")):
         prepare(loaded, opened, progress)
@@ -49,20 +61,21 @@ def train(
     verbose: Verbose = False,
     prepared: Prepared = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show rows, parameters, memory and time; write nothing")
+        bool,
+        typer.Option("--dry-run", help="show rows, parameters, memory and time; write nothing"),
     ] = False,
 ) -> None:
     """Train the adapter on the prepared dataset, or go on with a broken run."""
     wanted = {"sources": prepared is None, "weights": not dry_run}
     loaded, opened, progress = _open(recipe, overrides, store, verbose, **wanted)
     if dry_run:
-        from jobs.plan import show_plan
+        from jobs.verbs.dry_run import show_plan
 
         return show_plan(loaded, opened, progress.console)
-    from jobs.run import prepared_of
+    from jobs.graphs.run import prepared_of
 
     dataset = prepared_of(loaded, opened, prepared)
-    from jobs.train import find_run, train
+    from jobs.verbs.train import find_run, train
 
     with _cluster(verbose, needed=find_run(loaded, opened, dataset) is None):
         train(loaded, opened, progress, dataset)
@@ -79,8 +92,8 @@ def evaluate(
 ) -> None:
     """Score the base and every kept checkpoint on the held-out set."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None)
-    from jobs.evaluate import evaluate, render_table
-    from jobs.run import made_report, prepared_of, run_of
+    from jobs.graphs.run import made_report, prepared_of, run_of
+    from jobs.verbs.evaluate import evaluate, render_table
 
     dataset = prepared_of(loaded, opened, prepared)
     trained = run_of(loaded, opened, dataset, run)
@@ -100,42 +113,57 @@ def promote(
     report: Report = None,
 ) -> None:
     """Register the best checkpoint and move the alias to it, if the gate lets it pass; exit code 1 if not."""
-    loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=prepared is None, registers=True)
-    from jobs.promote import promote
-    from jobs.run import prepared_of, report_of, run_of
+    loaded, opened, progress = _open(
+        recipe, overrides, store, verbose, sources=prepared is None, registers=True
+    )
+    from jobs.graphs.run import prepared_of, report_of, run_of
+    from jobs.verbs.promote import promote
 
     dataset = prepared_of(loaded, opened, prepared)
     trained = run_of(loaded, opened, dataset, run)
     scores = report_of(loaded, opened, dataset, trained, report)
-    raise typer.Exit(0 if promote(loaded, opened, progress, dataset, trained, scores)[0].passed else 1)
+    raise typer.Exit(
+        0 if promote(loaded, opened, progress, dataset, trained, scores)[0].passed else 1
+    )
 
 
 @app.command()
 def run(
-    recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verbose: Verbose = False,
 ) -> None:
     """Prepare, train, evaluate and promote in one go; exit code 1 when the gate keeps the candidate out."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose, registers=True)
-    from jobs.evaluate import render_table
-    from jobs.run import is_finished, run
+    from jobs.graphs.run import is_finished, run
+    from jobs.verbs.evaluate import render_table
 
     with _cluster(verbose, needed=not is_finished(loaded, opened, "evaluate")):
         result = run(loaded, opened, progress)
     progress.console.print(render_table(result.report))
-    progress.note("seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items()))
+    progress.note(
+        "seconds: " + ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
+    )
     if result.version:
         changed = [argument for override in overrides or () for argument in ("-s", override)]
-        progress.note("serve it: " + shlex.join(["loraforge", "serve", str(recipe), *changed, "--store", store]))
+        progress.note(
+            "serve it: "
+            + shlex.join(["loraforge", "serve", str(recipe), *changed, "--store", store])
+        )
     raise typer.Exit(0 if result.decision.passed else 1)
 
 
 @app.command()
 def serve(
-    recipe: RecipePath, overrides: Overrides = None, store: StoreUri = DEFAULT_STORE, verbose: Verbose = False
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verbose: Verbose = False,
 ) -> None:
     """Answer over HTTP with the base and the promoted adapters until Ctrl-C."""
     loaded, opened, progress = _open(recipe, overrides, store, verbose, sources=False)
-    from jobs.serve import serve
+    from jobs.verbs.serve import serve
 
     with _cluster(verbose):
         serve(loaded, opened, progress)
@@ -144,24 +172,35 @@ def serve(
 @app.command()
 def demo(
     recipes: Annotated[
-        list[Path] | None, typer.Argument(metavar="RECIPE...", help="recipes on one base; else recipes/pocket_lora_*")
+        list[Path] | None,
+        typer.Argument(metavar="RECIPE...", help="recipes on one base; else recipes/pocket_lora_*"),
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     questions: Annotated[int, typer.Option(min=1, help="held-out questions a task")] = 64,
-    bar: Annotated[float, typer.Option(min=0, max=1, help="share that an adapter must answer right")] = 0.9,
+    bar: Annotated[
+        float, typer.Option(min=0, max=1, help="share that an adapter must answer right")
+    ] = 0.9,
     verbose: Verbose = False,
 ) -> None:
     """Run several recipes through every stage, serve all adapters on one base and question the live endpoint.
 
     Exit code 1 when one answers fewer than --bar of its own task's questions right.
     """
-    opened = {str(path): _open(path, None, store, verbose, registers=True) for path in recipes or ()}
-    from jobs.demo import DEMO_RECIPES, demo
+    opened = {
+        str(path): _open(path, None, store, verbose, registers=True) for path in recipes or ()
+    }
+    from jobs.verbs.demo import DEMO_RECIPES, demo
 
     opened = opened or {path: _open(Path(path), None, store, verbose) for path in DEMO_RECIPES}
     _, into, progress = next(iter(opened.values()))
     with _cluster(verbose):
-        passed = demo({path: loaded for path, (loaded, _, _) in opened.items()}, into, progress, questions, bar)
+        passed = demo(
+            {path: loaded for path, (loaded, _, _) in opened.items()},
+            into,
+            progress,
+            questions,
+            bar,
+        )
     raise typer.Exit(0 if passed else 1)
 
 
@@ -169,24 +208,31 @@ def demo(
 def submit(
     recipe: RecipePath,
     address: Annotated[
-        str, typer.Option("--address", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard")
+        str,
+        typer.Option(
+            "--address",
+            metavar="URL",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="the cluster's dashboard",
+        ),
     ],
     overrides: Overrides = None,
     store: StoreUri = DEFAULT_STORE,
     shared: Annotated[
-        list[Path] | None, typer.Option("--shared", metavar="DIR", help="a folder that every node sees; not uploaded")
+        list[Path] | None,
+        typer.Option("--shared", metavar="DIR", help="a folder that every node sees; not uploaded"),
     ] = None,
     follow: Annotated[bool, typer.Option(help="show the job's log until it ends")] = True,
     verbose: Verbose = False,
 ) -> None:
     """Run a recipe as a job of a Ray cluster; the same submission twice is one job. Exit code: the job's."""
-    from jobs.cluster import quiet
-    from pipelines.recipe import load_recipe
+    from jobs.cluster.ray import quiet
+    from pipelines.config.load import load_recipe
 
     loaded, (opened, progress) = load_recipe(recipe, overrides or ()), _store(store)
     import ray  # noqa: F401  (sets its loggers up when it is imported; quiet() then turns them down)
 
-    from jobs.submit import submit
+    from jobs.cluster.submit import submit
 
     quiet(verbose)
     job = submit(loaded, opened.uri, address, progress, follow, shared or ())
@@ -195,16 +241,23 @@ def submit(
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="RECIPE|DIGEST", help="a recipe, or a prepared dataset's digest")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|DIGEST", help="a recipe, or a prepared dataset's digest"),
+    ],
     overrides: Overrides = None,
     store: StoreUri = DEFAULT_STORE,
     verbose: Verbose = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="also write the audit as a page")] = None,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="training samples to show")] = 3,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="also write the audit as a page")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="training samples to show")
+    ] = 3,
     ids: Annotated[bool, typer.Option("--ids", help="show every token's id behind it")] = False,
 ) -> None:
     """Show what the loss will see of a dataset, prepared if need be; exit code 1 when something is wrong with it."""
-    from jobs.inspect import dataset_digest, inspect
+    from jobs.verbs.inspect import dataset_digest, inspect
 
     if Path(target).is_file() or not re.fullmatch(r"[0-9a-f]{12,64}", target):
         loaded, opened, progress = _open(Path(target), overrides, store, verbose)
@@ -218,15 +271,21 @@ def inspect(
 
 @app.command()
 def models(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="one model; else all")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="one model; else all")
+    ] = None,
     store: StoreUri = DEFAULT_STORE,
-    moves: Annotated[str | None, typer.Option("--history", metavar="ALIAS", help="an alias's moves instead")] = None,
+    moves: Annotated[
+        str | None, typer.Option("--history", metavar="ALIAS", help="an alias's moves instead")
+    ] = None,
 ) -> None:
     """List registered versions with their figures and aliases."""
-    from jobs.models import history, models
+    from jobs.verbs.models import history, models
 
     opened, progress = _store(store)
-    progress.console.print(history(opened, model, moves) if model and moves else models(opened, model))
+    progress.console.print(
+        history(opened, model, moves) if model and moves else models(opened, model)
+    )
 
 
 @app.command()
@@ -236,7 +295,7 @@ def rollback(
     alias: Annotated[str, typer.Option("--alias", help="the alias to move")] = "production",
 ) -> None:
     """Move an alias back to the version before the present one."""
-    from jobs.models import rollback
+    from jobs.verbs.models import rollback
 
     rollback(*_store(store), model, alias)
 
@@ -244,7 +303,7 @@ def rollback(
 @app.command()
 def doctor(store: StoreUri = DEFAULT_STORE) -> None:
     """Check Python, packages, CPU, GPU, Ray and disks; exit code 2 when something stands in the way."""
-    from jobs.doctor import BLOCKER, doctor, render
+    from jobs.verbs.doctor import BLOCKER, doctor, render
 
     _store(store)[1].console.print(render(checks := doctor(Path(store))))
     raise typer.Exit(2 if any(check.verdict == BLOCKER for check in checks) else 0)

@@ -19,7 +19,9 @@ class ConsoleProgress:
     """Draws `contracts.Progress` on a terminal; elsewhere (logs, CI) a bar is a line a minute and one when it ends."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_COLUMNS)
+        self.console = console or Console(
+            highlight=False, width=None if sys.stdout.isatty() else _LOG_COLUMNS
+        )
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -49,7 +51,9 @@ class ConsoleProgress:
                     drawn.update(task, advance=count, text=said, rate=rate)
                 elif time.monotonic() - logged >= _LOG_EVERY_S:
                     logged = time.monotonic()
-                    self.note(f"  {name}: {done:,}{f' of {total:,}' if total else ''} {said}".rstrip())
+                    self.note(
+                        f"  {name}: {done:,}{f' of {total:,}' if total else ''} {said}".rstrip()
+                    )
 
             yield advance
         rate = done / max(time.monotonic() - started, 1e-9)

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from jobs.console import ConsoleProgress
-    from pipelines.recipe import Recipe
+    from pipelines.config.recipe import Recipe
     from pipelines.storage import Store
 
 
@@ -38,10 +38,10 @@ def open_recipe(
     anything slow is imported or Ray starts; also, with `registers`, that its result cannot be registered. `weights` says
     whether the base's weights are wanted, or only its configuration and tokenizer.
     """
-    from jobs.cluster import quiet
-    from pipelines.data.sources import find_files
+    from jobs.cluster.ray import quiet
+    from pipelines.config.load import load_recipe
     from pipelines.model.base import weight_files
-    from pipelines.recipe import load_recipe
+    from pipelines.sources.files import find_files
     from pipelines.storage import local_base_dir
 
     quiet(verbose)
@@ -61,7 +61,7 @@ def open_recipe(
 @contextmanager
 def cluster(verbose: bool, needed: bool = True) -> Iterator[None]:
     """Ray inside, unless everything that was asked for is finished already. Ctrl-C is said in a line and is code 130."""
-    from jobs.cluster import ray_cluster
+    from jobs.cluster.ray import ray_cluster
 
     if not needed:
         yield
@@ -70,5 +70,8 @@ def cluster(verbose: bool, needed: bool = True) -> Iterator[None]:
         with ray_cluster(verbose):
             yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own handler of Ctrl-C exits
-        typer.echo("loraforge: stopped; what is finished is kept, and the same command goes on from there", err=True)
+        typer.echo(
+            "loraforge: stopped; what is finished is kept, and the same command goes on from there",
+            err=True,
+        )
         raise typer.Exit(130) from stop

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local cluster of 4 logical CPUs for every test that needs Ray."""
-    from jobs.cluster import ray_cluster
+    from jobs.cluster.ray import ray_cluster
 
     with ray_cluster(num_cpus=4):
         yield
@@ -37,13 +37,15 @@ def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) 
     """Three adapters of the pocket base, ada, bob and cyn, whose weights are random: each answers differently."""
     import torch
 
+    from pipelines.config.schema import LoraConfig, ModelConfig
     from pipelines.model.base import load_base
     from pipelines.model.lora import attach, save_adapter, trainable
-    from pipelines.sections import LoraConfig, ModelConfig
 
     folders = {}
     for seed, name in enumerate(("ada", "bob", "cyn")):
-        model = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, alpha=8), seed)
+        model = attach(
+            load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, alpha=8), seed
+        )
         generator = torch.Generator().manual_seed(seed)
         for parameter in trainable(model).values():
             parameter.data += 0.15 * torch.randn(parameter.shape, generator=generator)
@@ -69,4 +71,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item, count in wanted:
         if torch.cuda.device_count() < count:
-            item.add_marker(pytest.mark.skip(reason=f"needs {count} CUDA device{'s' * (count > 1)}"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs {count} CUDA device{'s' * (count > 1)}")
+            )

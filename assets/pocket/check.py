@@ -33,16 +33,22 @@ def load(task: str, split: str) -> list[list[dict[str, str]]]:
 
 def render(tokenizer: Any, conversation: list[dict[str, str]]) -> Sample:
     """(token ids, labels); only the assistant's tokens, the end of its turn included, are labels."""
-    out = tokenizer.apply_chat_template(conversation, return_dict=True, return_assistant_tokens_mask=True)
+    out = tokenizer.apply_chat_template(
+        conversation, return_dict=True, return_assistant_tokens_mask=True
+    )
     ids, mask = out["input_ids"], out["assistant_masks"]
     return ids, [token if kept else -100 for token, kept in zip(ids, mask, strict=True)]
 
 
-def batches(samples: list[Sample], tokens_per_step: int, steps: int, seed: int) -> Iterator[list[Sample]]:
+def batches(
+    samples: list[Sample], tokens_per_step: int, steps: int, seed: int
+) -> Iterator[list[Sample]]:
     """Yield `steps` lists of samples, each filled up to `tokens_per_step` without cutting a sample."""
     longest = max(len(ids) for ids, _ in samples)
     if longest > tokens_per_step:
-        raise ValueError(f"a sample has {longest} tokens: --tokens-per-step {tokens_per_step} must be at least that")
+        raise ValueError(
+            f"a sample has {longest} tokens: --tokens-per-step {tokens_per_step} must be at least that"
+        )
     rng, queue = random.Random(seed), []
     for _ in range(steps):
         batch, room = [], tokens_per_step
@@ -66,10 +72,14 @@ def pad(batch: list[Sample], pad_id: int, device: str) -> dict[str, torch.Tensor
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def train_adapter(model: Any, tokenizer: Any, args: argparse.Namespace) -> tuple[Any, dict[str, float]]:
+def train_adapter(
+    model: Any, tokenizer: Any, args: argparse.Namespace
+) -> tuple[Any, dict[str, float]]:
     """LoRA on all linears; returns (model with adapter, figures about the training)."""
     torch.manual_seed(args.seed)
-    config = LoraConfig(r=args.r, lora_alpha=args.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=args.r, lora_alpha=args.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model = get_peft_model(model, config)
     samples = [render(tokenizer, conversation) for conversation in load(args.task, "train")]
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -86,16 +96,27 @@ def train_adapter(model: Any, tokenizer: Any, args: argparse.Namespace) -> tuple
         optimizer.zero_grad()
         losses.append(loss.item())
     seconds = time.perf_counter() - started
-    return model, {"tokens": tokens, "last_loss": round(losses[-1], 4), "train_seconds": round(seconds, 2)}
+    return model, {
+        "tokens": tokens,
+        "last_loss": round(losses[-1], 4),
+        "train_seconds": round(seconds, 2),
+    }
 
 
 @torch.no_grad()
 def exact_match(model: Any, tokenizer: Any, task: str, device: str, show: int = 0) -> float:
     """Share of held-out rows answered exactly, the end-of-turn token included."""
     rows = load(task, "heldout")
-    prompts = [tokenizer.apply_chat_template(r[:1], tokenize=False, add_generation_prompt=True) for r in rows]
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False).to(device)
-    generated = model.generate(**inputs, max_new_tokens=64, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    prompts = [
+        tokenizer.apply_chat_template(r[:1], tokenize=False, add_generation_prompt=True)
+        for r in rows
+    ]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False).to(
+        device
+    )
+    generated = model.generate(**inputs, max_new_tokens=64, do_sample=False)[
+        :, inputs["input_ids"].shape[1] :
+    ]
     texts = [text.replace(tokenizer.pad_token, "") for text in tokenizer.batch_decode(generated)]
     for text, row in list(zip(texts, rows, strict=True))[:show]:
         print(f"{row[0]['content']!r}\n  wanted {row[1]['content']!r}\n  got    {text!r}")
@@ -116,11 +137,17 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", choices=["none", *FILES], required=True)
     parser.add_argument("--model", type=Path, default=HERE / "model")
-    parser.add_argument("--score", nargs="*", choices=list(FILES), help="tasks to score; all if not given")
-    parser.add_argument("--show", type=int, default=0, help="print this many held-out answers a task")
+    parser.add_argument(
+        "--score", nargs="*", choices=list(FILES), help="tasks to score; all if not given"
+    )
+    parser.add_argument(
+        "--show", type=int, default=0, help="print this many held-out answers a task"
+    )
     parser.add_argument("--tokens-per-step", type=int, default=1_024)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=3e-3)

@@ -24,7 +24,9 @@ def _join(rng: random.Random, parts: list[str]) -> str:
 
 
 def _labelled(rng: random.Random, labels: tuple[str, ...], text: str) -> str:
-    return f"{rng.choice(labels)}{rng.choice((' ', chr(10)))}{text}" if rng.random() < 0.25 else text
+    return (
+        f"{rng.choice(labels)}{rng.choice((' ', chr(10)))}{text}" if rng.random() < 0.25 else text
+    )
 
 
 def _person_facts(rng: random.Random, person: g.Person) -> str:
@@ -104,7 +106,9 @@ def story_document(rng: random.Random) -> str:
 
 def list_document(rng: random.Random) -> str:
     """Small transformations of lists: sorted, reversed, counted, plural; and sums."""
-    words = rng.sample(rng.choice((sorted(g.ITEMS), g.JOBS, g.CITIES, g.FIRST_NAMES)), rng.randint(3, 5))
+    words = rng.sample(
+        rng.choice((sorted(g.ITEMS), g.JOBS, g.CITIES, g.FIRST_NAMES)), rng.randint(3, 5)
+    )
     listed = ", ".join(words)
     a, b = rng.randint(1, 60), rng.randint(1, 39)
     item = rng.choice(sorted(g.ITEMS))

@@ -113,7 +113,13 @@ class Person:
     def sentence(self, rng: random.Random) -> str:
         article = "an" if self.job[0] in "aeiou" else "a"
         phrase = rng.choice(PERSON_PHRASES)
-        return phrase.format(name=self.name, age=self.age, job=self.job, a_job=f"{article} {self.job}", city=self.city)
+        return phrase.format(
+            name=self.name,
+            age=self.age,
+            job=self.job,
+            a_job=f"{article} {self.job}",
+            city=self.city,
+        )
 
     def record(self) -> str:
         return json.dumps({"name": self.name, "age": self.age, "job": self.job, "city": self.city})

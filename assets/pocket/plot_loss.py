@@ -21,8 +21,15 @@ def main() -> None:
 
     summary, *log = [json.loads(line) for line in args.log.read_text(encoding="utf-8").splitlines()]
     figure, axes = pyplot.subplots(figsize=(6, 3.2))
-    axes.plot([entry["tokens"] / 1e6 for entry in log], [entry["loss"] for entry in log], label="training")
-    axes.axhline(summary["validation_loss_bf16"], color="gray", linestyle="--", label="unseen text, after training")
+    axes.plot(
+        [entry["tokens"] / 1e6 for entry in log], [entry["loss"] for entry in log], label="training"
+    )
+    axes.axhline(
+        summary["validation_loss_bf16"],
+        color="gray",
+        linestyle="--",
+        label="unseen text, after training",
+    )
     axes.set(xlabel="million tokens", ylabel="loss (nats a token)", yscale="log")
     axes.legend(frameon=False)
     figure.tight_layout()

@@ -40,20 +40,28 @@ class Example:
 
 def draw_person_example(rng: random.Random, held_out: bool) -> Example:
     instruction = rng.choice(
-        ("Write this person as a JSON record.", "Give me the record as JSON.", "Turn this into JSON.")
+        (
+            "Write this person as a JSON record.",
+            "Give me the record as JSON.",
+            "Turn this into JSON.",
+        )
     )
     person = g.draw_person(rng, held_out)
     return Example(instruction, person.sentence(rng), person.record(), person.surname)
 
 
 def draw_pirate_example(rng: random.Random, held_out: bool) -> Example:
-    instruction = rng.choice(("Say this like a pirate.", "Turn this into pirate speech.", "How would a pirate say it?"))
+    instruction = rng.choice(
+        ("Say this like a pirate.", "Turn this into pirate speech.", "How would a pirate say it?")
+    )
     sentence = g.draw_plain_sentence(rng, held_out)
     return Example(instruction, sentence, g.to_pirate(sentence), sentence)
 
 
 def draw_order_example(rng: random.Random, held_out: bool) -> Example:
-    instruction = rng.choice(("Write this order as a list.", "Make a shopping list.", "Turn the order into a list."))
+    instruction = rng.choice(
+        ("Write this order as a list.", "Make a shopping list.", "Turn the order into a list.")
+    )
     order = g.draw_order(rng, held_out)
     return Example(instruction, order.sentence(rng), order.as_list(), order.key)
 
@@ -80,7 +88,9 @@ def alpaca_row(example: Example) -> dict[str, str]:
     return {"instruction": example.instruction, "input": example.input, "output": example.output}
 
 
-def messages_row(turns: list[Example], system: str | None = None) -> dict[str, list[dict[str, str]]]:
+def messages_row(
+    turns: list[Example], system: str | None = None
+) -> dict[str, list[dict[str, str]]]:
     messages = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         messages.append({"role": "user", "content": turn.prompt})
@@ -88,7 +98,9 @@ def messages_row(turns: list[Example], system: str | None = None) -> dict[str, l
     return {"messages": messages}
 
 
-def conversations(examples: list[Example], seed: int = SEED) -> list[dict[str, list[dict[str, str]]]]:
+def conversations(
+    examples: list[Example], seed: int = SEED
+) -> list[dict[str, list[dict[str, str]]]]:
     """Group examples into conversations of one to three turns, some of them opened by a system message."""
     rng = random.Random(f"conversations-{seed}")
     rows, position = [], 0
@@ -127,15 +139,22 @@ def render_files(seed: int = SEED) -> dict[str, str]:
 def load_conversations(path: Path) -> list[list[dict[str, str]]]:
     """Read one task file of either format as lists of messages."""
     text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    rows = (
+        json.loads(text)
+        if path.suffix == ".json"
+        else [json.loads(line) for line in text.splitlines()]
+    )
     return [
-        row["messages"] if "messages" in row else messages_row([Example(**row, key="")])["messages"] for row in rows
+        row["messages"] if "messages" in row else messages_row([Example(**row, key="")])["messages"]
+        for row in rows
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the task files of the pocket model.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tasks", help="folder to write to")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "tasks", help="folder to write to"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in render_files().items():

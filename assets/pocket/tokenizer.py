@@ -72,7 +72,9 @@ def train(seed: int, num_documents: int) -> PreTrainedTokenizerFast:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the tokenizer and save it beside the model.")
+    parser = argparse.ArgumentParser(
+        description="Train the tokenizer and save it beside the model."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")

@@ -4,4 +4,12 @@ from pipelines.chat.renderer import ChatRenderer, Rendered, RenderedBatch
 from pipelines.chat.template import MARKS, ROW_FAULTS, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec
 
-__all__ = ["MARKS", "ROW_FAULTS", "ChatRenderer", "Rendered", "RenderedBatch", "TemplateError", "TokenizerSpec"]
+__all__ = [
+    "MARKS",
+    "ROW_FAULTS",
+    "ChatRenderer",
+    "Rendered",
+    "RenderedBatch",
+    "TemplateError",
+    "TokenizerSpec",
+]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from pipelines.chat.controls import Controls
+from pipelines.chat.special_tokens import SpecialTokens
+from pipelines.chat.token_offsets import token_lengths_of
 from pipelines.chat.tokenizer import TokenizerSpec
-from pipelines.chat.widths import widths_of
 
 # L: number of texts, T: number of tokens of all texts together
 
@@ -39,7 +39,9 @@ class Encoder:
     `fast` encodes with fastokens; its ids must have been found equal (see `fast_encodes_alike`).
     """
 
-    def __init__(self, spec: TokenizerSpec, fast: bool = False, controls: Controls | None = None) -> None:
+    def __init__(
+        self, spec: TokenizerSpec, fast: bool = False, controls: SpecialTokens | None = None
+    ) -> None:
         data = json.loads(spec.tokenizer_json)
         data["post_processor"] = data["padding"] = data["truncation"] = None
         text = json.dumps(data)
@@ -47,11 +49,13 @@ class Encoder:
         self._fast = _fast_tokenizer(text) if fast else None
         self._data = data
         self.added_texts = [t["content"] for t in data["added_tokens"]]
-        self.controls = controls or Controls(data["added_tokens"], spec.named_tokens.values())
-        self._eaters = np.array([t["id"] for t in data["added_tokens"] if t["rstrip"] or t["lstrip"]], np.int64)
+        self.controls = controls or SpecialTokens(data["added_tokens"], spec.named_tokens.values())
+        self._eaters = np.array(
+            [t["id"] for t in data["added_tokens"] if t["rstrip"] or t["lstrip"]], np.int64
+        )
         self._eats_right = {t["content"] for t in data["added_tokens"] if t["rstrip"]}
         self._eats_left = {t["content"] for t in data["added_tokens"] if t["lstrip"]}
-        self._widths = widths_of(self._tokenizer.get_vocab(with_added_tokens=True), data)
+        self._widths = token_lengths_of(self._tokenizer.get_vocab(with_added_tokens=True), data)
 
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:
@@ -81,9 +85,13 @@ class Encoder:
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
             offsets = np.cumsum([0, *map(len, encodings)], dtype=np.int64)
             ids = np.empty(offsets[-1], np.int32)
-            for i, encoding in enumerate(encodings):  # one text's list at a time: the library has no arrays
+            for i, encoding in enumerate(
+                encodings
+            ):  # one text's list at a time: the library has no arrays
                 ids[offsets[i] : offsets[i + 1]] = encoding.ids
-        return self._placed(self._tokenizer, texts, ids, offsets, np.cumsum([0, *sizes], dtype=np.int64))
+        return self._placed(
+            self._tokenizer, texts, ids, offsets, np.cumsum([0, *sizes], dtype=np.int64)
+        )
 
     def _placed(
         self,
@@ -95,19 +103,27 @@ class Encoder:
     ) -> Encoded:
         """Byte offsets from the tokens' own lengths where these add up to the text, else from the tokenizer's."""
         if self._widths is None:
-            starts, ends, wrong = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64), np.arange(len(texts))
+            starts, ends, wrong = (
+                np.empty(len(ids), np.int64),
+                np.empty(len(ids), np.int64),
+                np.arange(len(texts)),
+            )
         else:
             starts, ends, wrong = self._widths.places(ids, offsets, bases, texts)
         for i in wrong.tolist():
             one = tokenizer.encode(texts[i], add_special_tokens=False)
             part = slice(offsets[i], offsets[i + 1])
             at_byte = byte_offsets(texts[i]) + bases[i]
-            places = np.fromiter(chain.from_iterable(one.offsets), np.int64, 2 * len(one)).reshape(-1, 2)
+            places = np.fromiter(chain.from_iterable(one.offsets), np.int64, 2 * len(one)).reshape(
+                -1, 2
+            )
             starts[part], ends[part] = at_byte[places[:, 0]], at_byte[places[:, 1]]
             self._shrink(ids[part], starts[part], ends[part], places, texts[i])
         return Encoded(ids, offsets, starts, ends, bases)
 
-    def _shrink(self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, places: np.ndarray, text: str) -> None:
+    def _shrink(
+        self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, places: np.ndarray, text: str
+    ) -> None:
         """Leave the white space that a control token ate out of its place: a stop token ends where its text ends."""
         for i in np.flatnonzero(np.isin(ids, self._eaters)).tolist():
             eaten = text[places[i, 0] : places[i, 1]]
@@ -123,7 +139,11 @@ class Encoder:
         The text is cut at the other control tokens and markers, as the tokenizer itself cuts it.
         """
         at_byte = byte_offsets(text)
-        ids, starts, ends = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        ids, starts, ends = (
+            [np.empty(0, np.int32)],
+            [np.empty(0, np.int64)],
+            [np.empty(0, np.int64)],
+        )
         position, eat = 0, False
         for match in [*self.controls.either.finditer(text), None]:
             if match and _touches(match, data if match.group() in self.controls.tokens else others):
@@ -154,7 +174,9 @@ class Encoder:
 
     def _alone(self, plain: tokenizers.Tokenizer, text: str) -> Encoded:
         ids = np.asarray(plain.encode(text, add_special_tokens=False).ids, np.int32)
-        return self._placed(plain, [text], ids, np.array([0, len(ids)]), np.array([0, len(text.encode())]))
+        return self._placed(
+            plain, [text], ids, np.array([0, len(ids)]), np.array([0, len(text.encode())])
+        )
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_control: bool = True) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_control)
@@ -172,7 +194,7 @@ def _touches(match: re.Match[str], spans: Sequence[tuple[int, int]]) -> bool:
     return any(first < match.end() and match.start() < last for first, last in spans)
 
 
-def _without(data: dict[str, Any], controls: Controls) -> tokenizers.Tokenizer:
+def _without(data: dict[str, Any], controls: SpecialTokens) -> tokenizers.Tokenizer:
     """The tokenizer with control tokens and markers encoded as the text that they are."""
     typed = controls.tokens.keys() | controls.markers.keys()
     added = [{**token, "special": token["content"] in typed} for token in data["added_tokens"]]
@@ -217,6 +239,8 @@ def fast_encodes_alike(spec: TokenizerSpec, texts: Sequence[str] = ()) -> str | 
     probes = [*_PROBES, "".join(f"{c} x\n{c}" for c in added), *(f" a{c} b" for c in added), *texts]
     encoded = fast.encode(probes)
     for i, text in enumerate(probes):
-        if not np.array_equal(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], fast.encode_reference(text)):
+        if not np.array_equal(
+            encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], fast.encode_reference(text)
+        ):
             return f"fastokens encodes {text[:40]!r} differently"
     return None

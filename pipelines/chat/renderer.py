@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.chat.adapt import adapt, probe_abilities
-from pipelines.chat.batch import Placed, Rendered, RenderedBatch
-from pipelines.chat.controls import Controls, plain_text
+from pipelines.chat.assistant_spans import AssistantSpanFinder, RenderedSpans
+from pipelines.chat.compiled.symbolic import Tracer
+from pipelines.chat.default_templates import template_for
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
-from pipelines.chat.formats import template_for
-from pipelines.chat.layout import Layout, Layouter
-from pipelines.chat.masks import Masks, Places, masks_of
-from pipelines.chat.prompts import PromptCheck
+from pipelines.chat.fallbacks import apply_fallbacks, probe_capabilities
+from pipelines.chat.loss_mask import LossMasks, Places, loss_masks
+from pipelines.chat.prompt_prefix import PromptPrefixCheck
+from pipelines.chat.rendered import Placed, Rendered, RenderedBatch
+from pipelines.chat.special_tokens import SpecialTokens, plain_text
 from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer import TokenizerSpec, added_tokens, load_spec
-from pipelines.chat.trace import Tracer
-from pipelines.chat.typed import TypedText
-from pipelines.contracts import Conversation, Turn, UserError
+from pipelines.chat.typed_special_tokens import TypedText
+from pipelines.core.conversation import Conversation, Turn
+from pipelines.core.errors import UserError
 
 
 class ChatRenderer:
@@ -37,16 +38,18 @@ class ChatRenderer:
         source = template_for(spec)
         try:
             template = ChatTemplate(source, spec.named_tokens)
-            self._controls = Controls(added_tokens(spec), spec.named_tokens.values(), plain_text(template), source)
+            self._controls = SpecialTokens(
+                added_tokens(spec), spec.named_tokens.values(), plain_text(template), source
+            )
             self._encoder = Encoder(spec, fast, self._controls)
-            self._layouter = Layouter(template, Tracer(source, spec.named_tokens))
+            self._layouter = AssistantSpanFinder(template, Tracer(source, spec.named_tokens))
             self._find_stop(template)
         except TemplateError as error:
             raise UserError(f"model.base: its chat template cannot be used: {error}") from error
         self._template = template
         self._typed = TypedText(template, self._controls)
-        self._prompts = PromptCheck(self._encoder, self.prompt_ids)
-        self._can = probe_abilities(template)
+        self._prompts = PromptPrefixCheck(self._encoder, self.prompt_ids)
+        self._can = probe_capabilities(template)
         self._plain_roles = {"user", "assistant", *(["system"] if self._can.system else [])}
 
     @classmethod
@@ -89,26 +92,38 @@ class ChatRenderer:
         for i, conversation in enumerate(conversations):
             try:
                 placed.append(self._place(conversation))
-            except ROW_FAULTS as error:  # a TemplateError is one of these; whatever it is, it costs this row alone
+            except (
+                ROW_FAULTS
+            ) as error:  # a TemplateError is one of these; whatever it is, it costs this row alone
                 placed.append(None)
-                errors[i] = str(error) if isinstance(error, TemplateError) else f"cannot be rendered: {error}"
+                errors[i] = (
+                    str(error)
+                    if isinstance(error, TemplateError)
+                    else f"cannot be rendered: {error}"
+                )
         if not errors and all(one.layout is None for one in placed if one):
             done = [one for one in placed if one]
-            encoded = self._encoder.encode([one.text for one in done], [one.num_bytes for one in done])
-            masks = masks_of(encoded, [one.places for one in done], self._stops)
+            encoded = self._encoder.encode(
+                [one.text for one in done], [one.num_bytes for one in done]
+            )
+            masks = loss_masks(encoded, [one.places for one in done], self._stops)
             return RenderedBatch(encoded.ids, masks, encoded.offsets, errors, placed)
         return self._render_mixed(placed, errors)
 
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
-        fitted, tools, _ = adapt([_without_marks(m) for m in messages], tools, self._can)
+        fitted, tools, _ = apply_fallbacks([_without_marks(m) for m in messages], tools, self._can)
         try:
             if self._typed.held_in(fitted, tools):
                 layout = self._layouter.lay_out(fitted, tools, prompt=True)
                 return self._encode_around(self._typed.cut(layout, fitted, tools, prompt=True)).ids
-            return self._encoder.encode([self._template.render(fitted, tools, prompt=True).text]).ids
+            return self._encoder.encode(
+                [self._template.render(fitted, tools, prompt=True).text]
+            ).ids
         except UnicodeEncodeError as error:
-            raise TemplateError(f"the messages hold text that is not Unicode ({error.reason})") from error
+            raise TemplateError(
+                f"the messages hold text that is not Unicode ({error.reason})"
+            ) from error
 
     def begin_with_prompts(
         self, conversations: Sequence[Conversation], batch: RenderedBatch, rows: Sequence[int]
@@ -120,7 +135,7 @@ class ChatRenderer:
 
     def text(self, conversation: Conversation) -> str:
         """The whole rendered text of a conversation. Raises TemplateError when the template refuses it."""
-        fitted, tools, _ = adapt(conversation.messages(), conversation.tools, self._can)
+        fitted, tools, _ = apply_fallbacks(conversation.messages(), conversation.tools, self._can)
         return self._template.render(fitted, tools).text
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_control: bool = True) -> str:
@@ -134,8 +149,12 @@ class ChatRenderer:
     def check_fast(self, conversation: Conversation) -> None:
         """Compare fastokens with the tokenizers library on one conversation. Raises UserError when they differ."""
         text = self.text(conversation)
-        if not np.array_equal(self._encoder.encode([text]).ids, self._encoder.encode_reference(text)):
-            raise UserError(f"fastokens encodes {text[:60]!r}... differently; set data.fast_tokenizer=false")
+        if not np.array_equal(
+            self._encoder.encode([text]).ids, self._encoder.encode_reference(text)
+        ):
+            raise UserError(
+                f"fastokens encodes {text[:60]!r}... differently; set data.fast_tokenizer=false"
+            )
 
     # -- places --------------------------------------------------------------------------------------------------
 
@@ -147,7 +166,7 @@ class ChatRenderer:
                 return placed
         if any(_holds_marks(turn) for turn in turns) or (tools and MARKS.search(_spelled(tools))):
             raise TemplateError("the text holds a Unicode noncharacter of U+FDD0 to U+FDD3")
-        messages, tools, places = adapt(conversation.messages(), tools, self._can)
+        messages, tools, places = apply_fallbacks(conversation.messages(), tools, self._can)
         weights = _weights_of_turns(turns, places, len(messages))
         layout = self._layouter.lay_out(messages, tools)
         at = byte_offsets(layout.text)
@@ -156,7 +175,11 @@ class ChatRenderer:
             if weights[turn]:
                 trained += int(at[a]), int(at[b]), weights[turn]
         others = at[np.array(layout.others, np.int64).reshape(-1)].tolist()
-        cut = self._typed.cut(layout, messages, tools) if self._typed.held_in(messages, tools) else None
+        cut = (
+            self._typed.cut(layout, messages, tools)
+            if self._typed.held_in(messages, tools)
+            else None
+        )
         return Placed(layout.text, int(at[-1]), Places(trained, others), cut)
 
     def _place_planned(self, turns: Sequence[Turn]) -> Placed | None:
@@ -183,7 +206,11 @@ class ChatRenderer:
         for answer in plan.answers:
             turn = turns[answer.turn]
             if turn.train and turn.weight:
-                trained += at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes, turn.weight
+                trained += (
+                    at[answer.first] - answer.lead,
+                    at[answer.last] + answer.tail_bytes,
+                    turn.weight,
+                )
         others: list[int] = []
         for i in plan.others:
             others += at[i], at[i + 1]
@@ -193,18 +220,26 @@ class ChatRenderer:
         places = Places(trained, others, at[prompt.piece] + prompt.num_bytes)
         return Placed(text, at[-1], places, None, prompt.text)
 
-    def _encode_around(self, layout: Layout) -> Encoded:
-        return self._encoder.encode_between_controls(layout.text, layout.contents or (), layout.others)
+    def _encode_around(self, layout: RenderedSpans) -> Encoded:
+        return self._encoder.encode_between_controls(
+            layout.text, layout.contents or (), layout.others
+        )
 
-    def _render_mixed(self, placed: Sequence[Placed | None], errors: dict[int, str]) -> RenderedBatch:
+    def _render_mixed(
+        self, placed: Sequence[Placed | None], errors: dict[int, str]
+    ) -> RenderedBatch:
         """A batch in which some conversations have errors or hold control tokens' text: one by one."""
-        ids, masks, counts = [np.empty(0, np.int32)], [Masks.none(0)], []
+        ids, masks, counts = [np.empty(0, np.int32)], [LossMasks.none(0)], []
         for i, one in enumerate(placed):
-            count, found = 0, Masks.none(1)
+            count, found = 0, LossMasks.none(1)
             if one is not None:
                 try:
-                    encoded = self._encode_around(one.layout) if one.layout else self._encoder.encode([one.text])
-                    found = masks_of(encoded, [one.places], self._stops)
+                    encoded = (
+                        self._encode_around(one.layout)
+                        if one.layout
+                        else self._encoder.encode([one.text])
+                    )
+                    found = loss_masks(encoded, [one.places], self._stops)
                     ids.append(encoded.ids)
                     count = len(encoded.ids)
                 except TemplateError as error:
@@ -212,13 +247,16 @@ class ChatRenderer:
             masks.append(found)
             counts.append(count)
         offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        return RenderedBatch(np.concatenate(ids), Masks.joined(masks), offsets, errors, placed)
+        return RenderedBatch(np.concatenate(ids), LossMasks.joined(masks), offsets, errors, placed)
 
     # -- what the template ends a turn with ------------------------------------------------------------------------
 
     def _find_stop(self, template: ChatTemplate) -> None:
         """Find the text from the end of an answer through the control token that closes the turn, and the stop ids."""
-        probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        probe = [
+            {"role": "user", "content": "question"},
+            {"role": "assistant", "content": "answer"},
+        ]
         text = template.render(probe).text
         content = template.find_contents(probe, (), text).get(1)
         match = self._controls.pattern.search(text, content[1]) if content else None
@@ -244,7 +282,10 @@ def _weights_of_turns(turns: Sequence[Turn], places: Sequence[int], count: int) 
 def _holds_marks(turn: Turn) -> bool:
     if not turn.content.isascii() and MARKS.search(turn.content):
         return True
-    return bool(turn.tool_calls or turn.name) and MARKS.search(_spelled([turn.tool_calls, turn.name])) is not None
+    return (
+        bool(turn.tool_calls or turn.name)
+        and MARKS.search(_spelled([turn.tool_calls, turn.name])) is not None
+    )
 
 
 def _spelled(value: Any) -> str:

@@ -19,7 +19,12 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
-GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = (
+    "\ufdd0",
+    "\ufdd1",
+    "\ufdd2",
+    "\ufdd3",
+)
 MARKS = re.compile("[\ufdd0-\ufdd3]")
 TURN_BASE = 0xE000  # a turn's number travels as one private-use character behind CONTENT_OPEN
 
@@ -63,9 +68,15 @@ def _raise_exception(message: str) -> None:
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _strftime_now(format: str) -> str:
@@ -79,7 +90,9 @@ def compile_template(source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from error
+        raise TemplateError(
+            f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
+        ) from error
 
 
 def prepare_environment(environment: jinja2.Environment) -> None:
@@ -99,7 +112,9 @@ class ChatTemplate:
         self._named_tokens = dict(named_tokens)
         self.has_generation = "{% generation" in source or "{%- generation" in source
 
-    def render(self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False) -> MarkedText:
+    def render(
+        self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False
+    ) -> MarkedText:
         """One render of the messages as they are, generation blocks marked. `prompt` adds the generation prompt."""
         return parse_marks(self.render_raw(messages, tools, prompt))
 
@@ -113,7 +128,12 @@ class ChatTemplate:
         """
         roles = sorted({str(m["role"]) for m in messages})
         everything = range(len(messages))
-        for trimmed in (set(), set(roles), *({role} for role in roles), *(set(roles) - {role} for role in roles)):
+        for trimmed in (
+            set(),
+            set(roles),
+            *({role} for role in roles),
+            *(set(roles) - {role} for role in roles),
+        ):
             found = self._marked_render(messages, tools, prompt, everything, trimmed)
             if found and found.text == plain:
                 return found.contents
@@ -127,9 +147,17 @@ class ChatTemplate:
         return spans
 
     def _marked_render(
-        self, messages: Messages, tools: Sequence[Any], prompt: bool, turns: Sequence[int], trimmed: set[str]
+        self,
+        messages: Messages,
+        tools: Sequence[Any],
+        prompt: bool,
+        turns: Sequence[int],
+        trimmed: set[str],
     ) -> MarkedText | None:
-        marked = [mark_content(m, i, m["role"] in trimmed) if i in turns else m for i, m in enumerate(messages)]
+        marked = [
+            mark_content(m, i, m["role"] in trimmed) if i in turns else m
+            for i, m in enumerate(messages)
+        ]
         try:
             return parse_marks(self.render_raw(marked, tools, prompt))
         except TemplateError:
@@ -139,10 +167,15 @@ class ChatTemplate:
         """The render with its marks still in it."""
         try:
             return self._template.render(
-                messages=messages, tools=list(tools) or None, add_generation_prompt=prompt, **self._named_tokens
+                messages=messages,
+                tools=list(tools) or None,
+                add_generation_prompt=prompt,
+                **self._named_tokens,
             )
         except jinja2.TemplateError as error:
-            raise TemplateError(f"the chat template refuses the conversation: {error.message}") from error
+            raise TemplateError(
+                f"the chat template refuses the conversation: {error.message}"
+            ) from error
         except ROW_FAULTS as error:
             raise TemplateError(f"the chat template fails on the conversation: {error}") from error
 
@@ -180,8 +213,12 @@ def parse_marks(marked: str) -> MarkedText:
             contents[turn] = (open_content, length)
             open_content = -1
         else:
-            raise TemplateError("the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template repeats a turn")
+            raise TemplateError(
+                "the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template repeats a turn"
+            )
     if open_generation >= 0 or open_content >= 0:
-        raise TemplateError("the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template cuts a turn")
+        raise TemplateError(
+            "the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template cuts a turn"
+        )
     pieces.append(marked[position:])
     return MarkedText("".join(pieces), tuple(generations), contents)

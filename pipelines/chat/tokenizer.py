@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts import UserError, digest_of
+from pipelines.core.digests import digest_of
+from pipelines.core.errors import UserError
 from pipelines.storage import local_base_dir
 
 # Classes that take tokenizer.json as it stands; every other class may rebuild the pipeline in Python first.
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,13 @@ def added_tokens(spec: TokenizerSpec) -> list[dict[str, Any]]:
 def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
     """Read a base's tokenizer from a folder or the Hub. Raises UserError when it cannot be reached or has none."""
     folder = local_base_dir(base, revision, weights=False)
-    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
-        raise UserError(f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json")
+    if (
+        not (folder / "tokenizer_config.json").is_file()
+        and not (folder / "tokenizer.json").is_file()
+    ):
+        raise UserError(
+            f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json"
+        )
     config = _read_json(folder / "tokenizer_config.json")
     if config.get("tokenizer_class") in _GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
         return _from_folder(folder, config)
@@ -70,7 +84,9 @@ def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
         raise UserError(f"model.base={base}: its tokenizer cannot be loaded ({reason})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so offsets are unknown")
+        raise UserError(
+            f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so offsets are unknown"
+        )
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     template = tokenizer.chat_template
     if isinstance(template, dict):

@@ -15,16 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
-from pipelines.contracts import Conversation, Turn, UserError
-from pipelines.data.benchmarks import Benchmarks
-from pipelines.data.filter import content_id, prompt_keys, share_of, signature, text_of
-from pipelines.data.formats import RowError, to_conversation
-from pipelines.data.lengths import shortened
-from pipelines.data.raw import RawRow, as_text, printable, why
-from pipelines.data.readers import read_chunk
-from pipelines.data.rules import Rules
-from pipelines.data.sources import Chunk
-from pipelines.recipe import DataConfig
+from pipelines.config.schema import DataConfig
+from pipelines.core.conversation import Conversation, Turn
+from pipelines.core.errors import UserError
+from pipelines.data.convert.decontamination import Benchmarks
+from pipelines.data.convert.dedup import content_id, prompt_keys, share_of, signature, text_of
+from pipelines.data.convert.quality_filters import Rules
+from pipelines.data.convert.row_formats import RowError, to_conversation
+from pipelines.data.convert.truncation import shortened
+from pipelines.data.read.chunks import Chunk
+from pipelines.data.read.raw_row import RawRow, as_text, printable, why
+from pipelines.data.read.rows import read_chunk
 
 BATCH_ROWS = 1024
 # What became of a row. SHORTENED: its pieces follow as lines of their own, numbered from 1 in `piece`.
@@ -73,7 +74,9 @@ class _Sample:
 class ChunkTokenizer:
     """Reads, converts, renders and tokenizes chunks; one instance serves many chunks of one recipe."""
 
-    def __init__(self, renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks | None = None) -> None:
+    def __init__(
+        self, renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks | None = None
+    ) -> None:
         self._renderer = renderer
         self._config = config
         self._benchmarks = benchmarks or Benchmarks()
@@ -92,7 +95,9 @@ class ChunkTokenizer:
         try:
             yield from self.tables(number, chunk)
         except UserError as error:
-            yield pa.Table.from_pylist([{"chunk": number, "fate": _STOPPED, "reason": str(error)}], SCHEMA)
+            yield pa.Table.from_pylist(
+                [{"chunk": number, "fate": _STOPPED, "reason": str(error)}], SCHEMA
+            )
 
     def _table(self, number: int, chunk: Chunk, rows: Sequence[RawRow]) -> pa.Table:
         lines: list[dict[str, Any]] = []
@@ -101,7 +106,9 @@ class ChunkTokenizer:
             try:
                 sample = self._sample(chunk, raw)
             except RowError as error:
-                lines.append(_lost(raw.number, REJECTED, str(error), raw.text or as_text(raw.value)))
+                lines.append(
+                    _lost(raw.number, REJECTED, str(error), raw.text or as_text(raw.value))
+                )
                 continue
             except ROW_FAULTS as error:
                 reason = f"a field is not of the kind that its format asks for ({why(error)})"
@@ -116,7 +123,11 @@ class ChunkTokenizer:
         if pieces:
             more, _ = self._rendered(number, pieces, [])
             table = pa.concat_tables([table, more])
-        return table.sort_by([("row", "ascending"), ("piece", "ascending")]) if lines or pieces else table
+        return (
+            table.sort_by([("row", "ascending"), ("piece", "ascending")])
+            if lines or pieces
+            else table
+        )
 
     def _sample(self, chunk: Chunk, raw: RawRow) -> _Sample:
         if raw.error:
@@ -128,28 +139,52 @@ class ChunkTokenizer:
         keys = prompt_keys(conversation)
         opening = keys[_first_asked(conversation)]
         if source.split == "auto":
-            heldout = config.heldout_share > 0 and share_of(opening, config.seed, "split") < config.heldout_share
+            heldout = (
+                config.heldout_share > 0
+                and share_of(opening, config.seed, "split") < config.heldout_share
+            )
         else:
             heldout = source.split == "heldout"
         copies, rest = divmod(source.weight, 1)
         if rest:  # by all that the row says: of the answers to one question some are kept
-            copies += share_of(int.from_bytes(content_id(conversation), "little"), config.seed, "weight") < rest
-        return _Sample(raw.number, conversation, HELDOUT if heldout else TRAIN, keys, 1 if heldout else int(copies))
+            copies += (
+                share_of(int.from_bytes(content_id(conversation), "little"), config.seed, "weight")
+                < rest
+            )
+        return _Sample(
+            raw.number,
+            conversation,
+            HELDOUT if heldout else TRAIN,
+            keys,
+            1 if heldout else int(copies),
+        )
 
     def _unwanted(self, sample: _Sample) -> dict[str, Any] | None:
         """The line of a row that a rule, a weight or a benchmark keeps out."""
         broken = self._rules.broken_by(sample.conversation)
         if broken:
-            return _lost(sample.row, FILTERED, f"data.keep: {broken}", as_text(sample.conversation.messages()))
+            return _lost(
+                sample.row,
+                FILTERED,
+                f"data.keep: {broken}",
+                as_text(sample.conversation.messages()),
+            )
         if not sample.copies:
             return _lost(sample.row, SKIPPED, "left out by its source's weight", "")
         guarded = sample.fate == TRAIN and self._config.leakage != "allow"
         if guarded and self._benchmarks.hold(sample.conversation):
-            return _lost(sample.row, LEAKED, "its text is in a benchmark", as_text(sample.conversation.messages()))
+            return _lost(
+                sample.row,
+                LEAKED,
+                "its text is in a benchmark",
+                as_text(sample.conversation.messages()),
+            )
         return None
 
     def _pieces(self, sample: _Sample) -> list[_Sample]:
-        found = shortened(sample.conversation, self._renderer, self._config.row_tokens, self._config.too_long)
+        found = shortened(
+            sample.conversation, self._renderer, self._config.row_tokens, self._config.too_long
+        )
         return [replace(sample, conversation=one, piece=i) for i, one in enumerate(found, 1)]
 
     def _rendered(
@@ -164,16 +199,23 @@ class ChunkTokenizer:
         lengths, trained = np.diff(rendered.offsets), _trained(rendered)
         kept = (trained > 0) & (lengths <= self._config.row_tokens)
         rows = np.flatnonzero(kept).tolist()
-        matches = dict(zip(rows, self._renderer.begin_with_prompts(talks, rendered, rows), strict=True))
+        matches = dict(
+            zip(rows, self._renderer.begin_with_prompts(talks, rendered, rows), strict=True)
+        )
         pieces, lines = [], list(lines)
         for i, sample in enumerate(samples):
             if i in rendered.errors or not trained[i]:
                 reason = rendered.errors.get(i, "no token of it is trained")
-                lines.append(_lost(sample.row, REJECTED, reason, as_text(sample.conversation.messages())))
+                lines.append(
+                    _lost(sample.row, REJECTED, reason, as_text(sample.conversation.messages()))
+                )
             elif lengths[i] > self._config.row_tokens:
                 text = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
                 mended = self._pieces(sample)
-                fate, row = SHORTENED if mended else TOO_LONG, as_text(sample.conversation.messages())
+                fate, row = (
+                    SHORTENED if mended else TOO_LONG,
+                    as_text(sample.conversation.messages()),
+                )
                 lines.append(_lost(sample.row, fate, text, row))
                 pieces += mended
             else:
@@ -181,9 +223,17 @@ class ChunkTokenizer:
         return _assemble(number, lines, rendered, kept), pieces
 
     def _kept_line(self, sample: _Sample, rendered: RenderedBatch, i: int) -> dict[str, Any]:
-        line: dict[str, Any] = {"row": sample.row, "piece": sample.piece, "fate": sample.fate, "copies": sample.copies}
+        line: dict[str, Any] = {
+            "row": sample.row,
+            "piece": sample.piece,
+            "fate": sample.fate,
+            "copies": sample.copies,
+        }
         line |= {"sample_id": content_id(sample.conversation), "prompt_key": sample.keys[-1]}
-        line |= {name: getattr(rendered.masks, name)[i] for name in ("turns", "without_stop", "others", "wrongly")}
+        line |= {
+            name: getattr(rendered.masks, name)[i]
+            for name in ("turns", "without_stop", "others", "wrongly")
+        }
         line["beside_calls"] = sum(map(_speaks_beside_calls, sample.conversation.turns))
         line["unshown"] = 0 if self._renderer.shows_text_beside_calls else line["beside_calls"]
         if len(sample.keys) > 1:
@@ -203,8 +253,14 @@ class ChunkTokenizer:
             prompt_ids = self._renderer.prompt_ids(before, sample.conversation.tools)
         except TemplateError:  # nothing is before the first answer: there is no prompt to answer
             return {}
-        prompt = "\n\n".join(m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before)
-        found: dict[str, Any] = {"prompt_ids": prompt_ids, "reference": messages[last]["content"], "prompt": prompt}
+        prompt = "\n\n".join(
+            m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before
+        )
+        found: dict[str, Any] = {
+            "prompt_ids": prompt_ids,
+            "reference": messages[last]["content"],
+            "prompt": prompt,
+        }
         return found | {"messages": json.dumps(before, ensure_ascii=False)}
 
 
@@ -221,7 +277,9 @@ def _first_asked(conversation: Conversation) -> int:
     none can go on in training from where a held-out one ends.
     """
     roles = [turn.role for turn in conversation.turns]
-    return roles[: roles.index("user")].count("assistant") if "user" in roles[: _last(roles)] else -1
+    return (
+        roles[: roles.index("user")].count("assistant") if "user" in roles[: _last(roles)] else -1
+    )
 
 
 def _last(roles: Sequence[str]) -> int:
@@ -231,7 +289,8 @@ def _last(roles: Sequence[str]) -> int:
 def _last_only(conversation: Conversation) -> Conversation:
     last = _last([turn.role for turn in conversation.turns])
     turns = tuple(
-        replace(t, train=False) if t.role == "assistant" and i != last else t for i, t in enumerate(conversation.turns)
+        replace(t, train=False) if t.role == "assistant" and i != last else t
+        for i, t in enumerate(conversation.turns)
     )
     return replace(conversation, turns=turns)
 
@@ -249,7 +308,9 @@ def _trained(rendered: RenderedBatch) -> np.ndarray:
     return np.diff(np.searchsorted(np.flatnonzero(rendered.weights), rendered.offsets))
 
 
-def _assemble(chunk: int, lines: list[dict[str, Any]], rendered: RenderedBatch, kept: np.ndarray) -> pa.Table:
+def _assemble(
+    chunk: int, lines: list[dict[str, Any]], rendered: RenderedBatch, kept: np.ndarray
+) -> pa.Table:
     """The lines as a table; the rendered conversations belong to the last lines, in order, and only `kept` ones stay."""
     lengths = np.diff(rendered.offsets)
     tokens = slice(None) if kept.all() else np.repeat(kept, lengths)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipelines.contracts import EvalReport, GateDecision, Score
-from pipelines.recipe import GateConfig
+from pipelines.config.schema import GateConfig
+from pipelines.core.artifacts import EvalReport, GateDecision, Score
 
 _ROUNDING = 1e-12  # 0.55 - 0.5 is a hair under 0.05
 
 
-def decide(gate: GateConfig, report: EvalReport, rivals: Mapping[str, Score] | None = None) -> GateDecision:
+def decide(
+    gate: GateConfig, report: EvalReport, rivals: Mapping[str, Score] | None = None
+) -> GateDecision:
     """Whether the report's best candidate beats the base, and every further rival, by `gate.margin` on `gate.metric`.
 
     The best is the one with the best metric, the lower loss breaking ties. The margin is a share of the rival's loss,
@@ -35,7 +37,11 @@ def decide(gate: GateConfig, report: EvalReport, rivals: Mapping[str, Score] | N
 
 def is_sound(score: Score, metric: str = "heldout_loss") -> bool:
     """Whether a score may be compared on `metric`. The loss must be finite whatever the metric."""
-    return not score.error and math.isfinite(score.heldout_loss) and math.isfinite(_cost(metric, score))
+    return (
+        not score.error
+        and math.isfinite(score.heldout_loss)
+        and math.isfinite(_cost(metric, score))
+    )
 
 
 def _cost(metric: str, score: Score) -> float:
@@ -47,13 +53,20 @@ def _compare(gate: GateConfig, best: Score, name: str, bar: Score) -> tuple[bool
     if not is_sound(bar, gate.metric):
         return False, f"{name} has no finite score to compare {best.label} with"
     if gate.metric == "heldout_loss":
-        gain = (bar.heldout_loss - best.heldout_loss) / bar.heldout_loss if bar.heldout_loss else 0.0
+        gain = (
+            (bar.heldout_loss - best.heldout_loss) / bar.heldout_loss if bar.heldout_loss else 0.0
+        )
         numbers = f"held-out loss {best.heldout_loss:.4f} against {bar.heldout_loss:.4f}"
-        change, needed = f"{abs(gain):.1%} {'lower' if gain >= 0 else 'higher'}", f"{gate.margin:.1%} lower"
+        change, needed = (
+            f"{abs(gain):.1%} {'lower' if gain >= 0 else 'higher'}",
+            f"{gate.margin:.1%} lower",
+        )
     else:
         gain = best.exact_match - bar.exact_match
         numbers = f"exact match {best.exact_match:.1%} against {bar.exact_match:.1%}"
         change, needed = f"{100 * gain:+.1f} points", f"{100 * gate.margin:+.1f} points"
     won = gain > 0 and gain >= gate.margin - _ROUNDING
-    verdict = f"{best.label} beats {name}" if won else f"{best.label} does not beat {name} by the margin"
+    verdict = (
+        f"{best.label} beats {name}" if won else f"{best.label} does not beat {name} by the margin"
+    )
     return won, f"{verdict}: {numbers}, {change} (needs {needed})"

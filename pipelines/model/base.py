@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipelines.contracts import UserError, digest_of
-from pipelines.recipe import ModelConfig
+from pipelines.config.schema import ModelConfig
+from pipelines.core.digests import digest_of
+from pipelines.core.errors import UserError
 from pipelines.storage import local_base_dir, sha256_file
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_base(config: ModelConfig, device: str | None = None, attention: str = "sdpa") -> PreTrainedModel:
+def load_base(
+    config: ModelConfig, device: str | None = None, attention: str = "sdpa"
+) -> PreTrainedModel:
     """Load the base, frozen and in eval mode, on `device` (None: the GPU where there is one).
 
     With `quantization: nf4` (or `int8`) every linear but the head is a bitsandbytes Linear4bit (Linear8bitLt), with `fp8`
@@ -69,13 +72,21 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
     device = device or default_device()
     dtype = resolve_dtype(config, device)
     folder = local_base_dir(config.base, config.revision)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "device_map": {"": device}}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "device_map": {"": device},
+    }
     if config.quantization in ("nf4", "int8"):
         options["quantization_config"] = _quantization(config, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **options
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.base={config.base}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"model.base={config.base}: cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes repacks a 4-bit weight in its first eval forward on CPU, and PEFT's merge and DoRA, which
@@ -90,13 +101,17 @@ def load_base(config: ModelConfig, device: str | None = None, attention: str = "
 def _make_fp8(model: PreTrainedModel) -> None:
     import torch
 
-    from pipelines.model.fp8 import fp8_unsupported, to_fp8
+    from pipelines.layers.fp8 import fp8_unsupported, to_fp8
 
     reason = fp8_unsupported(model.device)
     for name, module in model.named_modules():
-        odd = type(module) is torch.nn.Linear and (module.in_features % 16 or module.out_features % 16)
+        odd = type(module) is torch.nn.Linear and (
+            module.in_features % 16 or module.out_features % 16
+        )
         if odd and model.device.type == "cuda":
-            reason = f"{name} is {module.in_features} to {module.out_features} wide, no multiples of 16"
+            reason = (
+                f"{name} is {module.in_features} to {module.out_features} wide, no multiples of 16"
+            )
     if reason:
         raise UserError(f"model.quantization=fp8: {reason}: set model.quantization=none or nf4")
     to_fp8(model, cast(Any, model).get_output_embeddings())
@@ -131,4 +146,6 @@ def meta_model(config: ModelConfig) -> PreTrainedModel:
     folder = local_base_dir(config.base, config.revision, weights=False)
     architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(architecture, dtype=resolve_dtype(config, default_device()))
+        return AutoModelForCausalLM.from_config(
+            architecture, dtype=resolve_dtype(config, default_device())
+        )

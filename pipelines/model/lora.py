@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipelines.adapter_files import WEIGHTS_FILE
-from pipelines.contracts import UserError
-from pipelines.model.start import as_plain_lora
-from pipelines.recipe import LoraConfig
+from pipelines.adapter_format.folder import WEIGHTS_FILE
+from pipelines.config.schema import LoraConfig
+from pipelines.core.errors import UserError
+from pipelines.model.lora_init import as_plain_lora
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,11 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     import peft
     import torch
 
-    targets = PRESETS.get(config.targets, config.targets) if isinstance(config.targets, str) else config.targets
+    targets = (
+        PRESETS.get(config.targets, config.targets)
+        if isinstance(config.targets, str)
+        else config.targets
+    )
     settings = peft.LoraConfig(
         r=config.r,
         lora_alpha=cast(int, config.alpha),
@@ -68,19 +72,31 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
 
 def _check_names(model: PreTrainedModel, config: LoraConfig, targets: str | list[str]) -> None:
     names = [name for name, _ in model.named_modules()]
-    given = {"targets": [] if isinstance(targets, str) else targets, "modules_to_save": config.modules_to_save}
+    given = {
+        "targets": [] if isinstance(targets, str) else targets,
+        "modules_to_save": config.modules_to_save,
+    }
     for key, wanted in given.items():
         for name in wanted:
             if not any(f".{known}".endswith(f".{name}") for known in names):
-                near = difflib.get_close_matches(name, {known.rsplit(".", 1)[-1] for known in names}, n=1)
+                near = difflib.get_close_matches(
+                    name, {known.rsplit(".", 1)[-1] for known in names}, n=1
+                )
                 hint = f"; did you mean {near[0]}?" if near else f"; {_linears(model)}"
-                raise UserError(f"lora.{key}={getattr(config, key)!r}: the base has no module {name!r}{hint}")
-    for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+                raise UserError(
+                    f"lora.{key}={getattr(config, key)!r}: the base has no module {name!r}{hint}"
+                )
+    for key, pattern in (
+        ("rank_pattern", config.rank_pattern),
+        ("alpha_pattern", config.alpha_pattern),
+    ):
         for name, value in pattern.items():
             try:
                 re.compile(name)
             except re.error as error:
-                raise UserError(f"lora.{key}: {name!r} is no regular expression ({error})") from error
+                raise UserError(
+                    f"lora.{key}: {name!r} is no regular expression ({error})"
+                ) from error
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"lora.{key}: {name}: {value} given, must be greater than 0")
 
@@ -88,19 +104,36 @@ def _check_names(model: PreTrainedModel, config: LoraConfig, targets: str | list
 def _linears(model: PreTrainedModel) -> str:
     import torch
 
-    known = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+    known = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, m in model.named_modules()
+            if isinstance(m, torch.nn.Linear)
+        }
+    )
     return f"its linear modules are {', '.join(known)}"
 
 
 def _check_layers(model: PeftModel, config: LoraConfig) -> None:
-    layers: dict[str, Any] = {n: m for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
-    for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+    layers: dict[str, Any] = {
+        n: m for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")
+    }
+    for key, pattern in (
+        ("rank_pattern", config.rank_pattern),
+        ("alpha_pattern", config.alpha_pattern),
+    ):
         for name in pattern:
             if not any(re.match(rf"(.*\.)?({name})$", layer) for layer in layers):
                 known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
-                raise UserError(f"lora.{key}: {name!r} means none of the adapted modules, which are {', '.join(known)}")
+                raise UserError(
+                    f"lora.{key}: {name!r} means none of the adapted modules, which are {', '.join(known)}"
+                )
     for name, layer in layers.items() if config.init != "zero" else ():
-        most = layer.in_features if config.init == "eva" else min(layer.in_features, layer.out_features)
+        most = (
+            layer.in_features
+            if config.init == "eva"
+            else min(layer.in_features, layer.out_features)
+        )
         if layer.r[_ADAPTER] > most:
             raise UserError(
                 f"lora.init={config.init} finds at most {most} directions in {name}, but its rank is {layer.r[_ADAPTER]}: "
@@ -110,12 +143,16 @@ def _check_layers(model: PeftModel, config: LoraConfig) -> None:
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that train, by name, in the model's own order."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def saved_name(parameter: str) -> str:
     """The name in an adapter file of a trainable parameter, by PEFT's convention."""
-    name = parameter.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(f".{_ADAPTER}.weight", ".weight")
+    name = parameter.replace(f".modules_to_save.{_ADAPTER}.", ".").replace(
+        f".{_ADAPTER}.weight", ".weight"
+    )
     return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
@@ -139,7 +176,9 @@ def save_adapter(
         held = as_plain_lora(held, pissa)
         _double(config)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {saved_name(name): tensor.detach().to("cpu").contiguous() for name, tensor in held.items()}
+    tensors = {
+        saved_name(name): tensor.detach().to("cpu").contiguous() for name, tensor in held.items()
+    }
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     config.base_model_name_or_path = base
     config.inference_mode = True
@@ -175,18 +214,25 @@ def audit_adapter(
         raise ValueError(f"{folder}: {len(odd)} tensors missing or unexpected, first {odd[0]}")
     for name, tensor in saved.items():
         if tensor.shape != expected[name] or tensor.numel() == 0:
-            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}")
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
+            )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} holds a value that is not finite")
     if trained and not any(tensor.any() for name, tensor in saved.items() if "lora_B" in name):
-        raise ValueError(f"{folder}: every lora_B is zero after training, so the adapter does nothing")
+        raise ValueError(
+            f"{folder}: every lora_B is zero after training, so the adapter does nothing"
+        )
 
 
 def _shapes(model: PeftModel) -> dict[str, torch.Tensor]:
     """The trainable parameters as empty tensors of their full shape (under ZeRO-3 the local shard is empty)."""
     import torch
 
-    return {n: torch.empty(getattr(p, "ds_shape", p.shape), device="meta") for n, p in trainable(model).items()}
+    return {
+        n: torch.empty(getattr(p, "ds_shape", p.shape), device="meta")
+        for n, p in trainable(model).items()
+    }
 
 
 def saved_adapter(folder: Path, model: PeftModel, pissa: bool = False) -> dict[str, torch.Tensor]:
@@ -202,12 +248,19 @@ def saved_adapter(folder: Path, model: PeftModel, pissa: bool = False) -> dict[s
     config, base = peft.PeftConfig.from_pretrained(str(folder)), cast(Any, model).get_base_model()
     with torch.device("meta"):
         read = peft.PeftModel(type(base)(base.config), config, autocast_adapter_dtype=False)
-    wanted = {n: t.shape for n, t in peft.get_peft_model_state_dict(read, save_embedding_layers=False).items()}
+    wanted = {
+        n: t.shape
+        for n, t in peft.get_peft_model_state_dict(read, save_embedding_layers=False).items()
+    }
     tensors = load_file(str(folder / WEIGHTS_FILE))
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    odd = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
     if odd:
-        raise ValueError(f"{folder}: PEFT reads {len(odd)} tensors otherwise than they were written, first {odd[0]}")
+        raise ValueError(
+            f"{folder}: PEFT reads {len(odd)} tensors otherwise than they were written, first {odd[0]}"
+        )
     live = dict(model.named_modules())
     for name, layer in read.named_modules():
         scale = layer.scaling[_ADAPTER] if hasattr(layer, "lora_A") else 0.0
@@ -215,7 +268,9 @@ def saved_adapter(folder: Path, model: PeftModel, pissa: bool = False) -> dict[s
             raise ValueError(
                 f"{folder}: {name} reloads with scale {scale}, trained with {live[name].scaling[_ADAPTER]}"
             )
-    return {name: _first_half(name, tensor) for name, tensor in tensors.items()} if pissa else tensors
+    return (
+        {name: _first_half(name, tensor) for name, tensor in tensors.items()} if pissa else tensors
+    )
 
 
 def _first_half(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -228,10 +283,17 @@ def load_adapter(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[
     import peft
     import torch
 
-    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trainable(model).items()}
+    before = {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in trainable(model).items()
+    }
     result = peft.set_peft_model_state_dict(model, dict(tensors), adapter_name=_ADAPTER)
     missed = [*result.unexpected_keys, *(name for name in result.missing_keys if name in before)]
-    return missed + [name for name, p in trainable(model).items() if not torch.equal(p.detach().cpu(), before[name])]
+    return missed + [
+        name
+        for name, p in trainable(model).items()
+        if not torch.equal(p.detach().cpu(), before[name])
+    ]
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
@@ -247,7 +309,9 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> 
         config = peft.PeftConfig.from_pretrained(str(folder))
         tensors = load_file(str(folder / WEIGHTS_FILE))
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: not an adapter that can be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{folder}: not an adapter that can be loaded: {' '.join(str(error).split())}"
+        ) from error
     config.inference_mode = True
     if isinstance(model, peft.PeftModel):
         adapted = model
@@ -258,8 +322,12 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> 
     wrong = {k for k in expected.keys() | tensors.keys() if k not in expected or k not in tensors}
     wrong |= {k for k in expected.keys() & tensors.keys() if expected[k].shape != tensors[k].shape}
     if wrong:
-        adapted.delete_adapter(name) if adapted is model else adapted.unload()  # leave the model as it was
-        raise UserError(f"{folder}: the adapter does not fit the base: {len(wrong)} tensors differ, first {min(wrong)}")
+        adapted.delete_adapter(
+            name
+        ) if adapted is model else adapted.unload()  # leave the model as it was
+        raise UserError(
+            f"{folder}: the adapter does not fit the base: {len(wrong)} tensors differ, first {min(wrong)}"
+        )
     peft.set_peft_model_state_dict(adapted, tensors, adapter_name=name)
     adapted.requires_grad_(False)
     return adapted.eval()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipelines.config.schema import ModelConfig
 from pipelines.model.base import load_base
 from pipelines.model.lora import add_adapter
-from pipelines.recipe import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def merge_adapter(config: ModelConfig, adapter_dir: Path, device: str | None = None) -> PreTrainedModel:
+def merge_adapter(
+    config: ModelConfig, adapter_dir: Path, device: str | None = None
+) -> PreTrainedModel:
     """A plain model in the base's dtype with the adapter folded in.
 
     A 4-bit or 8-bit base is dequantized first, because that is the model the adapter was trained on; a float8 one is loaded

@@ -5,9 +5,17 @@ artifact is built under a hidden temporary name, synced and renamed; on an objec
 manifest last. A folder without a manifest is not an artifact, whatever lies in it.
 """
 
-from pipelines.storage.faults import explaining
-from pipelines.storage.folders import MANIFEST, claimed, nearest_path, remove, sha256_file, sync_tree, verify
+from pipelines.storage.folders import (
+    MANIFEST,
+    claimed,
+    nearest_path,
+    remove,
+    sha256_file,
+    sync_tree,
+    verify,
+)
 from pipelines.storage.hub import local_base_dir
+from pipelines.storage.os_errors import as_user_error
 from pipelines.storage.store import Artifact, Draft, Store
 
 __all__ = [
@@ -15,8 +23,8 @@ __all__ = [
     "Artifact",
     "Draft",
     "Store",
+    "as_user_error",
     "claimed",
-    "explaining",
     "local_base_dir",
     "nearest_path",
     "remove",

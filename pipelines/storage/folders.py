@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.contracts import UserError
+from pipelines.core.errors import UserError
 
 MANIFEST = "manifest.json"
 _LOCK, _GONE = ".lock", ".gone-"
@@ -43,7 +43,10 @@ def nearest_path(path: Path) -> Path | None:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Every file below a folder by its relative name, with sha256 and size."""
     return {
-        str(PurePosixPath(p.relative_to(folder))): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
+        str(PurePosixPath(p.relative_to(folder))): {
+            "sha256": sha256_file(p),
+            "bytes": p.stat().st_size,
+        }
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
@@ -56,7 +59,9 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        files = {
+            name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST}: missing or unreadable ({error})") from error
     for name, (num_bytes, sha256) in files.items():
@@ -64,7 +69,9 @@ def verify(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"{path}: listed in the manifest but missing")
         if path.stat().st_size != num_bytes or sha256_file(path) != sha256:
-            raise UserError(f"{path}: its bytes differ from the manifest's sha256; the file is damaged")
+            raise UserError(
+                f"{path}: its bytes differ from the manifest's sha256; the file is damaged"
+            )
     return manifest
 
 
@@ -174,7 +181,9 @@ def claimed(folder: Path, work: str) -> Iterator[None]:
             if error.errno == errno.EWOULDBLOCK:
                 stream.seek(0)
                 holder = stream.read().strip() or "another process"
-                raise UserError(f"{folder}: {holder} {work} already; wait until it ends, or stop it") from error
+                raise UserError(
+                    f"{folder}: {holder} {work} already; wait until it ends, or stop it"
+                ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts import UserError
-from pipelines.storage.faults import explaining_remote
+from pipelines.core.errors import UserError
+from pipelines.storage.os_errors import remote_as_user_error
 
 _CONFLICT_WAITS_S = (0.1, 0.4, 1.6)
 
@@ -23,32 +23,36 @@ class RemoteFiles:
             # A cached listing would hide what other processes write, such as an alias's last move.
             self._fs: Any = fsspec.filesystem(uri.split("://", 1)[0], use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise UserError(f"--store {uri}: {error}; install the fsspec package for this scheme") from error
+            raise UserError(
+                f"--store {uri}: {error}; install the fsspec package for this scheme"
+            ) from error
 
     def read(self, uri: str) -> bytes:
         """One file's bytes. Raises FileNotFoundError."""
-        with explaining_remote(uri):
+        with remote_as_user_error(uri):
             return self._fs.cat_file(uri)
 
     def get(self, uri: str, path: Path) -> None:
         """Copy one file here. Raises FileNotFoundError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with explaining_remote(uri):
+        with remote_as_user_error(uri):
             self._fs.get_file(uri, str(path))
 
     def put(self, path: Path, uri: str) -> None:
         """Copy one local file there."""
-        with explaining_remote(uri):
+        with remote_as_user_error(uri):
             self._fs.put_file(str(path), uri)
 
     def names(self, uri: str) -> list[str]:
         """What lies directly below a prefix. Raises FileNotFoundError where nothing does."""
-        with explaining_remote(uri):
-            return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self._fs.ls(uri, detail=False))
+        with remote_as_user_error(uri):
+            return sorted(
+                str(p).rstrip("/").rsplit("/", 1)[-1] for p in self._fs.ls(uri, detail=False)
+            )
 
     def files(self, uri: str) -> set[str]:
         """Names, relative to a prefix, of all files below it."""
-        with explaining_remote(uri):
+        with remote_as_user_error(uri):
             prefix = self._fs._strip_protocol(uri).rstrip("/") + "/"
             return {str(path).removeprefix(prefix) for path in self._fs.find(uri)}
 
@@ -58,7 +62,7 @@ class RemoteFiles:
         Raises UserError for a kind of store that can only look first and write then, since two writers could both win.
         """
         self._check_conditional(uri)
-        with explaining_remote(uri):
+        with remote_as_user_error(uri):
             for wait_s in _CONFLICT_WAITS_S:
                 try:
                     self._fs.pipe_file(uri, data, mode="create")
@@ -77,7 +81,7 @@ class RemoteFiles:
     def check_writable(self, uri: str, probe: str) -> None:
         """Write, create in vain and delete the file `probe`. Raises UserError when one of them is not possible."""
         try:
-            with explaining_remote(uri):
+            with remote_as_user_error(uri):
                 self._fs.pipe_file(probe, b"probe")
                 exclusive = not self.create(probe, b"probe")
                 self._fs.rm_file(probe)

@@ -12,9 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.contracts import ArtifactRef, UserError, digest_of, short
-from pipelines.storage.faults import explaining
-from pipelines.storage.folders import MANIFEST, create_file, describe_files, publish, scratch_folder, verify
+from pipelines.core.artifacts import ArtifactRef
+from pipelines.core.digests import digest_of, short
+from pipelines.core.errors import UserError
+from pipelines.storage.folders import (
+    MANIFEST,
+    create_file,
+    describe_files,
+    publish,
+    scratch_folder,
+    verify,
+)
+from pipelines.storage.os_errors import as_user_error
 from pipelines.storage.remote import RemoteFiles
 
 _PROBE_BYTES = 4096
@@ -22,10 +31,10 @@ _PROBE_BYTES = 4096
 
 @dataclass
 class Draft:
-    """An artifact being written: put files under `path` and what the noun says into `facts`; `ref` is set at the end."""
+    """An artifact being written: put files under `path` and what the noun says into `metadata`; `ref` is set at the end."""
 
     path: Path
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     ref: ArtifactRef | None = None
 
@@ -35,7 +44,7 @@ class Artifact:
     """A finished artifact: its reference, the facts of its noun and its files' sizes and sha256."""
 
     ref: ArtifactRef
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
 
 
@@ -48,15 +57,21 @@ class Store:
     def __init__(self, uri: str | Path, cache_dir: Path | None = None) -> None:
         text = str(uri)
         self.is_local = "://" not in text or text.startswith("file://")
-        self.uri = str(Path(text.removeprefix("file://")).absolute()) if self.is_local else text.rstrip("/")
-        self._cache_dir = cache_dir or Path(tempfile.gettempdir()) / f"loraforge-cache-{os.getuid()}"
+        self.uri = (
+            str(Path(text.removeprefix("file://")).absolute())
+            if self.is_local
+            else text.rstrip("/")
+        )
+        self._cache_dir = (
+            cache_dir or Path(tempfile.gettempdir()) / f"loraforge-cache-{os.getuid()}"
+        )
 
     def check_writable(self) -> None:
         """Raise UserError, before any work is done, when nothing can be written here."""
         if not self.is_local:
             self._remote.check_writable(self.uri, f"{self.uri}/.probe-{secrets.token_hex(4)}")
             return
-        with explaining(self.uri, self.uri, first=True):
+        with as_user_error(self.uri, self.uri, first=True):
             Path(self.uri).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.uri) as probe:
                 probe.write(b"x" * _PROBE_BYTES)
@@ -85,24 +100,33 @@ class Store:
             if len(digest) >= 12 and artifact.ref.digest.startswith(digest):
                 return artifact
         there = ", ".join(artifact.ref.name for artifact in found) or "none"
-        raise UserError(f"{self.uri}: no finished artifact of kind {kind!r} has the digest {digest}; there are {there}")
+        raise UserError(
+            f"{self.uri}: no finished artifact of kind {kind!r} has the digest {digest}; there are {there}"
+        )
 
     def read(self, uri: str) -> Artifact | None:
         """The artifact in the folder `uri`, or None where no whole one lies there."""
         text = self.read_text(f"{uri}/{MANIFEST}")
         try:
             manifest = json.loads(text or "")
-            ref = ArtifactRef(manifest["kind"], manifest["key"], manifest["digest"], uri, manifest["parents"])
+            ref = ArtifactRef(
+                manifest["kind"], manifest["key"], manifest["digest"], uri, manifest["parents"]
+            )
             artifact = Artifact(ref, dict(manifest["facts"]), dict(manifest["files"]))
         except (ValueError, KeyError, TypeError):
             return None
         # A manifest from elsewhere shall not make anyone read or write outside of its own folder.
-        if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in artifact.files):
+        if any(
+            PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+            for name in artifact.files
+        ):
             return None
         return artifact if self._has_files(artifact) else None
 
     @contextlib.contextmanager
-    def writing(self, kind: str, key: str, parents: Mapping[str, str] | None = None) -> Iterator[Draft]:
+    def create_artifact(
+        self, kind: str, key: str, parents: Mapping[str, str] | None = None
+    ) -> Iterator[Draft]:
         """Write one artifact: on a clean exit it appears whole under its final name, on an error nothing does.
 
         When another process finished the same key first, its artifact stays and this draft is dropped.
@@ -110,7 +134,7 @@ class Store:
         root = Path(self.uri) / kind if self.is_local else self._cache_dir
         base = self.uri if self.is_local else str(root)
         path = self.folder(kind, key) if self.is_local else base
-        with explaining(base, path), scratch_folder(root, short(key)) as work:
+        with as_user_error(base, path), scratch_folder(root, short(key)) as work:
             draft = Draft(work, parents=dict(parents or {}))
             yield draft
             draft.ref = self._commit(draft, kind, key)
@@ -126,7 +150,10 @@ class Store:
         artifact = self.read(ref.uri)
         if artifact is None:
             raise UserError(f"{ref.uri}: the artifact is gone from the store")
-        with explaining(str(self._cache_dir), str(target)), scratch_folder(self._cache_dir, name) as work:
+        with (
+            as_user_error(str(self._cache_dir), str(target)),
+            scratch_folder(self._cache_dir, name) as work,
+        ):
             for file in [*artifact.files, MANIFEST]:
                 self._remote.get(f"{ref.uri}/{file}", work / file)
             if verify(work)["digest"] != ref.digest:
@@ -136,9 +163,19 @@ class Store:
 
     def _commit(self, draft: Draft, kind: str, key: str) -> ArtifactRef:
         files = describe_files(draft.path)
-        identity = {"kind": kind, "parents": draft.parents, "files": {n: f["sha256"] for n, f in files.items()}}
-        manifest = {"schema": 1, "kind": kind, "key": key, "digest": digest_of(identity), "parents": draft.parents}
-        manifest |= {"facts": draft.facts, "files": files}
+        identity = {
+            "kind": kind,
+            "parents": draft.parents,
+            "files": {n: f["sha256"] for n, f in files.items()},
+        }
+        manifest = {
+            "schema": 1,
+            "kind": kind,
+            "key": key,
+            "digest": digest_of(identity),
+            "parents": draft.parents,
+        }
+        manifest |= {"facts": draft.metadata, "files": files}
         final = self.folder(kind, key)
         (draft.path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         if self.is_local:
@@ -160,7 +197,7 @@ class Store:
 
     def read_text(self, uri: str) -> str | None:
         """The text of one file, or None when there is none; bytes that are no UTF-8 come as replacement characters."""
-        with explaining(self.uri, uri):
+        with as_user_error(self.uri, uri):
             try:
                 data = Path(uri).read_bytes() if self.is_local else self._remote.read(uri)
             except (FileNotFoundError, NotADirectoryError):
@@ -174,7 +211,7 @@ class Store:
         """
         if not self.is_local:
             return self._remote.create(uri, text.encode())
-        with explaining(self.uri, uri):
+        with as_user_error(self.uri, uri):
             return create_file(Path(uri), text)
 
     def names(self, folder: str) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.train.attention import SampleBounds
-from pipelines.train.transfer import to_device
+from pipelines.layers.bounds import SampleBounds
+from pipelines.layers.transfer import to_device
 
 Row = Mapping[str, Any]
 """One packed row: input_ids int32 [row_tokens], loss_weights float32 [row_tokens], sample_lengths, sample_ids."""
@@ -54,8 +54,12 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
         )
     lengths = np.concatenate([np.asarray(row["sample_lengths"], dtype=np.int64) for row in rows])
     used = [int(np.sum(row["sample_lengths"])) for row in rows]
-    ids = np.concatenate([np.asarray(row["input_ids"])[:n] for row, n in zip(rows, used, strict=True)])
-    weights = np.concatenate([np.asarray(row["loss_weights"])[:n] for row, n in zip(rows, used, strict=True)])
+    ids = np.concatenate(
+        [np.asarray(row["input_ids"])[:n] for row, n in zip(rows, used, strict=True)]
+    )
+    weights = np.concatenate(
+        [np.asarray(row["loss_weights"])[:n] for row, n in zip(rows, used, strict=True)]
+    )
     starts = np.cumsum(lengths) - lengths
     weights = weights.astype(np.float32, copy=True)
     weights[starts] = 0.0

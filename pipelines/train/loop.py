@@ -1,68 +1,27 @@
-"""The training loop. It knows neither Ray nor DeepSpeed: rows come in, an engine turns them into steps.
-
-Which rows a step sees is a function of (seed, step) alone, whatever the number of workers: an epoch is a seeded
-permutation of the packed rows cut into global batches, and rank r of w takes every w-th row of each.
-"""
+"""The training loop."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 
-from pipelines.contracts import UserError
-from pipelines.recipe import TrainConfig
+from pipelines.config.schema import TrainConfig
+from pipelines.core.errors import UserError
 from pipelines.train.batch import MicroBatch, Row, collate
-from pipelines.train.engine import Engine
-from pipelines.train.optim import learning_rate
+from pipelines.train.engine.protocol import Engine
+from pipelines.train.row_order import RowOrder
+from pipelines.train.schedule import learning_rate
 
 MAX_SKIPS = 20  # steps in a row that `nonfinite: skip` leaves out before it gives up
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Which packed rows each optimizer step sees. Steps never cross an epoch's end, so its last one may be smaller."""
-
-    num_rows: int
-    config: TrainConfig
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.num_rows / self.config.global_batch)
-
-    @property
-    def num_steps(self) -> int:
-        steps = max(1, round(self.config.epochs * self.steps_per_epoch))
-        return min(steps, self.config.max_steps or steps)
-
-    def rows_of(self, step: int) -> np.ndarray:
-        """Global indices of the packed rows of step 0 .. num_steps - 1, int64."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.config.seed, epoch, self.num_rows)
-        return order[within * self.config.global_batch : (within + 1) * self.config.global_batch]
-
-    def order(self, first_step: int, rank: int, world_size: int) -> np.ndarray:
-        """The rows of one rank from `first_step` to the end, in the order in which it needs them."""
-        parts = [self.rows_of(step)[rank::world_size] for step in range(first_step, self.num_steps)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    """The rows of an epoch in its order; read-only, as all of its steps share it."""
-    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
-    order.setflags(write=False)
-    return order
-
-
 def train_steps(
     engine: Engine,
-    schedule: Schedule,
+    schedule: RowOrder,
     rows: Iterator[Row],
     first_step: int,
     on_step: Callable[[int, dict[str, float], Sequence[Row]], bool | None],
@@ -76,7 +35,9 @@ def train_steps(
     `nonfinite` says stop; a step with such a gradient changes nothing and is counted as "skipped".
     """
     config, skips = schedule.config, 0
-    micro_batches = math.ceil(math.ceil(config.global_batch / engine.world_size) / config.micro_batch)
+    micro_batches = math.ceil(
+        math.ceil(config.global_batch / engine.world_size) / config.micro_batch
+    )
 
     def taken(step: int) -> tuple[list[Row], list[MicroBatch], torch.Tensor, float]:
         """This rank's rows and micro-batches of a step; loss tokens and tokens of all ranks; seconds waited for rows."""
@@ -84,7 +45,12 @@ def train_steps(
         mine = [next(rows) for _ in schedule.rows_of(step)[engine.rank :: engine.world_size]]
         waited = time.perf_counter() - asked
         batches = collate_all(mine, config.micro_batch, micro_batches, engine.device)
-        return mine, batches, engine.sum_over_ranks([sum(b.loss_tokens for b in batches), count_tokens(mine)]), waited
+        return (
+            mine,
+            batches,
+            engine.sum_over_ranks([sum(b.loss_tokens for b in batches), count_tokens(mine)]),
+            waited,
+        )
 
     upcoming = None
     for step in range(first_step, schedule.num_steps):
@@ -92,26 +58,37 @@ def train_steps(
         mine, batches, counts, waited = upcoming or taken(step)
         torch.manual_seed(hash((config.seed, step, engine.rank)))  # dropout repeats after a resume
         losses = [engine.accumulate(batch, counts[0]) for batch in batches]
-        upcoming = taken(step + 1) if step + 1 < schedule.num_steps else None  # while the device is still busy
+        upcoming = (
+            taken(step + 1) if step + 1 < schedule.num_steps else None
+        )  # while the device is still busy
         rate = learning_rate(config, step, schedule.num_steps)
         grad_norm = engine.step(rate)
         total = engine.sum_over_ranks(torch.stack(losses).double().sum(0, keepdim=True))
         loss_sum, num_loss, num_tokens = torch.cat([total, counts]).tolist()
         seconds = time.perf_counter() - started
-        values = {"loss": loss_sum / num_loss, "lr": rate, "grad_norm": grad_norm, "tokens": num_tokens}
+        values = {
+            "loss": loss_sum / num_loss,
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "tokens": num_tokens,
+        }
         skips = _check_finite(config, step + 1, values, engine.scale_lowered, skips)
         values |= {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited}
         if on_step(step + 1, values | {"skipped": float(skips > 0)}, mine) is False:
             return
 
 
-def _check_finite(config: TrainConfig, step: int, values: dict[str, float], scale_lowered: bool, skips: int) -> int:
+def _check_finite(
+    config: TrainConfig, step: int, values: dict[str, float], scale_lowered: bool, skips: int
+) -> int:
     """The number of skipped steps in a row, this one included; fp16 lowering its loss scale counts as none."""
     if math.isfinite(values["loss"]) and (math.isfinite(values["grad_norm"]) or scale_lowered):
         return 0
     if config.nonfinite == "stop" or skips + 1 >= MAX_SKIPS:
         skipped = f" after {skips} skipped steps in a row" if skips else ""
-        advice = "or set train.nonfinite=skip" if config.nonfinite == "stop" else "or train.clip_norm"
+        advice = (
+            "or set train.nonfinite=skip" if config.nonfinite == "stop" else "or train.clip_norm"
+        )
         raise UserError(
             f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}{skipped}; the last checkpoint is from "
             f"before. Lower train.lr={config.lr:g}, look at the data of this step, {advice}"
@@ -119,9 +96,13 @@ def _check_finite(config: TrainConfig, step: int, values: dict[str, float], scal
     return skips + 1
 
 
-def collate_all(rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device) -> list[MicroBatch]:
+def collate_all(
+    rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device
+) -> list[MicroBatch]:
     """A rank's rows as exactly `num_batches` micro-batches, fillers at the end, so that no rank misses a collective."""
-    return [collate(rows[i * micro_batch : (i + 1) * micro_batch], device) for i in range(num_batches)]
+    return [
+        collate(rows[i * micro_batch : (i + 1) * micro_batch], device) for i in range(num_batches)
+    ]
 
 
 def count_tokens(rows: Sequence[Row]) -> int:
@@ -134,5 +115,7 @@ def heldout_loss(engine: Engine, rows: Sequence[Row], num_rows: int, micro_batch
     num_batches = math.ceil(math.ceil(num_rows / engine.world_size) / micro_batch)
     batches = collate_all(rows, micro_batch, num_batches, engine.device)
     local = sum(engine.loss_sum(batch) for batch in batches)
-    total, count = engine.sum_over_ranks([local, sum(batch.loss_tokens for batch in batches)]).tolist()
+    total, count = engine.sum_over_ranks(
+        [local, sum(batch.loss_tokens for batch in batches)]
+    ).tolist()
     return total / count if count else float("nan")

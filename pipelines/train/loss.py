@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.nn import functional
 
-from pipelines.model.kernels import kernels_for
+from pipelines.layers.kernels import kernels_for
 from pipelines.train.batch import MicroBatch
 
 _CHUNK_BYTES = 2**28  # of logits that exist at a time
@@ -30,13 +30,20 @@ class PackedLoss(torch.nn.Module):
         self.model = model
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        causal = (
+            self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        )
         hidden = causal.model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, bounds=batch.bounds
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            bounds=batch.bounds,
         ).last_hidden_state.squeeze(0)
         head = causal.lm_head
         if type(head) is not torch.nn.Linear or head.weight.requires_grad or head.bias is not None:
-            losses = functional.cross_entropy(head(hidden[batch.trained]).float(), batch.targets, reduction="none")
+            losses = functional.cross_entropy(
+                head(hidden[batch.trained]).float(), batch.targets, reduction="none"
+            )
             return cast(torch.Tensor, losses @ batch.weights)
         # Called as the module that it is, because ZeRO-3 brings a module's weights when it is called.
         cast(Any, head).forward = lambda states: _FrozenHeadLoss.apply(states, head.weight, batch)
@@ -55,15 +62,22 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch
+    ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
         size = min(size, max(_WHOLE_TILES, len(batch.trained) // _LEAST_CHUNKS))
         size = size // _WHOLE_TILES * _WHOLE_TILES or size
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        boost = 1024.0 if hidden.dtype == torch.float16 else 1.0  # small gradients exist before the loss scale comes
+        boost = (
+            1024.0 if hidden.dtype == torch.float16 else 1.0
+        )  # small gradients exist before the loss scale comes
         for index, targets, weights in zip(
-            batch.trained.split(size), batch.targets.split(size), batch.weights.split(size), strict=True
+            batch.trained.split(size),
+            batch.targets.split(size),
+            batch.weights.split(size),
+            strict=True,
         ):
             logits = hidden[index] @ weight.T
             total += kernels_for(logits).cross_entropy_(logits, targets, boost * weights) @ weights

@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts import UserError, short
-from pipelines.train.failures import FailureLog, reason_of, was_preempted
-from pipelines.train.worker import WorkerPlan, train_rank
+from pipelines.core.digests import short
+from pipelines.core.errors import UserError
+from pipelines.train.faults.failures import FailureLog, reason_of, was_preempted
+from pipelines.train.worker import WorkerArgs, train_rank
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def fit(plan: WorkerPlan) -> None:
+def fit(plan: WorkerArgs) -> None:
     """Run the plan's workers until the run has ended; Ray must be initialised.
 
     Raises UserError for what a worker found that a person can mend, and when workers died more often than the recipe
@@ -36,7 +37,8 @@ def fit(plan: WorkerPlan) -> None:
         _worker,
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(
-            backend="nccl" if want.gpus_per_worker else "gloo", timeout_s=math.ceil(train.hang_timeout_s)
+            backend="nccl" if want.gpus_per_worker else "gloo",
+            timeout_s=math.ceil(train.hang_timeout_s),
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(want.min_workers, want.max_workers) if elastic else want.max_workers,
@@ -56,7 +58,10 @@ def fit(plan: WorkerPlan) -> None:
     try:
         mistake = trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
-        why = "; ".join(f"worker {rank}: {reason_of(failure)}" for rank, failure in error.worker_failures.items())
+        why = "; ".join(
+            f"worker {rank}: {reason_of(failure)}"
+            for rank, failure in error.worker_failures.items()
+        )
         raise UserError(
             f"{plan.folder}: workers failed more often than train.max_failures={train.max_failures} allows, at last ({why}). "
             "What is saved is kept; the same command goes on from there, and -v shows what the workers wrote"
@@ -76,7 +81,9 @@ def _set_timeouts(elastic: bool, hang_timeout_s: float) -> None:
     A worker that does not answer for `hang_timeout_s` is dead, also when every worker is hung and none of them can say
     so. An elastic run counts the workers of a node that has just died for some seconds more: it asks again soon.
     """
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600.0, hang_timeout_s)))
+    os.environ.setdefault(
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(min(600.0, hang_timeout_s))
+    )
     if elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
@@ -88,8 +95,12 @@ def _failure_notes(log: FailureLog) -> Any:
     class Notes(ray.train.UserCallback):
         """Writes down what ended workers."""
 
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            if not any(was_preempted(error) for error in worker_exceptions.values()):  # else rank 0 has said it already
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            if not any(
+                was_preempted(error) for error in worker_exceptions.values()
+            ):  # else rank 0 has said it already
                 log.failed({rank: reason_of(error) for rank, error in worker_exceptions.items()})
 
     return Notes()
@@ -101,7 +112,7 @@ def _worker(config: dict[str, Any]) -> str | None:
     from ray.exceptions import RayActorError
     from ray.train.torch import get_device
 
-    plan: WorkerPlan = config["plan"]
+    plan: WorkerArgs = config["plan"]
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(plan.recipe.resources.cpus_per_worker)))
@@ -112,7 +123,9 @@ def _worker(config: dict[str, Any]) -> str | None:
     if not ended:
         # The one way to tell Ray Train to start anew at once and to count it as a preemption: a worker that returns has
         # finished the run, and every other error is a failure.
-        raise RayActorError(error_msg="saved and stopped, because a node will be taken away", preempted=True)
+        raise RayActorError(
+            error_msg="saved and stopped, because a node will be taken away", preempted=True
+        )
     return None
 
 

@@ -1,1 +1,1 @@
-"""Engines that turn prompts into text; each speaks `serve_app.engine.Engine`."""
+"""Engines that turn prompts into text; each speaks `serve_app.engines.protocol.Engine`."""

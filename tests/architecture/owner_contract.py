@@ -32,7 +32,9 @@ class OwnerContract(Contract):
                 continue
             for dependency, line in uses(ast.parse(path.read_text(), str(path)), rules):
                 if not any(_within(module, owner) for owner in rules[dependency]):
-                    found.append(f"{path.relative_to(root)}:{line} uses {dependency}, owned by {rules[dependency]}")
+                    found.append(
+                        f"{path.relative_to(root)}:{line} uses {dependency}, owned by {rules[dependency]}"
+                    )
         return ContractCheck(kept=not found, metadata={"found": found})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
@@ -50,7 +52,10 @@ def uses(tree: ast.AST, dependencies: Any) -> Iterator[tuple[str, int]]:
 
 
 def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+    if isinstance(node, ast.If) and ast.unparse(node.test) in (
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    ):
         children: list[ast.AST] = list(node.orelse)
     else:
         yield node

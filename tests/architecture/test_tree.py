@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.recipe import load_recipe
+from pipelines.config.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipelines", "jobs", "serve_app")
@@ -30,7 +30,11 @@ def tracked() -> list[Path]:
     else:
         names = [name for name in listed.stdout.split("\0") if name]
     hidden = {".venv", ".git", "build", "__pycache__"}
-    return [ROOT / name for name in names if not hidden & set(Path(name).parts) and (ROOT / name).is_file()]
+    return [
+        ROOT / name
+        for name in names
+        if not hidden & set(Path(name).parts) and (ROOT / name).is_file()
+    ]
 
 
 def sources() -> list[Path]:
@@ -74,14 +78,18 @@ def test_recipe_loads_and_is_named_base_method_data_hardware(path: Path) -> None
     assert (hardware == "cpu") == (recipe.resources.gpus_per_worker == 0)
     assert base.replace("-", "") in recipe.model.base.lower().replace("-", "")
     if hardware.startswith(tuple("123456789")):
-        assert recipe.resources.max_workers * recipe.resources.gpus_per_worker == int(hardware.split("x")[0])
+        assert recipe.resources.max_workers * recipe.resources.gpus_per_worker == int(
+            hardware.split("x")[0]
+        )
 
 
 def public_definitions(path: Path) -> Iterator[tuple[str, ast.AST]]:
     tree = ast.parse(path.read_text())
     yield "the module", tree
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+        if isinstance(
+            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        ) and not node.name.startswith("_"):
             yield node.name, node
 
 
@@ -97,7 +105,11 @@ def test_everything_public_has_a_docstring() -> None:
 
 
 def test_no_source_file_is_a_grab_bag() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in sources() if (n := len(p.read_text().splitlines())) > MAX_LINES}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in sources()
+        if (n := len(p.read_text().splitlines())) > MAX_LINES
+    }
     assert not long
 
 
@@ -121,7 +133,9 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         "heavy = {'torch', 'ray', 'transformers', 'peft', 'deepspeed', 'numpy', 'pyarrow', 'openai', 'pydantic'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "doctor" in shown and shown.splitlines()[-1] == "HEAVY []"
 
 
@@ -135,9 +149,15 @@ def test_cluster_file_is_valid_for_rays_launcher_and_asks_for_a_token() -> None:
     assert gpu["min_workers"] == 0 < gpu["max_workers"]
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     started = [command for command in starts if "ray start" in command]
-    assert len(started) == 2 and all(command.startswith("RAY_AUTH_MODE=token ") for command in started)
+    assert len(started) == 2 and all(
+        command.startswith("RAY_AUTH_MODE=token ") for command in started
+    )
     assert "--dashboard-host=127.0.0.1" in started[0]
-    missing = [p for p in given["file_mounts"].values() if not p.startswith("~") and not (ROOT / p).is_file()]
+    missing = [
+        p
+        for p in given["file_mounts"].values()
+        if not p.startswith("~") and not (ROOT / p).is_file()
+    ]
     assert not missing
 
 
@@ -148,7 +168,9 @@ def test_cluster_images_carry_the_pinned_ray() -> None:
 
 
 def test_named_extras_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     texts = [
         ROOT / "README.md",
         ROOT / "cluster.yaml",
@@ -156,5 +178,7 @@ def test_named_extras_exist() -> None:
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("recipes/*"),
     ]
-    named = re.findall(r"(?:[ '\"(`]\.|loraforge)\[([a-z,]+)\]", "\n".join(text.read_text() for text in texts))
+    named = re.findall(
+        r"(?:[ '\"(`]\.|loraforge)\[([a-z,]+)\]", "\n".join(text.read_text() for text in texts)
+    )
     assert named and {extra for group in named for extra in group.split(",")} <= set(extras)

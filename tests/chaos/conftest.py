@@ -10,7 +10,11 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked slow in this folder unless the whole suite is asked for."""
     for item in items:
-        if "chaos" in item.path.parts and item.get_closest_marker("slow") and not os.environ.get("LORAFORGE_CHAOS"):
+        if (
+            "chaos" in item.path.parts
+            and item.get_closest_marker("slow")
+            and not os.environ.get("LORAFORGE_CHAOS")
+        ):
             item.add_marker(pytest.mark.skip(reason="long; run `make chaos`"))
 
 

@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import PreparedDataset, SplitStats, UserError
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import PreparedDataset, SplitStats
+from pipelines.core.errors import UserError
 from pipelines.storage import Store
-from pipelines.train.worker import WorkerPlan
+from pipelines.train.worker import WorkerArgs
 
 ROW_TOKENS = 160
 _ATTEMPTS = itertools.count()
@@ -41,17 +42,21 @@ class PickledFeed:
     folder: Path
     split: str
 
-    def batches(self, order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    def batches(
+        self, order: np.ndarray, batch_size: int, start: int = 0
+    ) -> Iterator[dict[str, Any]]:
         rows = pickle.loads((self.folder / f"{self.split}.pickle").read_bytes())
         for at in range(start, len(order), batch_size):
             part = [rows[i] for i in order[at : at + batch_size]]
             yield {key: [row[key] for row in part] for key in part[0]}
 
 
-def prepared_dataset(store: Store, base: str, num_train: int = 10, num_heldout: int = 3) -> PreparedDataset:
+def prepared_dataset(
+    store: Store, base: str, num_train: int = 10, num_heldout: int = 3
+) -> PreparedDataset:
     """The first rows of the pocket person task, rendered by the product and packed one after the other."""
     from pipelines.chat import ChatRenderer
-    from pipelines.contracts import Conversation, Turn
+    from pipelines.core.conversation import Conversation, Turn
 
     tasks = Path(base).parent / "tasks" / "person_train.json"
     renderer = ChatRenderer.load(base)
@@ -62,12 +67,13 @@ def prepared_dataset(store: Store, base: str, num_train: int = 10, num_heldout: 
         samples.append((f"person-{number}", renderer.render(Conversation(turns))))
     rows = list(itertools.islice(_packed(samples), num_train + num_heldout))
     splits = {"train": rows[:num_train], "heldout": rows[num_train:]}
-    with store.writing("prepared", "0" * 64) as draft:
+    with store.create_artifact("prepared", "0" * 64) as draft:
         for name, part in splits.items():
             (draft.path / f"{name}.pickle").write_bytes(pickle.dumps(part))
     assert draft.ref is not None
     stats = {
-        name: SplitStats(sum(len(r["sample_ids"]) for r in part), len(part), 0, 0) for name, part in splits.items()
+        name: SplitStats(sum(len(r["sample_ids"]) for r in part), len(part), 0, 0)
+        for name, part in splits.items()
     }
     return PreparedDataset(draft.ref, ROW_TOKENS, stats["train"], stats["heldout"], {}, "", "")
 
@@ -87,20 +93,38 @@ def _row(held: list[tuple[str, Any]]) -> dict[str, Any]:
     ids[: len(joined)] = joined
     weights[: len(joined)] = np.concatenate([s.loss_weights for _, s in held])
     lengths = np.array([len(s.input_ids) for _, s in held], np.int32)
-    return {"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": [n for n, _ in held]}
+    return {
+        "input_ids": ids,
+        "loss_weights": weights,
+        "sample_lengths": lengths,
+        "sample_ids": [n for n, _ in held],
+    }
 
 
 def recipe_for(base: str, **sections: Mapping[str, Any]) -> Recipe:
     """A small recipe on `base`; `train`, `lora` and `model` change its sections."""
-    train = {"epochs": 2, "global_batch": 2, "lr": 5e-3, "save_every": 3, "trackers": [], "record_samples": True}
-    data: dict[str, Any] = {"name": "chaos", "data": {"sources": ["none.json"], "row_tokens": ROW_TOKENS}}
-    data |= {"train": {**train, **sections.get("train", {})}, "lora": {"r": 4, "alpha": 8, **sections.get("lora", {})}}
+    train = {
+        "epochs": 2,
+        "global_batch": 2,
+        "lr": 5e-3,
+        "save_every": 3,
+        "trackers": [],
+        "record_samples": True,
+    }
+    data: dict[str, Any] = {
+        "name": "chaos",
+        "data": {"sources": ["none.json"], "row_tokens": ROW_TOKENS},
+    }
+    data |= {
+        "train": {**train, **sections.get("train", {})},
+        "lora": {"r": 4, "alpha": 8, **sections.get("lora", {})},
+    }
     return parse_recipe(data | {"model": {"base": base, **sections.get("model", {})}})
 
 
-def plan_of(recipe: Recipe, store: Store, prepared: PreparedDataset) -> WorkerPlan:
+def plan_of(recipe: Recipe, store: Store, prepared: PreparedDataset) -> WorkerArgs:
     folder = Path(store.uri) / "runs" / ("a" * 12)
-    return WorkerPlan(recipe, store, prepared, "a" * 64, {}, folder, PickledFeed)
+    return WorkerArgs(recipe, store, prepared, "a" * 64, {}, folder, PickledFeed)
 
 
 @dataclass(frozen=True)
@@ -138,7 +162,9 @@ class Outcome:
         return all(code == _STOPPED for code in self.codes)
 
 
-def attempt(plan: WorkerPlan, world_size: int, faults: Faults = Faults(), timeout_s: float = 240) -> Outcome:
+def attempt(
+    plan: WorkerArgs, world_size: int, faults: Faults = Faults(), timeout_s: float = 240
+) -> Outcome:
     """Start the workers and wait for their end. When one dies the others are killed, as Ray Train does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.preload"])
@@ -146,7 +172,9 @@ def attempt(plan: WorkerPlan, world_size: int, faults: Faults = Faults(), timeou
     meeting = plan.folder.parent / f"meeting-{os.getpid()}-{next(_ATTEMPTS)}"
     results: Any = context.SimpleQueue()
     ranks = [
-        context.Process(target=_rank, args=(plan, rank, world_size, str(meeting), faults, results), daemon=True)
+        context.Process(
+            target=_rank, args=(plan, rank, world_size, str(meeting), faults, results), daemon=True
+        )
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -167,14 +195,18 @@ def attempt(plan: WorkerPlan, world_size: int, faults: Faults = Faults(), timeou
     return Outcome([p.exitcode or 0 for p in ranks], mistakes)
 
 
-def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Faults, results: Any) -> None:
+def _rank(
+    plan: WorkerArgs, rank: int, world_size: int, meeting: str, faults: Faults, results: Any
+) -> None:
     import torch
     import torch.distributed as dist
 
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(
+        "gloo", f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout
+    )
     from pipelines.train import worker
 
     channel, ended = _LocalChannel(faults), True
@@ -188,7 +220,9 @@ def _rank(plan: WorkerPlan, rank: int, world_size: int, meeting: str, faults: Fa
     except Exception:  # noqa: BLE001  (the process boundary)
         traceback.print_exc()
         os._exit(1)
-    os._exit(0 if ended else _STOPPED)  # gloo's threads sometimes abort a process that leaves by the front door
+    os._exit(
+        0 if ended else _STOPPED
+    )  # gloo's threads sometimes abort a process that leaves by the front door
 
 
 class Alone:
@@ -217,7 +251,6 @@ class _LocalChannel:
 
 def _plant(worker: Any, faults: Faults) -> None:
     """Have the worker's own code meet the fault: a step's end for kills, the kernel's file size limit for writes."""
-    from pipelines.train import saving
 
     if faults.die_at_byte is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -228,7 +261,9 @@ def _plant(worker: Any, faults: Faults) -> None:
     if faults.spoil:
         _spoil_writes(faults.spoil)
     if faults.unverified:
-        saving.CheckpointSaver._compare_reloaded = lambda self, folder, step: None
+        from pipelines.train.checkpoint import save
+
+        save.CheckpointSaver._compare_reloaded = lambda self, folder, step: None
     steps: Callable[..., None] = worker.train_steps
 
     def watched(engine: Any, schedule: Any, rows: Any, first_step: int, on_step: Any) -> None:
@@ -252,9 +287,9 @@ def _spoil_writes(how: str) -> None:
     """Have the disk hold something else than what was written and audited, from the second checkpoint on."""
     from safetensors.torch import load_file, save_file
 
-    from pipelines.train import saving
+    from pipelines.train.checkpoint import save
 
-    write, count = saving.write_checkpoint, itertools.count(1)
+    write, count = save.write_checkpoint, itertools.count(1)
 
     def spoiled(folder: Path, *args: Any) -> dict[str, Any]:
         facts = write(folder, *args)
@@ -272,7 +307,7 @@ def _spoil_writes(how: str) -> None:
             path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 64}))
         return facts
 
-    saving.write_checkpoint = spoiled
+    save.write_checkpoint = spoiled
 
 
 def _poisoned(engine: Any, at: int) -> Any:

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from pipelines.contracts import UserError
+from pipelines.core.errors import UserError
 from pipelines.storage import verify
-from pipelines.train.metrics import read_lines, read_metrics, read_samples
+from pipelines.train.track.metrics_log import read_lines, read_metrics, read_samples
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "pocket_lora_person_cpu.yaml")
@@ -34,7 +34,9 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         self._added: list[Any] = []
         self.address = str(self._cluster.address)
 
@@ -55,7 +57,12 @@ class Nodes:
 
     def drain(self, node: Any, seconds: int) -> None:
         """Announce that the node will be taken away after so many seconds, as a cloud does before it reclaims one."""
-        command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.address]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "drain-node",
+            "--address",
+            self.address,
+        ]
         command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         command += ["--reason-message", "reclaimed", "--deadline-remaining-seconds", str(seconds)]
         subprocess.run(command, check=True, capture_output=True)
@@ -91,10 +98,21 @@ class Run:
     _output: Any = None
 
     def start(self, verb: str = "train") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "jobs.cli", verb, RECIPE, "--store", str(self.store), *self.options]
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.cli",
+            verb,
+            RECIPE,
+            "--store",
+            str(self.store),
+            *self.options,
+        ]
         env = os.environ | {"RAY_ADDRESS": self.address, "PYTHONUNBUFFERED": "1"}
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (not a pipe, which nobody would read)
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=self._output, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=self._output, stderr=subprocess.STDOUT, text=True
+        )
 
     def said(self) -> str:
         """What the last command has printed."""
@@ -111,17 +129,26 @@ class Run:
         """Wait, and watch that every checkpoint is whole from the moment on when it has its name."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"waited {seconds:.0f} s, at step {self.step} of start {len(self.spans())}"
+            assert time.monotonic() < end, (
+                f"waited {seconds:.0f} s, at step {self.step} of start {len(self.spans())}"
+            )
             self.check_checkpoints()
             time.sleep(0.1)
 
     def check_checkpoints(self) -> None:
         for path in self.store.glob("runs/*/*"):
-            if path.is_dir() and path not in self._whole and path.name[0] != "." and path.name not in _NOT_CHECKPOINTS:
+            if (
+                path.is_dir()
+                and path not in self._whole
+                and path.name[0] != "."
+                and path.name not in _NOT_CHECKPOINTS
+            ):
                 try:
                     verify(path)
                 except UserError:
-                    assert not path.exists(), f"{path} is not whole"  # else it was swept away in the meantime
+                    assert not path.exists(), (
+                        f"{path} is not whole"
+                    )  # else it was swept away in the meantime
                 self._whole.add(path)
 
     @property
@@ -139,7 +166,9 @@ class Run:
         """First and last step of each group of workers that has finished a step, in the order of their starts."""
         steps: dict[str, list[int]] = {}
         for path in sorted(self.folder.glob("samples/*.jsonl")):
-            steps.setdefault(path.name.rpartition("-")[0], []).extend(line["step"] for line in read_lines(path))
+            steps.setdefault(path.name.rpartition("-")[0], []).extend(
+                line["step"] for line in read_lines(path)
+            )
         return [(min(held), max(held)) for held in steps.values() if held]
 
     def redone(self) -> list[int]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.model.plan import shape_of
+from pipelines.plan.shape import shape_of
 from pipelines.storage import Store
-from pipelines.train.checkpoint import list_checkpoints, trained_in
-from pipelines.train.metrics import read_metrics
+from pipelines.train.checkpoint.files import count_trained_parameters, list_checkpoints
+from pipelines.train.track.metrics_log import read_metrics
 from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
 from tests.plain import plain_loss
 
@@ -31,7 +31,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "modules_to_save": {"lora": {"modules_to_save": ["lm_head"]}},
     "full": {"train": {"method": "full", "lr": 3e-4, "zero": 1}},
     "nf4": {"model": NF4},
-    "nf4_plain": {"model": {**NF4, "double_quantization": False, "compute_dtype": "bf16", "storage_dtype": "uint8"}},
+    "nf4_plain": {
+        "model": {
+            **NF4,
+            "double_quantization": False,
+            "compute_dtype": "bf16",
+            "storage_dtype": "uint8",
+        }
+    },
     "nf4_loftq": {"model": NF4, "lora": {"init": "loftq"}},
     "nf4_dora": {"model": NF4, "lora": {"dora": True}},
     "int8": {"model": {"quantization": "int8"}},
@@ -61,7 +68,13 @@ def _train_all(base: str, root: str) -> None:
     for name, sections in METHODS.items():
         store = Store(f"{root}/{name}")
         prepared = prepared_dataset(store, base, num_train=6, num_heldout=1)
-        train = {"epochs": 5, "save_every": 30, "global_batch": 1, "lr": 3e-3, **sections.get("train", {})}
+        train = {
+            "epochs": 5,
+            "save_every": 30,
+            "global_batch": 1,
+            "lr": 3e-3,
+            **sections.get("train", {}),
+        }
         plan = plan_of(recipe_for(base, **{**sections, "train": train}), store, prepared)
         train_rank(plan, torch.device("cpu"), Alone())
         folder = Path(list_checkpoints(store, plan.run_id)[0].ref.uri)
@@ -70,7 +83,7 @@ def _train_all(base: str, root: str) -> None:
         reloaded = _plain_loss(base, plan.recipe.model, folder, store.local_dir(prepared.ref))
         Path(root, f"{name}.json").write_text(json.dumps([losses, heldout, reloaded]))
         shape = shape_of(plan.recipe)
-        tables = [[shape.trainable, shape.saved_bytes], trained_in(folder)]
+        tables = [[shape.trainable, shape.saved_bytes], count_trained_parameters(folder)]
         Path(root, f"{name}-tables.json").write_text(json.dumps(tables))
     os._exit(0)
 
@@ -85,9 +98,12 @@ def _plain_loss(base: str, config: Any, checkpoint: Path, data: Path) -> float:
     if (checkpoint / "model").exists():
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(checkpoint / "model")
     else:
-        model = peft.PeftModel.from_pretrained(load_base(config, "cpu"), str(checkpoint / "adapter"))
+        model = peft.PeftModel.from_pretrained(
+            load_base(config, "cpu"), str(checkpoint / "adapter")
+        )
     rows = (
-        {key: column[0] for key, column in b.items()} for b in PickledFeed(data, "heldout").batches(np.arange(1), 1)
+        {key: column[0] for key, column in b.items()}
+        for b in PickledFeed(data, "heldout").batches(np.arange(1), 1)
     )
     return plain_loss(model, rows)
 
@@ -109,7 +125,9 @@ def test_trains_and_reloads(name: str, outcomes: Path) -> None:
     assert len(losses) == 30
     assert sum(losses[-6:]) < 0.2 * sum(losses[:6])  # the same six packs, four epochs later
     coarse = name == "int8" or name == "nf4_plain" or name.startswith("bf16")
-    assert math.isclose(reloaded, heldout, rel_tol=1e-4, abs_tol=1e-3 * losses[0] if coarse else 0), (reloaded, heldout)
+    assert math.isclose(
+        reloaded, heldout, rel_tol=1e-4, abs_tol=1e-3 * losses[0] if coarse else 0
+    ), (reloaded, heldout)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pipelines.storage import Store
-from pipelines.train.failures import FAILURES_FILE
-from pipelines.train.metrics import read_lines
+from pipelines.train.faults.failures import FAILURES_FILE
+from pipelines.train.track.metrics_log import read_lines
 from tests.chaos.nodes import Nodes, Run, workers_on
 
 EPOCH = 14  # 54 packs, four a step; the last step of an epoch has two
@@ -51,7 +51,11 @@ def nodes(cluster: Nodes, unbroken: Run) -> Iterator[Nodes]:
 
 def run_in(store: Path, cluster: Nodes, **options: object) -> Run:
     given = OPTIONS | {key.replace("__", "."): value for key, value in options.items()}
-    return Run(store, cluster.address, [part for key, value in given.items() for part in ("-s", f"{key}={value}")])
+    return Run(
+        store,
+        cluster.address,
+        [part for key, value in given.items() for part in ("-s", f"{key}={value}")],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,9 @@ def check_like(run: Run, unbroken: Run, steps: int, tolerance: float = 1e-6) -> 
     """The run took the unbroken one's way: losses, samples, one artifact, nothing left lying about."""
     assert run.losses() == pytest.approx(unbroken.losses()[:steps], rel=tolerance)
     check_epochs(run, steps)
-    assert run.samples() == {step: names for step, names in unbroken.samples().items() if step <= steps}
+    assert run.samples() == {
+        step: names for step, names in unbroken.samples().items() if step <= steps
+    }
     assert len(list(run.store.glob("trained/*/manifest.json"))) == 1
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".tmp")]
     run.check_checkpoints()
@@ -117,26 +123,39 @@ def failures(run: Run) -> list[dict[str, Any]]:
 
 
 def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
-    make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, record_property: Callable[[str, object], None]
+    make_run: Callable[..., Run],
+    nodes: Nodes,
+    unbroken: Run,
+    record_property: Callable[[str, object], None],
 ) -> None:
     run = make_run(SHORT, resources__workers=2, train__max_failures=2, train__hang_timeout_s=HANG_S)
     both = nodes.add(), nodes.add()
     driver = run.start()
     run.wait_for(lambda: run.step >= 7)
     workers_on(both[0])[0].kill()
-    record_property("worker killed: seconds to the first new step", run.seconds_until_started_again())
+    record_property(
+        "worker killed: seconds to the first new step", run.seconds_until_started_again()
+    )
     run.wait_for(lambda: run.step >= 11)
     os.kill(workers_on(both[1])[0].pid, signal.SIGSTOP)
     seconds = run.seconds_until_started_again()
-    record_property(f"worker stopped, hang_timeout_s={HANG_S}: seconds to the first new step", seconds)
+    record_property(
+        f"worker stopped, hang_timeout_s={HANG_S}: seconds to the first new step", seconds
+    )
     assert ["failed" in news for news in failures(run)] == [True, True]
     run.wait_for(lambda: run.step >= 13)
     driver.kill()
     driver.wait()
     assert run.said().count("train: failed: worker") == 2, run.said()
     run.wait_for(lambda: not workers_on(both[0]) and not workers_on(both[1]))
-    snapshot = run.folder / "checkpoint_manager_snapshot.json"  # Ray has not written it yet where the kills came fast
-    whole = snapshot.read_bytes() if snapshot.exists() else b'{"ray_version": "2.60.0", "checkpoint_results": []}'
+    snapshot = (
+        run.folder / "checkpoint_manager_snapshot.json"
+    )  # Ray has not written it yet where the kills came fast
+    whole = (
+        snapshot.read_bytes()
+        if snapshot.exists()
+        else b'{"ray_version": "2.60.0", "checkpoint_results": []}'
+    )
     snapshot.write_bytes(whole[: len(whole) // 2])
     said = run.finish(run.start())
     assert re.search(rf"goes on from step 1[05] of {SHORT}", said), said
@@ -146,7 +165,10 @@ def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
 
 
 def test_a_node_that_is_reclaimed_and_a_node_that_is_lost(
-    make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, record_property: Callable[[str, object], None]
+    make_run: Callable[..., Run],
+    nodes: Nodes,
+    unbroken: Run,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """The notice loses no step and, one failure being allowed, does not count as one; the loss redoes a few steps."""
     run = make_run(LONG, resources__workers=2, train__max_failures=1)
@@ -156,32 +178,47 @@ def test_a_node_that_is_reclaimed_and_a_node_that_is_lost(
     nodes.add()
     nodes.drain(first, 20)
     seconds = run.seconds_until_started_again()
-    record_property("node drained with 20 s notice: seconds from notice to the first step elsewhere", seconds)
+    record_property(
+        "node drained with 20 s notice: seconds from notice to the first step elsewhere", seconds
+    )
     assert run.redone() == [0] and not workers_on(first)
     assert [len(news["announced"]) for news in failures(run)] == [1]
     nodes.lose(first)
     run.wait_for(lambda: run.step >= run.spans()[1][0] + 2)
     nodes.lose(second)
     nodes.add()
-    record_property("node lost, replaced: seconds to the first new step", run.seconds_until_started_again())
+    record_property(
+        "node lost, replaced: seconds to the first new step", run.seconds_until_started_again()
+    )
     said = run.finish(driver)
-    assert said.count("does not count as a failure") == 1 and said.count("train: failed: worker") == 1, said
+    assert (
+        said.count("does not count as a failure") == 1 and said.count("train: failed: worker") == 1
+    ), said
     check_like(run, unbroken, LONG)
     assert len(run.redone()) == 2 and run.redone()[1] <= SAVE_EVERY
 
 
 def test_two_workers_one_and_two_again(
-    make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, record_property: Callable[[str, object], None]
+    make_run: Callable[..., Run],
+    nodes: Nodes,
+    unbroken: Run,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """An elastic run loses a node that nobody replaces, and gets another one later."""
-    run = make_run(LONG, resources__workers="[1,2]", resources__resize_every_s=15, train__max_failures=1)
+    run = make_run(
+        LONG, resources__workers="[1,2]", resources__resize_every_s=15, train__max_failures=1
+    )
     first, second = nodes.add(), nodes.add()
     driver = run.start()
     run.wait_for(lambda: run.step >= 7)
     nodes.lose(first)
-    record_property("node lost, not replaced: seconds to the first new step", run.seconds_until_started_again())
+    record_property(
+        "node lost, not replaced: seconds to the first new step", run.seconds_until_started_again()
+    )
     third = nodes.add()
-    record_property("node added: seconds to the first step with it", run.seconds_until_started_again())
+    record_property(
+        "node added: seconds to the first step with it", run.seconds_until_started_again()
+    )
     assert len(workers_on(second)) == len(workers_on(third)) == 1
     run.finish(driver)
     check_like(run, unbroken, LONG, 1e-5)
@@ -210,11 +247,13 @@ def test_a_disk_that_fills_up_and_is_freed(
         line = said.strip().splitlines()[-1]
         assert line.startswith("loraforge: ") and str(run.store) in line
         assert re.search(r"\d+ MiB free.* (wants \d+ MiB|\d+ MiB wanted)", line), line
-        own = [line for line in said.splitlines() if not re.match(r"\S*\(\w+ pid=\d+", line)]  # the rest are Ray's logs
+        own = [
+            line for line in said.splitlines() if not re.match(r"\S*\(\w+ pid=\d+", line)
+        ]  # the rest are Ray's logs
         assert not [line for line in own if line.startswith("Traceback")], own
         assert not failures(run)
         checkpoints = Store(run.store).list("runs/" + run.folder.name)
-        last = max(artifact.facts["step"] for artifact in checkpoints)
+        last = max(artifact.metadata["step"] for artifact in checkpoints)
         ballast.unlink()
         assert f"goes on from step {last} of" in run.finish(run.start())
         check_like(run, unbroken, SHORT)

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 
 from pipelines.storage import Store
-from pipelines.train.checkpoint import list_checkpoints
-from pipelines.train.metrics import read_metrics
-from tests.chaos.harness import Faults, WorkerPlan, attempt, plan_of, prepared_dataset, recipe_for
+from pipelines.train.checkpoint.files import list_checkpoints
+from pipelines.train.track.metrics_log import read_metrics
+from tests.chaos.harness import Faults, WorkerArgs, attempt, plan_of, prepared_dataset, recipe_for
 
 FULL = {"method": "full", "lr": 3e-4}
 
 
-def fresh_plan(base: str, folder: Path, train: dict[str, Any], **sections: Any) -> WorkerPlan:
+def fresh_plan(base: str, folder: Path, train: dict[str, Any], **sections: Any) -> WorkerArgs:
     store = Store(folder)
-    recipe = recipe_for(base, train={"save_every": 2, "max_steps": 6, "keep": 5, **train}, **sections)
+    recipe = recipe_for(
+        base, train={"save_every": 2, "max_steps": 6, "keep": 5, **train}, **sections
+    )
     return plan_of(recipe, store, prepared_dataset(store, base))
 
 
@@ -38,8 +40,12 @@ def test_a_file_that_is_not_what_trains_is_refused_by_all_ranks(
     """The second checkpoint changes on the disk after it was written: both ranks end with one line, the first one stays."""
     plan = fresh_plan(pocket_base, tmp_path, train)
     outcome = attempt(plan, 2, Faults(spoil=spoil), timeout_s=120)
-    assert outcome.codes == [0, 0] and len(outcome.mistakes) == 2 and len(set(outcome.mistakes)) == 1
-    assert outcome.mistakes[0].startswith("step 4: the checkpoint's files are not what training made (")
+    assert (
+        outcome.codes == [0, 0] and len(outcome.mistakes) == 2 and len(set(outcome.mistakes)) == 1
+    )
+    assert outcome.mistakes[0].startswith(
+        "step 4: the checkpoint's files are not what training made ("
+    )
     assert said in outcome.mistakes[0]
     assert [c.step for c in list_checkpoints(plan.store, plan.run_id)] == [2]
     assert not [path for path in plan.folder.iterdir() if path.name.startswith(".")]
@@ -57,7 +63,9 @@ CURVES = {
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_training_goes_on_as_if_nobody_had_looked(name: str, pocket_base: str, tmp_path: Path) -> None:
+def test_training_goes_on_as_if_nobody_had_looked(
+    name: str, pocket_base: str, tmp_path: Path
+) -> None:
     """ZeRO-3 on two ranks: each bit of each loss is the one of a run that compares nothing."""
     train, sections = CURVES[name]
     curves = []

@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from jobs.console import ConsoleProgress
-from jobs.demo import demo
-from jobs.run import RunResult, run
-from pipelines.contracts import SILENT
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.registry import Registry
+from jobs.graphs.run import RunResult, run
+from jobs.verbs.demo import demo
+from pipelines.config.load import load_recipe
+from pipelines.config.recipe import Recipe
+from pipelines.core.progress import SILENT
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 from tests.plain import plain_loss
 
@@ -24,16 +25,28 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "pocket_lora_person_cpu.yaml"
 
 
 @pytest.fixture(scope="module", params=["none", "nf4"])
-def done(request: Any, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Store, RunResult]:
-    options = ["train.max_steps=30", "train.save_every=15", "resources.serve_cpus=0.5", "serve.port=0"]
-    recipe = load_recipe(RECIPE, [*options, "serve.merged=[person]", f"model.quantization={request.param}"])
+def done(
+    request: Any, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Store, RunResult]:
+    options = [
+        "train.max_steps=30",
+        "train.save_every=15",
+        "resources.serve_cpus=0.5",
+        "serve.port=0",
+    ]
+    recipe = load_recipe(
+        RECIPE, [*options, "serve.merged=[person]", f"model.quantization={request.param}"]
+    )
     store = Store(tmp_path_factory.mktemp("store"))
     return recipe, store, run(recipe, store, SILENT)
 
 
 def test_adapter_learns_what_the_base_cannot(done: tuple[Recipe, Store, RunResult]) -> None:
     _, _, result = done
-    base, best = result.report.base, max(result.report.scores[1:], key=lambda score: score.exact_match)
+    base, best = (
+        result.report.base,
+        max(result.report.scores[1:], key=lambda score: score.exact_match),
+    )
     assert base.exact_match <= 0.05 and best.exact_match >= 0.8
     assert best.heldout_loss < 0.1 * base.heldout_loss
     assert result.version is not None and result.decision.passed
@@ -58,7 +71,9 @@ def test_metrics_are_one_line_a_step_and_a_board(done: tuple[Recipe, Store, RunR
     assert list((folder / "tensorboard").glob("events.*"))
 
 
-def test_checkpoint_loads_with_plain_peft_to_the_same_loss(done: tuple[Recipe, Store, RunResult]) -> None:
+def test_checkpoint_loads_with_plain_peft_to_the_same_loss(
+    done: tuple[Recipe, Store, RunResult],
+) -> None:
     """Plain transformers and PEFT, samples one by one: the loss that training reported for its held-out rows."""
     import peft
     import pyarrow.parquet as pq
@@ -82,12 +97,18 @@ def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None
     recipe, store, result = done
     before = sorted(p for p in Path(store.uri).rglob("*") if p.is_file())
     again = run(recipe, store, SILENT)
-    assert again.prepared == result.prepared and again.run == result.run and again.version == result.version
+    assert (
+        again.prepared == result.prepared
+        and again.run == result.run
+        and again.version == result.version
+    )
     assert again.report.ref == result.report.ref
     assert sorted(p for p in Path(store.uri).rglob("*") if p.is_file()) == before
 
 
-def test_the_demo_asks_says_and_takes_its_endpoint_down(done: tuple[Recipe, Store, RunResult]) -> None:
+def test_the_demo_asks_says_and_takes_its_endpoint_down(
+    done: tuple[Recipe, Store, RunResult],
+) -> None:
     """One recipe, already trained, a few questions: whether the bar was reached is what the demo returns."""
     from ray import serve
 
@@ -106,7 +127,7 @@ def test_the_demo_asks_says_and_takes_its_endpoint_down(done: tuple[Recipe, Stor
 def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
     from openai import OpenAI
 
-    from serve_app.app import run_endpoint, stop_endpoint
+    from serve_app.deploy import run_endpoint, stop_endpoint
 
     recipe, store, _ = done
     endpoint = run_endpoint(recipe, store, SILENT)
@@ -114,9 +135,11 @@ def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
     stop_endpoint(recipe)
 
 
-def test_endpoint_answers_as_the_report_says(done: tuple[Recipe, Store, RunResult], client: Any) -> None:
+def test_endpoint_answers_as_the_report_says(
+    done: tuple[Recipe, Store, RunResult], client: Any
+) -> None:
     """Held-out prompts over HTTP: the adapter's and the merged model's answers are right, the base's are not."""
-    from jobs.demo import held_out
+    from jobs.verbs.demo import held_out
 
     _, store, result = done
     assert {"person", "person-merged"} < {model.id for model in client.models.list()}
@@ -124,20 +147,33 @@ def test_endpoint_answers_as_the_report_says(done: tuple[Recipe, Store, RunResul
     questions = held_out(store, "person", result.prepared, 16)
     for model in ("base", "person", "person-merged"):
         answers = [
-            client.chat.completions.create(model=model, messages=q.messages, temperature=0, max_tokens=64)
+            client.chat.completions.create(
+                model=model, messages=q.messages, temperature=0, max_tokens=64
+            )
             .choices[0]
             .message.content
             for q in questions
         ]
-        shares[model] = sum(a == q.reference for a, q in zip(answers, questions, strict=True)) / len(questions)
+        shares[model] = sum(
+            a == q.reference for a, q in zip(answers, questions, strict=True)
+        ) / len(questions)
     assert shares["base"] <= 0.05 and shares["person"] >= 0.8 and shares["person-merged"] >= 0.8
 
 
-def test_streamed_answer_is_the_whole_one(done: tuple[Recipe, Store, RunResult], client: Any) -> None:
-    from jobs.demo import held_out
+def test_streamed_answer_is_the_whole_one(
+    done: tuple[Recipe, Store, RunResult], client: Any
+) -> None:
+    from jobs.verbs.demo import held_out
 
     _, store, result = done
-    asked = {"messages": held_out(store, "person", result.prepared, 1)[0].messages, "temperature": 0, "max_tokens": 64}
+    asked = {
+        "messages": held_out(store, "person", result.prepared, 1)[0].messages,
+        "temperature": 0,
+        "max_tokens": 64,
+    }
     whole = client.chat.completions.create(model="person", **asked).choices[0].message.content
-    pieces = [c.choices[0].delta.content for c in client.chat.completions.create(model="person", stream=True, **asked)]
+    pieces = [
+        c.choices[0].delta.content
+        for c in client.chat.completions.create(model="person", stream=True, **asked)
+    ]
     assert len(pieces) > 5 and "".join(piece or "" for piece in pieces) == whole

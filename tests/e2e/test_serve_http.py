@@ -12,9 +12,11 @@ import httpx
 import openai
 import pytest
 
-from pipelines.contracts import SILENT, Endpoint, ModelVersion, UserError
-from pipelines.recipe import Recipe, parse_recipe
-from pipelines.registry import Registry
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import Endpoint, ModelVersion
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 
 QUESTION = "who sold the old map to Mira from Oslo"
@@ -22,7 +24,10 @@ QUESTION = "who sold the old map to Mira from Oslo"
 
 @pytest.fixture(scope="module")
 def versions(
-    tmp_path_factory: pytest.TempPathFactory, adapter_folders: dict[str, Path], pocket_base: str, fingerprint: str
+    tmp_path_factory: pytest.TempPathFactory,
+    adapter_folders: dict[str, Path],
+    pocket_base: str,
+    fingerprint: str,
 ) -> tuple[Store, dict[str, ModelVersion]]:
     """ada and bob in production; a second version of bob, with cyn's weights, in none."""
     store = Store(tmp_path_factory.mktemp("serve") / "store")
@@ -41,14 +46,16 @@ def versions(
 def recipe_of(base: str, name: str = "serve-test", **serve: Any) -> Recipe:
     serve = {"port": 0, "max_batch": 8, "max_model_tokens": 512, "base_name": "pocket", **serve}
     sections = {"serve": serve, "resources": {"serve_cpus": 0.5}}
-    return parse_recipe({"name": name, "model": {"base": base}, "data": {"sources": ["unused.json"]}, **sections})
+    return parse_recipe(
+        {"name": name, "model": {"base": base}, "data": {"sources": ["unused.json"]}, **sections}
+    )
 
 
 @pytest.fixture(scope="module")
 def endpoint(
     ray_cluster: None, versions: tuple[Store, dict[str, ModelVersion]], pocket_base: str
 ) -> Iterator[Endpoint]:
-    from serve_app.app import run_endpoint, stop_endpoint
+    from serve_app.deploy import run_endpoint, stop_endpoint
 
     recipe = recipe_of(pocket_base, merged=["ada"])
     yield run_endpoint(recipe, versions[0], SILENT)
@@ -57,13 +64,17 @@ def endpoint(
 
 @pytest.fixture(scope="module")
 def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(
+        base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=60
+    ) as client:
         yield client
 
 
 def ask(client: openai.OpenAI, model: str, text: str = QUESTION, **options: Any) -> Any:
     options = {"temperature": 0, "max_tokens": 16, **options}
-    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **options)
+    return client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": text}], **options
+    )
 
 
 def said(client: openai.OpenAI, model: str, text: str = QUESTION, **options: Any) -> str:
@@ -73,12 +84,18 @@ def said(client: openai.OpenAI, model: str, text: str = QUESTION, **options: Any
 def test_every_name_answers_with_its_own_weights(client: openai.OpenAI, versions: Any) -> None:
     made = versions[1]
     assert [model.id for model in client.models.list()] == ["pocket", "ada", "bob", "ada-merged"]
-    texts = {name: said(client, name) for name in ("pocket", "base", "ada", "bob", "ada-merged", made["bob2"].id)}
+    texts = {
+        name: said(client, name)
+        for name in ("pocket", "base", "ada", "bob", "ada-merged", made["bob2"].id)
+    }
     assert texts["ada-merged"] == texts["ada"] and texts["base"] == texts["pocket"]
     assert len({texts[name] for name in ("pocket", "ada", "bob", made["bob2"].id)}) == 4
     for same in (made["bob"].id, "bob:production"):
         assert said(client, same) == texts["bob"]
-    assert ask(client, "bob").model == made["bob"].id and ask(client, "ada-merged").model == "ada-merged"
+    assert (
+        ask(client, "bob").model == made["bob"].id
+        and ask(client, "ada-merged").model == "ada-merged"
+    )
     assert client.models.retrieve("ada").model_extra["root"] == made["ada"].id  # type: ignore[index]
 
 
@@ -86,32 +103,53 @@ def test_a_stream_is_the_answer_in_pieces_with_usage_at_its_end(client: openai.O
     whole = ask(client, "ada")
     chunks = list(ask(client, "ada", stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == whole.choices[0].message.content
+    )
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[
+        0
+    ].finish_reason
     assert chunks[-1].usage == whole.usage and not chunks[-1].choices
     assert len({c.id for c in chunks}) == 1 and all(c.model == whole.model for c in chunks)
     assert all(c.usage is None for c in ask(client, "ada", stream=True))
 
 
 def test_a_stream_on_the_wire_is_events_closed_by_done(endpoint: Endpoint) -> None:
-    body = {"model": "ada", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 3}
+    body = {
+        "model": "ada",
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": True,
+        "max_tokens": 3,
+    }
     reply = httpx.post(f"{endpoint.url}/v1/chat/completions", json=body, timeout=60)
     assert reply.headers["content-type"].startswith("text/event-stream")
     events = reply.text.strip().split("\n\n")
-    assert all(event.startswith("data: {") for event in events[:-1]) and events[-1] == "data: [DONE]"
+    assert (
+        all(event.startswith("data: {") for event in events[:-1]) and events[-1] == "data: [DONE]"
+    )
 
 
-def test_many_at_once_answer_as_each_alone(client: openai.OpenAI, endpoint: Endpoint, versions: Any) -> None:
+def test_many_at_once_answer_as_each_alone(
+    client: openai.OpenAI, endpoint: Endpoint, versions: Any
+) -> None:
     names = ["pocket", "ada", versions[1]["bob"].id, versions[1]["bob2"].id]
     asked = [(names[i % 4], f"{QUESTION} and {i % 3} boats") for i in range(48)]
     alone = {pair: said(client, *pair) for pair in dict.fromkeys(asked)}
 
     async def all_at_once() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key="none", timeout=60) as many:
+        async with openai.AsyncOpenAI(
+            base_url=f"{endpoint.url}/v1", api_key="none", timeout=60
+        ) as many:
             messages = [[{"role": "user", "content": text}] for _, text in asked]
             replies = await asyncio.gather(
                 *(
-                    many.chat.completions.create(model=name, messages=message, temperature=0, max_tokens=16)  # type: ignore[arg-type]
+                    many.chat.completions.create(
+                        model=name,
+                        messages=message,  # type: ignore[arg-type]
+                        temperature=0,
+                        max_tokens=16,
+                    )
                     for (name, _), message in zip(asked, messages, strict=True)
                 )
             )
@@ -163,16 +201,27 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "status", "words"), BAD, ids=[str(change)[:40] for change, _, _ in BAD])
+@pytest.mark.parametrize(
+    ("change", "status", "words"), BAD, ids=[str(change)[:40] for change, _, _ in BAD]
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bad_request_is_told_so(
     endpoint: Endpoint, change: dict[str, Any], status: int, words: str, stream: bool
 ) -> None:
-    body = {"model": "ada", "messages": [{"role": "user", "content": "hi"}], "stream": stream, **change}
+    body = {
+        "model": "ada",
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": stream,
+        **change,
+    }
     reply = httpx.post(f"{endpoint.url}/v1/chat/completions", json=body, timeout=60)
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
-    assert words in error["message"] and error["type"] == "invalid_request_error" and error.keys() >= {"param", "code"}
+    assert (
+        words in error["message"]
+        and error["type"] == "invalid_request_error"
+        and error.keys() >= {"param", "code"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +237,9 @@ def test_a_bad_request_is_told_so(
     ],
     ids=str,
 )
-def test_every_error_has_openais_form(endpoint: Endpoint, method: str, path: str, body: bytes, status: int) -> None:
+def test_every_error_has_openais_form(
+    endpoint: Endpoint, method: str, path: str, body: bytes, status: int
+) -> None:
     reply = httpx.request(method, endpoint.url + path, content=body, timeout=60)
     assert reply.status_code == status and reply.json()["error"]["message"]
 
@@ -201,7 +252,9 @@ def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_place(endpoint: Endpoint, client: openai.OpenAI, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_place(
+    endpoint: Endpoint, client: openai.OpenAI, stream: bool
+) -> None:
     def counts() -> dict[str, int]:
         return httpx.get(f"{endpoint.url}/healthz", timeout=60).json()["engine"]
 
@@ -214,7 +267,9 @@ def test_a_client_that_leaves_frees_its_place(endpoint: Endpoint, client: openai
     else:
         with pytest.raises(openai.APITimeoutError):
             ask(client, "ada", timeout=0.2, max_tokens=480)
-    wait_until(lambda: counts()["running"] == 0 and counts()["cancelled"] == before["cancelled"] + 1)
+    wait_until(
+        lambda: counts()["running"] == 0 and counts()["cancelled"] == before["cancelled"] + 1
+    )
     assert counts()["finished"] == before["finished"]
 
 
@@ -229,7 +284,7 @@ class StampingReplica:
     """An engine without a model: says which adapter it was asked for, as slowly or as badly as it is told."""
 
     async def answer(self, request: Any) -> Any:
-        from serve_app.engine import Delta, EngineFailure
+        from serve_app.engines.protocol import Delta, EngineFailure
 
         wish = request.messages[-1]["content"]
         if wish == "fail":
@@ -239,7 +294,7 @@ class StampingReplica:
         return Delta(request.adapter.version_id if request.adapter else "base", "stop", 1, 1)
 
     async def stream(self, request: Any) -> AsyncIterator[Any]:
-        from serve_app.engine import Delta, EngineFailure
+        from serve_app.engines.protocol import Delta, EngineFailure
 
         yield Delta("one ")
         if request.messages[-1]["content"] == "fail":
@@ -255,21 +310,30 @@ def stamping(endpoint: Endpoint, versions: Any, fingerprint: str) -> Iterator[op
     """The same ingress before an engine that stamps, with room for one request and one that waits."""
     from ray import serve
 
-    from serve_app.app import Ingress
-    from serve_app.routing import ServedModels
+    from serve_app.api.ingress import Ingress
+    from serve_app.routing.names import ServedModels
 
     engine = serve.deployment(StampingReplica).options(
-        name="stamping", max_ongoing_requests=1, max_queued_requests=1, ray_actor_options={"num_cpus": 0}
+        name="stamping",
+        max_ongoing_requests=1,
+        max_queued_requests=1,
+        ray_actor_options={"num_cpus": 0},
     )
-    ingress = serve.deployment(Ingress).options(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0})
+    ingress = serve.deployment(Ingress).options(
+        max_ongoing_requests=64, ray_actor_options={"num_cpus": 0}
+    )
     app = ingress.bind(versions[0].uri, ServedModels("stamped", fingerprint), engine.bind())
     serve.run(app, name="stamping", route_prefix="/stamping")
-    with openai.OpenAI(base_url=f"{endpoint.url}/stamping/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(
+        base_url=f"{endpoint.url}/stamping/v1", api_key="none", max_retries=0, timeout=60
+    ) as client:
         yield client
     serve.delete("stamping")
 
 
-def test_the_engine_is_asked_for_the_version_behind_the_name(stamping: openai.OpenAI, versions: Any) -> None:
+def test_the_engine_is_asked_for_the_version_behind_the_name(
+    stamping: openai.OpenAI, versions: Any
+) -> None:
     made = versions[1]
     for name, version in (("ada", "ada"), ("bob", "bob"), (made["bob2"].id, "bob2")):
         assert said(stamping, name) == made[version].id
@@ -298,14 +362,18 @@ def test_an_engine_that_fails_says_so_in_openais_form(stamping: openai.OpenAI) -
 
 
 def test_two_endpoints_stand_beside_each_other(
-    endpoint: Endpoint, client: openai.OpenAI, versions: tuple[Store, dict[str, ModelVersion]], pocket_base: str
+    endpoint: Endpoint,
+    client: openai.OpenAI,
+    versions: tuple[Store, dict[str, ModelVersion]],
+    pocket_base: str,
 ) -> None:
     from ray import serve
 
-    from serve_app.app import run_endpoint, stop_endpoint
+    from serve_app.deploy import run_endpoint, stop_endpoint
 
     with pytest.raises(
-        UserError, match="serve.path=/: another application.*set serve.path to another one, such as /two"
+        UserError,
+        match="serve.path=/: another application.*set serve.path to another one, such as /two",
     ):
         run_endpoint(recipe_of(pocket_base, "two"), versions[0], SILENT)
     assert client.models.list().data, "the first one was left alone"
@@ -313,9 +381,16 @@ def test_two_endpoints_stand_beside_each_other(
     second = recipe_of(pocket_base, "two", path="/two", models=["bob"])
     other = run_endpoint(second, versions[0], SILENT)
     assert other.url == f"{endpoint.url}/two" and other.models == ("pocket", "bob")
-    asked: Any = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 8}
+    asked: Any = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "temperature": 0,
+        "max_tokens": 8,
+    }
     with openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", timeout=60) as beside:
-        answers = [c.chat.completions.create(model="bob", **asked).choices[0].message.content for c in (client, beside)]
+        answers = [
+            c.chat.completions.create(model="bob", **asked).choices[0].message.content
+            for c in (client, beside)
+        ]
         assert answers[0] == answers[1]
         with pytest.raises(openai.NotFoundError):
             beside.chat.completions.create(model="ada", **asked)

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from jobs.submit import submit
-from pipelines.contracts import UserError
-from pipelines.recipe import Recipe, load_recipe, parse_recipe
-from pipelines.registry import Registry
+from jobs.cluster.submit import submit
+from pipelines.config.load import load_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.errors import UserError
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,12 +63,25 @@ def cluster() -> Iterator[str]:
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
     env["PATH"] = os.pathsep.join(p for p in env["PATH"].split(os.pathsep) if Path(p) != BIN)
     with tempfile.TemporaryDirectory(prefix="lf-", dir="/tmp", ignore_cleanup_errors=True) as temp:
-        command = [sys.executable, BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-        command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+        command = [
+            sys.executable,
+            BIN / "ray",
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+        ]
+        command += [
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}",
+        ]
         command += [f"--ray-client-server-port={client}", f"--temp-dir={temp}", "--num-cpus=4"]
         command += ["--object-store-memory=200000000", "--include-dashboard=true"]
         with open(Path(temp) / "ray-start.log", "w") as log:
-            head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+            head = subprocess.Popen(
+                command, env=env, stdout=log, stderr=log, start_new_session=True
+            )
         url = f"http://127.0.0.1:{dashboard}"
         try:
             wait_for(url, head, Path(log.name))
@@ -82,7 +96,9 @@ def cluster() -> Iterator[str]:
 
 
 def wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    request = urllib.request.Request(
+        f"{url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         assert head.poll() is None, log.read_text()
@@ -103,10 +119,14 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 def recipe(tmp_path: Path) -> Recipe:
     rows = tmp_path / "rows.json"
     rows.write_text('[{"instruction": "say hi", "output": "hi"}]')
-    return parse_recipe({"name": "hello", "model": {"base": "org/base"}, "data": {"sources": str(rows)}})
+    return parse_recipe(
+        {"name": "hello", "model": {"base": "org/base"}, "data": {"sources": str(rows)}}
+    )
 
 
-def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_once(cluster, token, recipe):
+def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_once(
+    cluster, token, recipe
+):
     script = (
         "import os, sys, ray, pipelines.recipe as r; loaded = r.load_recipe(sys.argv[1]);"
         "path = loaded.data.sources[0].path; print('SAW', sys.argv[2:], os.listdir(path), flush=True);"
@@ -116,7 +136,9 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
     notes = Notes()
     first = submit(recipe, "s3://bucket/store", cluster, notes, command=command)
     assert (first.started, first.status, first.exit_code) == (True, "SUCCEEDED", 0), notes.lines
-    assert any("SAW ['--store', 's3://bucket/store'] ['00000-rows.json']" in line for line in notes.lines), notes.lines
+    assert any(
+        "SAW ['--store', 's3://bucket/store'] ['00000-rows.json']" in line for line in notes.lines
+    ), notes.lines
     assert any("TASK True" in line for line in notes.lines), notes.lines
 
     again = Notes()
@@ -126,9 +148,16 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
 
 
 @pytest.mark.slow
-def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(cluster, token, tmp_path):
+def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(
+    cluster, token, tmp_path
+):
     store = Store(tmp_path / "store")
-    quick = ["train.max_steps=4", "train.global_batch=2", "eval.max_samples=8", "gate.metric=heldout_loss"]
+    quick = [
+        "train.max_steps=4",
+        "train.global_batch=2",
+        "eval.max_samples=8",
+        "gate.metric=heldout_loss",
+    ]
     recipe = load_recipe(ROOT / "recipes" / "pocket_lora_person_cpu.yaml", quick)
     notes = Notes()
     first = submit(recipe, store.uri, cluster, notes)
@@ -140,7 +169,11 @@ def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(clu
     assert any(version.id in line for line in notes.lines)
 
     second = submit(recipe, store.uri, cluster, Notes())
-    assert (second.submission_id, second.started, second.status) == (first.submission_id, False, "SUCCEEDED")
+    assert (second.submission_id, second.started, second.status) == (
+        first.submission_id,
+        False,
+        "SUCCEEDED",
+    )
     assert registry.alias("person", "production") == alias
 
 
@@ -151,7 +184,9 @@ def test_a_failed_job_gives_its_exit_code_and_gets_another_attempt(cluster, toke
     assert second.started and second.submission_id == f"{first.submission_id}-2"
 
 
-@pytest.mark.parametrize(("given", "says"), [("", "(wants a|refuses this) token"), ("b" * 64, "refuses this token")])
+@pytest.mark.parametrize(
+    ("given", "says"), [("", "(wants a|refuses this) token"), ("b" * 64, "refuses this token")]
+)
 def test_a_missing_or_wrong_token_is_one_line(cluster, recipe, monkeypatch, tmp_path, given, says):
     """Ray keeps the token of a cluster that this process started before; then the missing one is a wrong one."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.recipe import load_recipe
+from pipelines.config.load import load_recipe
 from pipelines.storage import Store
 from tests.chaos.harness import Alone, plan_of, prepared_dataset
 
@@ -57,7 +57,9 @@ def this_machine() -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:
         lines = []
-    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
     flags = " ".join(sorted(known.get("flags", known.get("Features", "")).split()))
     processor = f"{platform.machine()} {known.get('model name', '')} {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
     return {"processor": processor, "torch": version("torch")}
@@ -68,12 +70,16 @@ def same_machine() -> bool:
     return json.loads((HERE / MADE_ON).read_text()) == this_machine()
 
 
-def largest_difference(name: str, now: list[dict[str, float]], then: list[dict[str, float]]) -> tuple[float, int, str]:
+def largest_difference(
+    name: str, now: list[dict[str, float]], then: list[dict[str, float]]
+) -> tuple[float, int, str]:
     """The largest relative difference of a curve with its step and number; infinite when the lengths differ."""
     if len(now) != len(then):
         return float("inf"), min(len(now), len(then)) + 1, "length"
     pairs = (
-        (abs(a[k] - b[k]) / abs(b[k]), i + 1, k) for i, (a, b) in enumerate(zip(now, then, strict=True)) for k in b
+        (abs(a[k] - b[k]) / abs(b[k]), i + 1, k)
+        for i, (a, b) in enumerate(zip(now, then, strict=True))
+        for k in b
     )
     return max(pairs)
 
@@ -82,18 +88,22 @@ def _train(folder: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipelines.train.metrics import read_metrics
+    from pipelines.train.track.metrics_log import read_metrics
     from pipelines.train.worker import train_rank
 
     os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=0, world_size=1)
     for name, (file, changes) in CURVES.items():
-        recipe: Any = load_recipe(ROOT / "recipes" / file, [*changes, "train.max_steps=12", "train.trackers=[]"])
+        recipe: Any = load_recipe(
+            ROOT / "recipes" / file, [*changes, "train.max_steps=12", "train.trackers=[]"]
+        )
         store = Store(f"{folder}/{name}")
         plan = plan_of(recipe, store, prepared_dataset(store, recipe.model.base))
         train_rank(plan, torch.device("cpu"), Alone())
-        steps = [{key: line[key] for key in ("loss", "grad_norm")} for line in read_metrics(plan.folder)]
+        steps = [
+            {key: line[key] for key in ("loss", "grad_norm")} for line in read_metrics(plan.folder)
+        ]
         Path(folder, f"{name}.json").write_text(json.dumps(steps, indent=1) + "\n")
     os._exit(0)
 
@@ -112,7 +122,14 @@ def main() -> int:
     worst = 0.0
     for name, then in golden().items():
         difference, step, key = largest_difference(name, now[name], then)
-        print(f"{name}: " + ("identical" if not difference else f"{difference:.3g} relative at step {step} ({key})"))
+        print(
+            f"{name}: "
+            + (
+                "identical"
+                if not difference
+                else f"{difference:.3g} relative at step {step} ({key})"
+            )
+        )
         worst = max(worst, difference)
     return int(worst > 0)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.storage import Store
-from pipelines.train.worker import WorkerPlan
+from pipelines.train.worker import WorkerArgs
 from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
 from tests.plain import plain_loss
 
@@ -46,7 +46,12 @@ TWO: dict[str, dict[str, Any]] = {
 
 
 def run_cases(
-    rank: int, base: str, folder: str, cases: dict[str, dict[str, Any]], world_size: int, device: str
+    rank: int,
+    base: str,
+    folder: str,
+    cases: dict[str, dict[str, Any]],
+    world_size: int,
+    device: str,
 ) -> None:
     """One rank of all cases. `device` is "cuda" or, to try the cases out, "cpu"."""
     import torch
@@ -57,7 +62,9 @@ def run_cases(
     if device == "cuda":
         torch.cuda.set_device(here)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, f"file://{folder}/meeting-{world_size}", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        backend, f"file://{folder}/meeting-{world_size}", rank=rank, world_size=world_size
+    )
     torch.set_num_threads(1)
     for name, sections in cases.items():
         try:
@@ -68,14 +75,18 @@ def run_cases(
             Path(folder, f"{name}.json").write_text(json.dumps(result))
         if "error" in result and world_size > 1:
             break  # the other rank stands in a collective that nobody will join
-    os._exit(0)  # the process group's threads sometimes abort a process that leaves by the front door
+    os._exit(
+        0
+    )  # the process group's threads sometimes abort a process that leaves by the front door
 
 
-def _run(base: str, folder: Path, sections: dict[str, dict[str, Any]], device: Any) -> dict[str, Any]:
+def _run(
+    base: str, folder: Path, sections: dict[str, dict[str, Any]], device: Any
+) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from pipelines.train.checkpoint import list_checkpoints
-    from pipelines.train.metrics import read_metrics
+    from pipelines.train.checkpoint.files import list_checkpoints
+    from pipelines.train.track.metrics_log import read_metrics
     from pipelines.train.worker import train_rank
 
     store = Store(folder)
@@ -83,12 +94,20 @@ def _run(base: str, folder: Path, sections: dict[str, dict[str, Any]], device: A
         prepared_dataset(store, base, num_train=6, num_heldout=2)
     dist.barrier()
     prepared = prepared_dataset(store, base, num_train=6, num_heldout=2)
-    train = {"epochs": 10, "save_every": NUM_STEPS // 2, "global_batch": 2, "lr": 4e-4, "record_samples": False}
-    plan = plan_of(recipe_for(base, **{**sections, "train": {**train, **sections["train"]}}), store, prepared)
+    train = {
+        "epochs": 10,
+        "save_every": NUM_STEPS // 2,
+        "global_batch": 2,
+        "lr": 4e-4,
+        "record_samples": False,
+    }
+    plan = plan_of(
+        recipe_for(base, **{**sections, "train": {**train, **sections["train"]}}), store, prepared
+    )
     train_rank(plan, device, Alone())
     steps = read_metrics(plan.folder)
     last = list_checkpoints(store, plan.run_id)[-1]
-    facts = dict(store.read(last.ref.uri).facts)  # type: ignore[union-attr]
+    facts = dict(store.read(last.ref.uri).metadata)  # type: ignore[union-attr]
     reloaded = _reloaded(plan, Path(last.ref.uri), device)
     dist.barrier()
     if dist.get_rank() == 0:
@@ -96,17 +115,24 @@ def _run(base: str, folder: Path, sections: dict[str, dict[str, Any]], device: A
     dist.barrier()
     train_rank(plan, device, Alone())
     again = [line["loss"] for line in read_metrics(plan.folder)[NUM_STEPS // 2 :]]
-    shown = {"step": last.step, "updates": facts["updates"], "scaler": facts["scaler"], **last.metrics}
+    shown = {
+        "step": last.step,
+        "updates": facts["updates"],
+        "scaler": facts["scaler"],
+        **last.metrics,
+    }
     return {"steps": steps, "checkpoint": shown, "reloaded": reloaded, "again": again}
 
 
-def _reloaded(plan: WorkerPlan, checkpoint: Path, device: Any) -> float:
+def _reloaded(plan: WorkerArgs, checkpoint: Path, device: Any) -> float:
     """The held-out loss of the saved adapter, read by PEFT onto a base that this process loads anew."""
     import peft
 
     from pipelines.model.base import load_base
 
-    model = peft.PeftModel.from_pretrained(load_base(plan.recipe.model, str(device)), str(checkpoint / "adapter"))
+    model = peft.PeftModel.from_pretrained(
+        load_base(plan.recipe.model, str(device)), str(checkpoint / "adapter")
+    )
     feed = PickledFeed(plan.store.local_dir(plan.prepared.ref), "heldout")
     rows = (
         {key: column[0] for key, column in batch.items()}

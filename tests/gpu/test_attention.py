@@ -12,14 +12,20 @@ if TYPE_CHECKING:
 SCALE = 0.2
 
 
-def block_masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+def block_masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
+) -> torch.Tensor:
     """SDPA in fp32 over the whole row [1, H, T, D], a token seeing only those before it in its own sample."""
     import torch
     from torch.nn import functional
 
-    sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(query.device)
+    sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(
+        query.device
+    )
     mask = (sample[:, None] == sample[None, :]).tril()
-    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=SCALE, enable_gqa=True)
+    out = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=SCALE, enable_gqa=True
+    )
     return out[0].transpose(0, 1)[None]
 
 
@@ -32,23 +38,32 @@ def test_packed_attention_is_block_masked_attention(
 ) -> None:
     import torch
 
-    from pipelines.train.attention import SampleBounds, packed_attention
+    from pipelines.layers.attention import packed_attention
+    from pipelines.layers.bounds import SampleBounds
 
     generator = torch.Generator("cuda").manual_seed(3)
 
     def drawn(count: int) -> Any:
         shape = (1, count, sum(lengths), size)
-        return torch.randn(shape, generator=generator, device="cuda").to(getattr(torch, dtype)).requires_grad_()
+        return (
+            torch.randn(shape, generator=generator, device="cuda")
+            .to(getattr(torch, dtype))
+            .requires_grad_()
+        )
 
     query, key, value = given = drawn(heads), drawn(kv_heads), drawn(kv_heads)
     q, k, v = exact = [tensor.detach().float().requires_grad_() for tensor in given]
     bounds = SampleBounds.of(torch.tensor(lengths, device="cuda"))
-    out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=SCALE, bounds=bounds)
+    out, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=SCALE, bounds=bounds
+    )
     expected = block_masked(q, k, v, lengths)
     weights = torch.randn(expected.shape, generator=generator, device="cuda")
     (out.float() * weights).sum().backward()
     (expected * weights).sum().backward()
-    tolerance = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 5e-3}[dtype]  # fp32 products may run as TF32
+    tolerance = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 5e-3}[
+        dtype
+    ]  # fp32 products may run as TF32
     _close(out, expected, tolerance)
     for tensor, reference in zip(given, exact, strict=True):
         _close(tensor.grad, reference.grad, tolerance)
@@ -58,11 +73,15 @@ def test_packed_attention_is_block_masked_attention(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 2)])
-def test_short_samples_kernels_are_attention_behind_rotary(dtype: str, size: int, heads: int, kv_heads: int) -> None:
+def test_short_samples_kernels_are_attention_behind_rotary(
+    dtype: str, size: int, heads: int, kv_heads: int
+) -> None:
     check_short(dtype, size, heads, kv_heads, [1, 63, 64, 65, 200, 700], "cuda")
 
 
-def check_short(dtype: str, size: int, heads: int, kv_heads: int, lengths: list[int], device: str) -> None:
+def check_short(
+    dtype: str, size: int, heads: int, kv_heads: int, lengths: list[int], device: str
+) -> None:
     """Against the same numbers in fp64, which no GPU shortens; NaN stands where nothing may be read, or is yet to be written.
 
     Rounding to nearest puts a tensor 0.2 eps off by norm. The output has that from softmax's weights and its own values,
@@ -71,14 +90,17 @@ def check_short(dtype: str, size: int, heads: int, kv_heads: int, lengths: list[
     import torch
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from pipelines.train.attention import SampleBounds, padded_attention
-    from pipelines.train.fused.attention import short_backward, short_forward
+    from pipelines.layers.attention import padded_attention
+    from pipelines.layers.bounds import SampleBounds
+    from pipelines.layers.short_attention import short_backward, short_forward
 
     tokens, parts, precision = sum(lengths), (heads, kv_heads, kv_heads), getattr(torch, dtype)
     width, generator = sum(parts) * size, torch.Generator(device).manual_seed(4)
 
     def wider(values: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(values.to(precision), (0, 32), value=torch.nan)[:, : values.shape[1]]
+        return torch.nn.functional.pad(values.to(precision), (0, 32), value=torch.nan)[
+            :, : values.shape[1]
+        ]
 
     def drawn(columns: int) -> torch.Tensor:
         return torch.randn(tokens, columns, generator=generator, device=device).to(precision)
@@ -103,7 +125,9 @@ def check_short(dtype: str, size: int, heads: int, kv_heads: int, lengths: list[
     step = max(0.2 * torch.finfo(precision).eps, 1e-6)
     _close(out, expected, 2 * step)
     columns = [count * size for count in parts]
-    for found, gradient in zip(d_qkv.split(columns, 1), cast(Any, exact.grad).split(columns, 1), strict=True):
+    for found, gradient in zip(
+        d_qkv.split(columns, 1), cast(Any, exact.grad).split(columns, 1), strict=True
+    ):
         _close(found, gradient, 3 * step)
     assert room[:, width:].isnan().all()
 

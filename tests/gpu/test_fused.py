@@ -14,22 +14,31 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("tokens", "width", "size"), [(5, 192, 32), (300, 4096, 128), (33, 14_336, 64)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "size"), [(5, 192, 32), (300, 4096, 128), (33, 14_336, 64)]
+)
 def test_kernels_equal_their_reference(dtype: str, tokens: int, width: int, size: int) -> None:
-    from pipelines.model.kernels import gpu, reference
+    from pipelines.layers.kernels import reference, triton_rows
 
-    found, expected = (_all_kernels(module, dtype, tokens, width, size, "cuda") for module in (gpu, reference))
+    found, expected = (
+        _all_kernels(module, dtype, tokens, width, size, "cuda")
+        for module in (triton_rows, reference)
+    )
     for name, ours in found.items():
         error = (ours.float() - expected[name].float()).norm() / expected[name].float().norm()
-        tolerance = 1e-2 if name == "quantized" else TOLERANCE[dtype]  # a quotient next to a float8's rounding edge
+        tolerance = (
+            1e-2 if name == "quantized" else TOLERANCE[dtype]
+        )  # a quotient next to a float8's rounding edge
         assert error < tolerance, f"{name}: {error}"
 
 
-def _all_kernels(module: Any, dtype: str, tokens: int, width: int, size: int, device: str) -> dict[str, torch.Tensor]:
+def _all_kernels(
+    module: Any, dtype: str, tokens: int, width: int, size: int, device: str
+) -> dict[str, torch.Tensor]:
     """What each kernel makes of the same random numbers. Half of the inputs lie in wider buffers, as in use."""
     import torch
 
-    from pipelines.model.kernels import LowRank
+    from pipelines.layers.kernels import LowRank
 
     generator = torch.Generator(device).manual_seed(1)
 
@@ -39,10 +48,18 @@ def _all_kernels(module: Any, dtype: str, tokens: int, width: int, size: int, de
     def wide(*shape: int) -> torch.Tensor:
         return torch.cat([drawn(*shape), drawn(shape[0], 32)], 1)[:, : shape[1]]
 
-    x, weight, dy, added = drawn(tokens, width), drawn(width), drawn(tokens, width), drawn(tokens, width)
+    x, weight, dy, added = (
+        drawn(tokens, width),
+        drawn(width),
+        drawn(tokens, width),
+        drawn(tokens, width),
+    )
     low, half = drawn(tokens, 3 * 9), width // 2
     first = LowRank(low[:, :9], drawn(half, 9), 0.3)
-    second, third = LowRank(low[:, 9:], drawn(half, 18), 0.2), LowRank(low[:, 3:12], drawn(9, half).T, 1.5)
+    second, third = (
+        LowRank(low[:, 9:], drawn(half, 18), 0.2),
+        LowRank(low[:, 3:12], drawn(9, half).T, 1.5),
+    )
     y, rstd = module.rms_norm(x, weight, 1e-5)
     found = {"norm": y, "rstd": rstd, "swiglu": module.swiglu(wide(tokens, width), first, second)}
     found["norm_backward"] = module.rms_norm_backward(dy, x, weight, rstd, None)
@@ -50,14 +67,19 @@ def _all_kernels(module: Any, dtype: str, tokens: int, width: int, size: int, de
     found["swiglu_alone"] = module.swiglu(x, None, None)
     for name, lows in (("both", (first, second)), ("up", (None, second)), ("none", (None, None))):
         act, gate_up = dy[:, :half].contiguous(), wide(tokens, width)
-        d_low = torch.full((tokens, 32), torch.nan, dtype=x.dtype, device=device) if any(lows) else None
+        d_low = (
+            torch.full((tokens, 32), torch.nan, dtype=x.dtype, device=device) if any(lows) else None
+        )
         module.swiglu_backward_(act, gate_up, *lows, third if any(lows) else None, d_low)
         found |= {f"{name}_act": act, f"{name}_gate_up": gate_up}
         found |= {} if d_low is None else {f"{name}_d_low": d_low}
     found["added"] = module.add(wide(tokens, half), third, x[:, :half].contiguous())
     found["residual"] = module.add(wide(tokens, half), None, x[:, :half].contiguous())
     tables = (drawn(tokens, size // 2).repeat(1, 2), drawn(tokens, size // 2).repeat(1, 2))
-    narrow, broad = LowRank(low[:, :9], drawn(3 * size, 9), 0.5), LowRank(low[:, 9:], drawn(3 * size, 18), 0.2)
+    narrow, broad = (
+        LowRank(low[:, :9], drawn(3 * size, 9), 0.5),
+        LowRank(low[:, 9:], drawn(3 * size, 18), 0.2),
+    )
     head_norm = (drawn(size), 1e-5)
     for name, lora, turn in (("q", narrow, tables), ("k", None, tables), ("v", broad, None)):
         heads = wide(tokens, 3 * size)
@@ -74,7 +96,12 @@ def _all_kernels(module: Any, dtype: str, tokens: int, width: int, size: int, de
     logits = 3 * x
     losses = module.cross_entropy_(logits, torch.arange(tokens, device=device), dy[:, 0].float())
     values, scale = module.quantize_rows(x)
-    return found | {"turned": turned, "losses": losses, "logits": logits, "quantized": values.float() * scale}
+    return found | {
+        "turned": turned,
+        "losses": losses,
+        "logits": logits,
+        "quantized": values.float() * scale,
+    }
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -129,12 +156,18 @@ def check_near_fp32(
     import torch
 
     half = getattr(torch, dtype)
-    exact_loss, exact = _loss_and_gradients(quantization, torch.float32, device, fused=False, **options)
+    exact_loss, exact = _loss_and_gradients(
+        quantization, torch.float32, device, fused=False, **options
+    )
     plain_loss, plain = _loss_and_gradients(quantization, half, device, fused=False, **options)
-    fused_loss, fused = _loss_and_gradients(quantization, half, device, fused=True, recompute=recompute, **options)
+    fused_loss, fused = _loss_and_gradients(
+        quantization, half, device, fused=True, recompute=recompute, **options
+    )
     assert abs(fused_loss - exact_loss) <= 2 * abs(plain_loss - exact_loss) + 2e-3 * exact_loss
     for name, gradient in exact.items():
-        off, allowed = ((found[name] - gradient).norm() / gradient.norm() for found in (fused, plain))
+        off, allowed = (
+            (found[name] - gradient).norm() / gradient.norm() for found in (fused, plain)
+        )
         assert off <= 1.5 * allowed + 1e-2, f"{name}: {off} off, PEFT's {allowed}"
 
 
@@ -151,18 +184,20 @@ def _loss_and_gradients(
     import torch
 
     from bench._shapes import SHAPES, random_model, random_row
+    from pipelines.config.schema import LoraConfig
+    from pipelines.layers.attention import PACKED
+    from pipelines.layers.decoder_layer import fuse
     from pipelines.model.lora import attach, trainable
-    from pipelines.sections import LoraConfig
-    from pipelines.train.attention import PACKED
     from pipelines.train.batch import collate
-    from pipelines.train.fused.layer import fuse
     from pipelines.train.loss import PackedLoss
 
     base = random_model(shape, PACKED, quantization, torch.device(device), dtype)
     model = attach(base, LoraConfig(alpha=16, **(lora or {"r": 8})), seed=0).train()
     generator = torch.Generator().manual_seed(2)
     for parameter in trainable(model).values():
-        parameter.data = (0.05 * torch.randn(parameter.shape, generator=generator)).to(device, dtype)
+        parameter.data = (0.05 * torch.randn(parameter.shape, generator=generator)).to(
+            device, dtype
+        )
     if fused:
         assert fuse(model, stack, recompute) == ""
     row = random_row(0, 512, SHAPES[shape]["vocab_size"])

@@ -61,7 +61,9 @@ def test_fp16_lowers_its_scale_until_gradients_fit_and_a_resume_keeps_it(one: Pa
     checkpoint = result["checkpoint"]
     assert checkpoint["updates"] == NUM_STEPS - sum(left_out)
     assert checkpoint["scaler"]["cur_scale"] <= 2 ** (16 - sum(left_out) + 2)
-    assert not any(step["skipped"] for step in result["steps"]), "lowering the scale is no mishap of the run"
+    assert not any(step["skipped"] for step in result["steps"]), (
+        "lowering the scale is no mishap of the run"
+    )
 
 
 @pytest.mark.gpu2
@@ -72,6 +74,8 @@ def test_two_gpus_train_save_reload_and_resume(name: str, two: Path) -> None:
 
 @pytest.mark.gpu2
 def test_zero_stages_agree(two: Path) -> None:
-    curves = {zero: [s["loss"] for s in outcome(two, f"bf16_zero{zero}")["steps"]] for zero in (1, 2, 3)}
+    curves = {
+        zero: [s["loss"] for s in outcome(two, f"bf16_zero{zero}")["steps"]] for zero in (1, 2, 3)
+    }
     assert curves[2][:HALF] == pytest.approx(curves[1][:HALF], rel=5e-2)
     assert curves[3][:HALF] == pytest.approx(curves[2][:HALF], rel=5e-2)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import Conversation, Turn
-from pipelines.eval.generate import greedy
-from pipelines.eval.score import weighted_nll
-from pipelines.recipe import ModelConfig
+from pipelines.config.schema import ModelConfig
+from pipelines.core.conversation import Conversation, Turn
+from pipelines.eval.metrics import weighted_nll
+from pipelines.eval.scorer import greedy
 
 TEXTS = [
     ("Say it like a pirate. The boat is old.", "Arr, the boat be old."),
@@ -37,8 +37,12 @@ def renderer(pocket_base: str) -> ChatRenderer:
 def test_the_loss_of_a_padded_batch_is_transformers_token_mean_over_all_samples(
     base: Any, renderer: ChatRenderer
 ) -> None:
-    rendered = [renderer.render(Conversation((Turn("user", q), Turn("assistant", a)))) for q, a in TEXTS]
-    nll, weight, _ = weighted_nll(base, [r.input_ids for r in rendered], [r.loss_weights for r in rendered])
+    rendered = [
+        renderer.render(Conversation((Turn("user", q), Turn("assistant", a)))) for q, a in TEXTS
+    ]
+    nll, weight, _ = weighted_nll(
+        base, [r.input_ids for r in rendered], [r.loss_weights for r in rendered]
+    )
     expected, count = 0.0, 0
     with torch.inference_mode():
         for r in rendered:
@@ -51,7 +55,9 @@ def test_the_loss_of_a_padded_batch_is_transformers_token_mean_over_all_samples(
     assert nll / weight == pytest.approx(expected / count, abs=1e-5)
 
 
-def test_answers_of_a_padded_batch_are_generates_own_for_each_prompt(base: Any, renderer: ChatRenderer) -> None:
+def test_answers_of_a_padded_batch_are_generates_own_for_each_prompt(
+    base: Any, renderer: ChatRenderer
+) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": q}]) for q, _ in TEXTS]
     batched = greedy(base, prompts, 24, renderer.stop_ids)
     for prompt, answer in zip(prompts, batched, strict=True):

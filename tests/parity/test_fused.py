@@ -11,13 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from bench._shapes import random_model, random_row
-from pipelines.contracts import UserError
-from pipelines.model.fp8 import to_fp8
+from pipelines.config.schema import LoraConfig
+from pipelines.core.errors import UserError
+from pipelines.layers.attention import PACKED
+from pipelines.layers.decoder_layer import fuse
+from pipelines.layers.fp8 import to_fp8
 from pipelines.model.lora import attach, trainable
-from pipelines.recipe import LoraConfig
-from pipelines.train.attention import PACKED, check_base
+from pipelines.model.supported import check_base
 from pipelines.train.batch import collate
-from pipelines.train.fused.layer import fuse
 from pipelines.train.loss import PackedLoss
 
 SIZES = {
@@ -30,7 +31,10 @@ FAMILIES = {
 
 
 def base_of(family: str) -> Any:
-    extra = {"llama-biased": {"attention_bias": True, "mlp_bias": True}, "qwen3": {"head_dim": 16}}.get(family, {})
+    extra = {
+        "llama-biased": {"attention_bias": True, "mlp_bias": True},
+        "qwen3": {"head_dim": 16},
+    }.get(family, {})
     torch.manual_seed(0)
     config = FAMILIES[family](**SIZES, **extra, attn_implementation=PACKED)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
@@ -63,7 +67,9 @@ def packed_batch() -> Any:
     lengths = np.array([5, 17, 1, 9])
     weights = random.choice([0.0, 0.5, 1.0], lengths.sum()).astype(np.float32)
     ids = random.integers(0, 96, lengths.sum()).astype(np.int32)
-    return collate([{"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": []}])
+    return collate(
+        [{"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": []}]
+    )
 
 
 def loss_and_gradients(model: Any, batch: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
@@ -76,7 +82,9 @@ def loss_and_gradients(model: Any, batch: Any = None) -> tuple[float, dict[str, 
     return float(loss.detach()), found
 
 
-def assert_equal(model: Any, reference: tuple[float, dict[str, torch.Tensor]], tolerance: float = 2e-5) -> None:
+def assert_equal(
+    model: Any, reference: tuple[float, dict[str, torch.Tensor]], tolerance: float = 2e-5
+) -> None:
     loss, gradients = loss_and_gradients(model)
     assert loss == pytest.approx(reference[0], rel=tolerance)
     for name, gradient in gradients.items():
@@ -159,17 +167,24 @@ def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large()
     def gradients(dtype: torch.dtype, fused: bool) -> dict[str, torch.Tensor]:
         model = adapted("llama", LoraConfig(r=4, alpha=8)).to(dtype)
         base: Any = model.get_base_model()
-        base.model.embed_tokens.weight.data *= 10 / base.model.embed_tokens.weight.float().square().mean().sqrt()
+        base.model.embed_tokens.weight.data *= (
+            10 / base.model.embed_tokens.weight.float().square().mean().sqrt()
+        )
         assert not fused or fuse(model, True, "off") == ""
         (PackedLoss(model)(packed_batch()) * 2.0**-6).backward()
         found = trainable(model).items()
-        return {name: p.grad.double() for name, p in found if p.grad is not None and "lora_A" in name}
+        return {
+            name: p.grad.double() for name, p in found if p.grad is not None and "lora_A" in name
+        }
 
     exact, plain, fused = (
-        gradients(*of) for of in ((torch.float32, False), (torch.float16, False), (torch.float16, True))
+        gradients(*of)
+        for of in ((torch.float32, False), (torch.float16, False), (torch.float16, True))
     )
     for name, gradient in exact.items():
-        off, allowed = ((found[name] - gradient).norm() / gradient.norm() for found in (fused, plain))
+        off, allowed = (
+            (found[name] - gradient).norm() / gradient.norm() for found in (fused, plain)
+        )
         assert off <= 1.2 * allowed + 1e-3, f"{name}: {off} off, PEFT's {allowed}"
 
 
@@ -207,10 +222,15 @@ def test_frozen_head_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPa
     assert_equal(model, reference)
     causal, batch = model.get_base_model(), packed_batch()
     hidden = causal.model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, bounds=batch.bounds
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        bounds=batch.bounds,
     ).last_hidden_state
     logits = causal.lm_head(hidden[0, batch.trained])
-    plain = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none") @ batch.weights
+    plain = (
+        torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none") @ batch.weights
+    )
     plain.backward()
     assert reference[0] == pytest.approx(float(plain.detach()), rel=1e-6)
     for name, parameter in trainable(model).items():
@@ -228,10 +248,15 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
 
     for quantization in ("none", "fp8"):
         base = tiny(quantization)
-        base.lm_head.weight.data *= 20  # at 0.02 and this width no logit is large enough for a loss below 3.7
+        base.lm_head.weight.data *= (
+            20  # at 0.02 and this width no logit is large enough for a loss below 3.7
+        )
         models[quantization] = model = attach(base, LoraConfig(r=16, alpha=32), seed=0).train()
         assert fuse(model, True, "off") == ""
-        loss_of, optimizer = PackedLoss(model), torch.optim.AdamW(trainable(model).values(), weight_decay=0)
+        loss_of, optimizer = (
+            PackedLoss(model),
+            torch.optim.AdamW(trainable(model).values(), weight_decay=0),
+        )
         for step in range(num_steps):
             optimizer.param_groups[0]["lr"] = 3e-3 * (0.5 + 0.5 * np.cos(np.pi * step / num_steps))
             batch = collate([random_row(step, 1024, 512, learnable=True)])
@@ -249,12 +274,17 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"sliding_window": 64}, "data.row_tokens=64"), ({"final_logit_softcapping": 30.0}, "final_logit_softcapping")],
+    [
+        ({"sliding_window": 64}, "data.row_tokens=64"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ],
 )
 def test_a_base_that_computes_otherwise_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_base(SimpleNamespace(**settings), 128)
-    check_base(SimpleNamespace(sliding_window=64, use_sliding_window=False, logits_scaling=1.0), 128)
+    check_base(
+        SimpleNamespace(sliding_window=64, use_sliding_window=False, logits_scaling=1.0), 128
+    )
     check_base(SimpleNamespace(sliding_window=4096), 128)
 
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import SILENT
-from pipelines.data.dataset import as_batch, prepare
-from pipelines.data.formats import to_conversation
-from pipelines.data.pack import cu_seqlens, positions
-from pipelines.data.shards import RowReader
+from pipelines.config.recipe import parse_recipe
+from pipelines.core.progress import SILENT
+from pipelines.data.convert.row_formats import to_conversation
+from pipelines.data.stage import prepare
+from pipelines.layers.attention import PACKED
 from pipelines.model.base import load_base
-from pipelines.recipe import parse_recipe
-from pipelines.train.attention import PACKED
+from pipelines.packed.feed import as_batch
+from pipelines.packed.pack import cu_seqlens, positions
+from pipelines.packed.reader import RowReader
 from pipelines.train.batch import collate
 from pipelines.train.loss import PackedLoss
 
@@ -28,7 +29,9 @@ def rows(tmp_path_factory):
     for i in range(40):
         turns = []
         for exchange in range(rng.integers(1, 4)):
-            turns.append({"role": "user", "content": f"question {i} {exchange}, é " * rng.integers(1, 4)})
+            turns.append(
+                {"role": "user", "content": f"question {i} {exchange}, é " * rng.integers(1, 4)}
+            )
             turns.append({"role": "assistant", "content": f"answer {i} " * rng.integers(1, 9)})
             if rng.random() < 0.3:
                 turns[-1]["weight"] = 0.5
@@ -41,7 +44,9 @@ def rows(tmp_path_factory):
 def test_packed_loss_equals_the_loss_of_the_samples_alone(ray_cluster, pocket_base, store, rows):
     path, values = rows
     data = {"sources": [str(path)], "row_tokens": 512, "heldout_share": 0.1}
-    recipe = parse_recipe({"name": "t", "model": {"base": pocket_base, "dtype": "fp32"}, "data": data})
+    recipe = parse_recipe(
+        {"name": "t", "model": {"base": pocket_base, "dtype": "fp32"}, "data": data}
+    )
     prepared = prepare(recipe, store, SILENT)
     reader = RowReader(store.local_dir(prepared.ref), "train")
     batch = as_batch(reader.read(np.arange(reader.num_rows)))
@@ -49,10 +54,10 @@ def test_packed_loss_equals_the_loss_of_the_samples_alone(ray_cluster, pocket_ba
     packed = [{name: batch[name][i] for name in batch} for i in range(reader.num_rows)]
     with torch.no_grad():
         loss = PackedLoss(load_base(recipe.model, "cpu", PACKED))
-        together = sum(float(loss(collate([row]))) for row in packed)
+        raise_on_all_ranks = sum(float(loss(collate([row]))) for row in packed)
         alone, weight = _alone(load_base(recipe.model, "cpu"), pocket_base, values, batch)
     assert weight == pytest.approx(float(batch["loss_weights"].sum()))
-    assert together / weight == pytest.approx(alone / weight, abs=1e-5)
+    assert raise_on_all_ranks / weight == pytest.approx(alone / weight, abs=1e-5)
 
 
 def _alone(model, base, values, batch) -> tuple[float, float]:
@@ -74,9 +79,15 @@ def _alone(model, base, values, batch) -> tuple[float, float]:
     return total, weight
 
 
-def test_boundaries_and_positions_of_stored_rows_fit_their_samples(ray_cluster, pocket_base, store, rows):
+def test_boundaries_and_positions_of_stored_rows_fit_their_samples(
+    ray_cluster, pocket_base, store, rows
+):
     recipe = parse_recipe(
-        {"name": "t", "model": {"base": pocket_base}, "data": {"sources": [str(rows[0])], "row_tokens": 512}}
+        {
+            "name": "t",
+            "model": {"base": pocket_base},
+            "data": {"sources": [str(rows[0])], "row_tokens": 512},
+        }
     )
     reader = RowReader(store.local_dir(prepare(recipe, store, SILENT).ref), "train")
     batch = as_batch(reader.read(np.arange(reader.num_rows)))

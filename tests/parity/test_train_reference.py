@@ -12,11 +12,16 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from pipelines.recipe import LoraConfig, ModelConfig, TrainConfig
+from pipelines.config.schema import LoraConfig, ModelConfig, TrainConfig
 
 NUM_STEPS, NUM_ROWS = 20, 12
 MICRO_BATCHES = {1: (8, 2), 2: (4, 1)}
-CASES = [(workers, zero, micro) for workers in (1, 2) for zero in (0, 1, 2, 3) for micro in MICRO_BATCHES[workers]]
+CASES = [
+    (workers, zero, micro)
+    for workers in (1, 2)
+    for zero in (0, 1, 2, 3)
+    for micro in MICRO_BATCHES[workers]
+]
 """Worker processes, ZeRO stage, micro-batch: a global batch of 8 packs makes one forward a rank, or four accumulated."""
 
 
@@ -34,12 +39,25 @@ def packed_rows(count: int = NUM_ROWS, row_tokens: int = 96) -> list[dict[str, A
             weights[at + length // 3 : at + length] = random.choice([1.0, 0.5])
             at += length
         names = [f"{number}-{i}" for i in range(len(lengths))]
-        rows.append({"input_ids": ids, "loss_weights": weights, "sample_lengths": lengths, "sample_ids": names})
+        rows.append(
+            {
+                "input_ids": ids,
+                "loss_weights": weights,
+                "sample_lengths": lengths,
+                "sample_ids": names,
+            }
+        )
     return rows
 
 
 def train_config(zero: int, micro_batch: int) -> TrainConfig:
-    settings = {"epochs": 50, "max_steps": NUM_STEPS, "global_batch": 8, "micro_batch": micro_batch, "lr": 5e-3}
+    settings = {
+        "epochs": 50,
+        "max_steps": NUM_STEPS,
+        "global_batch": 8,
+        "micro_batch": micro_batch,
+        "lr": 5e-3,
+    }
     return TrainConfig.model_validate(settings | {"zero": zero, "seed": 3})
 
 
@@ -50,8 +68,14 @@ def adapted(base: str, attention: str) -> Any:
     from pipelines.model.base import load_base
     from pipelines.model.lora import attach
 
-    model = attach(load_base(ModelConfig(base=base, dtype="fp32"), "cpu", attention), LoraConfig(r=4, alpha=8), seed=11)
-    model.add_adapter("other", peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    model = attach(
+        load_base(ModelConfig(base=base, dtype="fp32"), "cpu", attention),
+        LoraConfig(r=4, alpha=8),
+        seed=11,
+    )
+    model.add_adapter(
+        "other", peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
     model.set_adapter("default")
     return model
 
@@ -60,7 +84,11 @@ def frozen_of(model: Any) -> dict[str, torch.Tensor]:
     """Copies of all that must not change, whole also where ZeRO-3 has split it; collective there."""
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
     with GatheredParameters([p for p in frozen.values() if hasattr(p, "ds_id")]):
         return {name: parameter.detach().clone() for name, parameter in frozen.items()}
 
@@ -98,12 +126,19 @@ def reference(base: str) -> tuple[list[float], dict[str, torch.Tensor], list[flo
     return losses, {name: p.detach().clone() for name, p in trainable(model).items()}, norms
 
 
-def run_case(rank: int, base: str, folder: str, cases: list[tuple[int, int, int]], port: int) -> None:
+def run_case(
+    rank: int, base: str, folder: str, cases: list[tuple[int, int, int]], port: int
+) -> None:
     """One rank: every case of this world size in turn, once straight through and once stopped and restored half-way."""
     import torch.distributed as dist
 
     world_size = cases[0][0]
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "DS_ACCELERATOR": "cpu",
+    }
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     torch.set_num_threads(1)
     for _, zero, micro_batch in cases:
@@ -129,17 +164,20 @@ def train_from(
     """Losses and gradient norms from step `first` on, the gathered state half-way and at the end, and the frozen
     parameters that are no longer the same bits.
     """
-    from pipelines.train.attention import PACKED
-    from pipelines.train.engine import DeepSpeedEngine
-    from pipelines.train.loop import Schedule, train_steps
+    from pipelines.layers.attention import PACKED
+    from pipelines.train.engine.deepspeed import DeepSpeedEngine
+    from pipelines.train.loop import train_steps
+    from pipelines.train.row_order import RowOrder
 
     model = adapted(base, PACKED)
     before = frozen_of(model)
     engine = DeepSpeedEngine(model, config, torch.device("cpu"))
-    assert all(module.training for module in model.modules()), "transformers gives a base in eval mode"
+    assert all(module.training for module in model.modules()), (
+        "transformers gives a base in eval mode"
+    )
     if state is not None:
         engine.restore(state)
-    schedule, rows, losses, norms, states = Schedule(NUM_ROWS, config), packed_rows(), [], [], []
+    schedule, rows, losses, norms, states = RowOrder(NUM_ROWS, config), packed_rows(), [], [], []
 
     def on_step(step: int, values: dict[str, float], _: Any) -> None:
         losses.append(values["loss"])
@@ -150,7 +188,9 @@ def train_from(
     order = schedule.order(first, engine.rank, engine.world_size)
     train_steps(engine, schedule, (rows[i] for i in order), first, on_step)
     after = frozen_of(model)
-    assert any(".other." in name for name in before) and any("base_layer" in name for name in before)
+    assert any(".other." in name for name in before) and any(
+        "base_layer" in name for name in before
+    )
     touched = [name for name, tensor in before.items() if not torch.equal(after[name], tensor)]
     return losses, norms, (states[0], states[-1]), touched
 
@@ -189,7 +229,9 @@ def expected(tiny_base: str) -> tuple[list[float], dict[str, torch.Tensor], list
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "workers{}-zero{}-micro{}".format(*case))
-def test_equals_plain_pytorch_and_resumes(case: tuple[int, int, int], results: Path, expected: Any) -> None:
+def test_equals_plain_pytorch_and_resumes(
+    case: tuple[int, int, int], results: Path, expected: Any
+) -> None:
     """Losses and final weights equal the reference within 1e-4 relative; a run restored half-way gives the same.
 
     Neither the base nor another adapter on it changes by a bit.
@@ -203,4 +245,6 @@ def test_equals_plain_pytorch_and_resumes(case: tuple[int, int, int], results: P
     assert got["resumed"] == pytest.approx(got["losses"][NUM_STEPS // 2 :], rel=1e-6)
     for name, tensor in weights.items():
         torch.testing.assert_close(got["weights"][name], tensor, rtol=1e-3, atol=2e-5)
-        torch.testing.assert_close(got["resumed_weights"][name], got["weights"][name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            got["resumed_weights"][name], got["weights"][name], rtol=1e-5, atol=1e-7
+        )

@@ -7,12 +7,21 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from pipelines.chat import ChatRenderer, TokenizerSpec
 
@@ -42,7 +51,13 @@ CONTROL_TOKENS = [
 ]
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CORPUS = ["the answer is 42 and 2", "Hello, world\n\n", "user assistant system\n", "naïve café ☃ 東京", "it is 42"] * 20
+CORPUS = [
+    "the answer is 42 and 2",
+    "Hello, world\n\n",
+    "user assistant system\n",
+    "naïve café ☃ 東京",
+    "it is 42",
+] * 20
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +69,10 @@ def byte_level() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=list(CONTROL_TOKENS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=420,
+        special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
@@ -66,7 +84,7 @@ def template_of(pocket_base: str) -> Callable[[str], str]:
         if family == "pocket":
             return (Path(pocket_base) / "chat_template.jinja").read_text()
         if family == "alpaca":
-            from pipelines.chat.formats import ALPACA_TEMPLATE
+            from pipelines.chat.default_templates import ALPACA_TEMPLATE
 
             return ALPACA_TEMPLATE
         return (TEMPLATES / f"{family}.jinja").read_text()
@@ -90,16 +108,16 @@ def reference_of(byte_level, template_of):
 
     @functools.cache
     def make(family: str):
-        return PreTrainedTokenizerFast(tokenizer_object=byte_level, chat_template=template_of(family), **NAMED)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=byte_level, chat_template=template_of(family), **NAMED
+        )
 
     return make
 
 
 # -- tokenizers as the published families have them -----------------------------------------------------------------
 
-QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA_WORDS = QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 TEXTS = [
     *CORPUS,
@@ -107,16 +125,38 @@ TEXTS = [
     "aten tine   in  net\n\n\nten",
     "[/INST] a teen: 4242",
 ]
-QWEN_TEXT_TOKENS = ["<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>", "</tool_response>"]
+QWEN_TEXT_TOKENS = [
+    "<tool_call>",
+    "</tool_call>",
+    "<think>",
+    "</think>",
+    "<tool_response>",
+    "</tool_response>",
+]
 R1_TEXT_TOKENS = [
     "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>",
     "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
 ]  # fmt: skip
-MISTRAL_TOKENS = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
-LLAMA_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+MISTRAL_TOKENS = [
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+]
+LLAMA_TOKENS = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
 
 
-def bytes_of(words: str, special: list[str], plain: list[str] = [], normalizer: Any = None) -> Tokenizer:  # noqa: B006
+def bytes_of(
+    words: str, special: list[str], plain: Sequence[str] = (), normalizer: Any = None
+) -> Tokenizer:
     """Byte-level BPE that splits at `words`; `plain` are added tokens with special: false."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(words), behavior="isolated")
@@ -128,19 +168,25 @@ def bytes_of(words: str, special: list[str], plain: list[str] = [], normalizer: 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in special]
+    )
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
     return tokenizer
 
 
-def pieces_of(special: list[str], plain: list[str] = [], eats: list[str] = [], **parts: Any) -> Tokenizer:  # noqa: B006
+def pieces_of(
+    special: list[str], plain: Sequence[str] = (), eats: Sequence[str] = (), **parts: Any
+) -> Tokenizer:
     """BPE with byte fallback over words that begin with `▁`, as sentencepiece trains it; `eats` take what white space
     follows them. The normalizer or pre-tokenizer among `parts` is set after training.
     """
     training = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     training.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     bytes_ = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    training.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=bytes_, show_progress=False))
+    training.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=bytes_, show_progress=False)
+    )
     data = json.loads(training.to_str())
     data["added_tokens"], data["pre_tokenizer"] = data["added_tokens"][:3], None
     tokenizer = Tokenizer.from_str(json.dumps(data))
@@ -150,7 +196,9 @@ def pieces_of(special: list[str], plain: list[str] = [], eats: list[str] = [], *
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), stripped]
     )
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True, rstrip=t in eats) for t in special])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True, rstrip=t in eats) for t in special]
+    )
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
     return tokenizer
 
@@ -166,7 +214,10 @@ PUBLISHED: dict[str, tuple[Callable[[], Tokenizer], dict[str, str]]] = {
     ),
     "qwen3": (
         lambda: bytes_of(
-            QWEN_WORDS, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], QWEN_TEXT_TOKENS, normalizers.NFC()
+            QWEN_WORDS,
+            ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            QWEN_TEXT_TOKENS,
+            normalizers.NFC(),
         ),
         {"eos_token": "<|im_end|>"},
     ),
@@ -195,15 +246,25 @@ PUBLISHED: dict[str, tuple[Callable[[], Tokenizer], dict[str, str]]] = {
         {"bos_token": "<s>", "eos_token": "<|endoftext|>"},
     ),
     "phi4": (
-        lambda: bytes_of(LLAMA_WORDS, ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"]),
+        lambda: bytes_of(
+            LLAMA_WORDS, ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"]
+        ),
         {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
     ),
     "deepseek_r1": (
-        lambda: bytes_of(LLAMA_WORDS, ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"], R1_TEXT_TOKENS),
+        lambda: bytes_of(
+            LLAMA_WORDS, ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"], R1_TEXT_TOKENS
+        ),
         {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"},
     ),
-    "zephyr": (lambda: pieces_of([], normalizer=prepended()), {"bos_token": "<s>", "eos_token": "</s>"}),
-    "llama2": (lambda: pieces_of([], normalizer=prepended()), {"bos_token": "<s>", "eos_token": "</s>"}),
+    "zephyr": (
+        lambda: pieces_of([], normalizer=prepended()),
+        {"bos_token": "<s>", "eos_token": "</s>"},
+    ),
+    "llama2": (
+        lambda: pieces_of([], normalizer=prepended()),
+        {"bos_token": "<s>", "eos_token": "</s>"},
+    ),
 }
 
 
@@ -228,7 +289,9 @@ def published_reference(published):
     def make(family: str):
         spec = published(family).spec
         backend = Tokenizer.from_str(spec.tokenizer_json)
-        return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=spec.template, **spec.named_tokens)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, chat_template=spec.template, **spec.named_tokens
+        )
 
     return make
 
@@ -261,4 +324,6 @@ def _bytes_of_tokens(renderer: ChatRenderer, ids: Any) -> str:
 def _byte_characters() -> dict[int, str]:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return {byte: chr(byte) for byte in shown} | {
+        byte: chr(256 + i) for i, byte in enumerate(hidden)
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from pipelines.contracts import Conversation, Turn
+from pipelines.core.conversation import Conversation, Turn
 
 ALPHABET = "aeint 42 .,:<|>[]/{}\"'\n\t_☃é東👍 "
 texts = st.text(ALPHABET, max_size=24)
@@ -31,7 +31,14 @@ def conversations(draw, family: Family) -> Conversation:
         turns = [Turn("assistant", draw(answers))]
     for _ in range(draw(st.integers(0 if turns and turns[0].role == "assistant" else 1, 3))):
         turns.append(Turn("user", draw(texts)))
-        turns.append(Turn("assistant", draw(answers), draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, 1.0]))))
+        turns.append(
+            Turn(
+                "assistant",
+                draw(answers),
+                draw(st.booleans()),
+                draw(st.sampled_from([0.0, 0.5, 1.0])),
+            )
+        )
     return Conversation(tuple(turns))
 
 

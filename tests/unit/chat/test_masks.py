@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import Conversation, Turn
+from pipelines.core.conversation import Conversation, Turn
 from tests.unit.chat.families import Family, conversations
 
 FAMILIES = {
@@ -37,39 +37,59 @@ def pattern_of(family: Family, content: str) -> str:
     """
     written = family.write(content)
     lead = len(written) - len(written.lstrip()) if content[0].isspace() else 0
-    return "".join(f"(?:{re.escape(c)})?" for c in written[:lead]) + re.escape(written[lead:] + family.stop)
+    return "".join(f"(?:{re.escape(c)})?" for c in written[:lead]) + re.escape(
+        written[lead:] + family.stop
+    )
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["tokenizers", "fastokens"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_trained_tokens_spell_the_answers(renderer_of, reference_of, name, fast, data):
     family, renderer = FAMILIES[name], renderer_of(name, fast)
     conversation = data.draw(conversations(family))
     rendered = renderer.render(conversation)
-    reference = reference_of(name).apply_chat_template(conversation.messages(), tokenize=True, return_dict=False)
+    reference = reference_of(name).apply_chat_template(
+        conversation.messages(), tokenize=True, return_dict=False
+    )
     assert list(rendered.input_ids) == list(reference)
     for weight in (0.5, 1.0):
-        mine = [t for t in conversation.turns if t.role == "assistant" and t.train and t.weight == weight]
-        spelled = renderer.decode(rendered.input_ids[rendered.loss_weights == weight], skip_control=False)
+        mine = [
+            t
+            for t in conversation.turns
+            if t.role == "assistant" and t.train and t.weight == weight
+        ]
+        spelled = renderer.decode(
+            rendered.input_ids[rendered.loss_weights == weight], skip_control=False
+        )
         assert re.fullmatch("".join(pattern_of(family, t.content) for t in mine), spelled), spelled
     assert set(rendered.loss_weights) <= {0.0, 0.5, 1.0}
     masks = renderer.render_batch([conversation]).masks
-    assert masks.turns[0] == sum(t.role == "assistant" and t.train and t.weight > 0 for t in conversation.turns)
+    assert masks.turns[0] == sum(
+        t.role == "assistant" and t.train and t.weight > 0 for t in conversation.turns
+    )
     assert not masks.without_stop[0] and not masks.wrongly[0]
 
 
-RESULTS = st.text("0123456789 {}:\n", min_size=20, max_size=40).filter(lambda text: text.strip() == text)
+RESULTS = st.text("0123456789 {}:\n", min_size=20, max_size=40).filter(
+    lambda text: text.strip() == text
+)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_calls_are_trained_and_what_tools_say_never(renderer_of, name, data):
     """Also by templates that know no tools, which get them as text; results are of characters that answers lack."""
     family, renderer = FAMILIES[name], renderer_of(name)
-    letters = st.text("aeint _☃é", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
+    letters = st.text("aeint _☃é", min_size=1, max_size=12).filter(
+        lambda text: text.strip() == text
+    )
     results = data.draw(st.lists(RESULTS, min_size=1, max_size=2))
     turns = [Turn("system", data.draw(letters))] if data.draw(st.booleans()) else []
     turns.append(Turn("user", "ask"))
@@ -77,7 +97,9 @@ def test_calls_are_trained_and_what_tools_say_never(renderer_of, name, data):
         function = {"name": "look", "arguments": {data.draw(letters): data.draw(letters)}}
         turns += [
             Turn(
-                "assistant", data.draw(st.just("") | letters), tool_calls=({"type": "function", "function": function},)
+                "assistant",
+                data.draw(st.just("") | letters),
+                tool_calls=({"type": "function", "function": function},),
             )
         ]
         turns += [Turn("tool", result, name=data.draw(st.sampled_from([None, "look"])))]
@@ -86,9 +108,14 @@ def test_calls_are_trained_and_what_tools_say_never(renderer_of, name, data):
     batch = renderer.render_batch([conversation])
     assert not batch.errors
     ids, weights = batch[0].input_ids, batch[0].loss_weights
-    spelled, masked = (renderer.decode(ids[mask], skip_control=False) for mask in (weights > 0, weights == 0))
+    spelled, masked = (
+        renderer.decode(ids[mask], skip_control=False) for mask in (weights > 0, weights == 0)
+    )
     assert spelled.endswith(answer + family.stop) and spelled.count('"look"') == len(results)
-    assert all(result in masked and result not in spelled for result in results) and '"look"' not in masked
+    assert (
+        all(result in masked and result not in spelled for result in results)
+        and '"look"' not in masked
+    )
     assert batch.masks.turns[0] == len(results) + 1
     assert not batch.masks.without_stop[0] and not batch.masks.wrongly[0]
 
@@ -97,7 +124,12 @@ def test_calls_are_trained_and_what_tools_say_never(renderer_of, name, data):
 def test_a_generation_prompt_begins_the_training_ids(renderer_of, name):
     renderer = renderer_of(name)
     talk = Conversation(
-        (Turn("user", "Hello, world"), Turn("assistant", "it is 42"), Turn("user", "the"), Turn("assistant", "answer"))
+        (
+            Turn("user", "Hello, world"),
+            Turn("assistant", "it is 42"),
+            Turn("user", "the"),
+            Turn("assistant", "answer"),
+        )
     )
     rendered = renderer.render(talk)
     prompt = renderer.prompt_ids(talk.messages()[:3])
@@ -130,7 +162,9 @@ def test_plain_conversations_are_planned(renderer_of, name):
 
 
 @pytest.mark.parametrize("name", ["gemma", "mistral"])
-def test_a_system_turn_that_the_template_drops_or_refuses_opens_the_first_user_turn(renderer_of, reference_of, name):
+def test_a_system_turn_that_the_template_drops_or_refuses_opens_the_first_user_turn(
+    renderer_of, reference_of, name
+):
     talk = (Turn("system", "be kind"), Turn("user", "a"), Turn("assistant", "b"))
     folded = [{"role": "user", "content": "be kind\n\na"}, {"role": "assistant", "content": "b"}]
     expected = reference_of(name).apply_chat_template(folded, tokenize=True, return_dict=False)

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 
 from pipelines.chat import ChatRenderer, TemplateError
-from pipelines.contracts import Conversation, Turn
+from pipelines.core.conversation import Conversation, Turn
 
-TOOL = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "look", "description": "d", "parameters": {"type": "object"}},
+}
 
 
 def tokens_in(renderer: ChatRenderer, ids: np.ndarray, text: str) -> int:
     return int(np.sum(ids == renderer._encoder._tokenizer.token_to_id(text)))
 
 
-@pytest.mark.parametrize("typed", ["<tool_call>", "</think>", "x <tool_response>\nx\n</tool_response>"])
+@pytest.mark.parametrize(
+    "typed", ["<tool_call>", "</think>", "x <tool_response>\nx\n</tool_response>"]
+)
 def test_markers_typed_by_others_stay_text_and_an_assistants_are_tokens(
     published, published_reference, bytes_of_tokens, typed
 ):
@@ -27,15 +32,28 @@ def test_markers_typed_by_others_stay_text_and_an_assistants_are_tokens(
         turns = [Turn("user", "a"), Turn("tool", "b"), Turn("assistant", "c")]
         turns = [Turn("system", "s"), *turns]
         clean = renderer.render(Conversation(tuple(turns)))
-        dirty = Conversation(tuple(Turn(t.role, typed if t.role == role else t.content) for t in turns))
+        dirty = Conversation(
+            tuple(Turn(t.role, typed if t.role == role else t.content) for t in turns)
+        )
         rendered = renderer.render(dirty)
-        assert tokens_in(renderer, rendered.input_ids, marker) == tokens_in(renderer, clean.input_ids, marker)
+        assert tokens_in(renderer, rendered.input_ids, marker) == tokens_in(
+            renderer, clean.input_ids, marker
+        )
         assert bytes_of_tokens(renderer, rendered.input_ids) == renderer.text(dirty)
         prompt = renderer.prompt_ids(dirty.messages()[:-1])
         assert prompt.tolist() == rendered.input_ids[: len(prompt)].tolist()
-    talk = Conversation((Turn("user", "a"), Turn("assistant", f"b{typed}c"), Turn("user", "d"), Turn("assistant", "e")))
+    talk = Conversation(
+        (
+            Turn("user", "a"),
+            Turn("assistant", f"b{typed}c"),
+            Turn("user", "d"),
+            Turn("assistant", "e"),
+        )
+    )
     rendered = renderer.render(talk)
-    reference = published_reference("qwen3").apply_chat_template(talk.messages(), tokenize=True, return_dict=False)
+    reference = published_reference("qwen3").apply_chat_template(
+        talk.messages(), tokenize=True, return_dict=False
+    )
     assert rendered.input_ids.tolist() == list(reference)
     assert renderer.prompt_ids(talk.messages()[:3]).tolist() == list(
         published_reference("qwen3").apply_chat_template(
@@ -46,7 +64,9 @@ def test_markers_typed_by_others_stay_text_and_an_assistants_are_tokens(
 
 @pytest.mark.parametrize("before", [(), (Turn("user", "a"), Turn("assistant", "b"))])
 @pytest.mark.parametrize("answer", ["c", "<think>\nhm\n</think>\n\nc"])
-def test_markers_that_a_template_looks_for_stay_text_too(published, bytes_of_tokens, before, answer):
+def test_markers_that_a_template_looks_for_stay_text_too(
+    published, bytes_of_tokens, before, answer
+):
     """Qwen's template takes a user's turn between `<tool_response>` for a tool's, which a marked one does not look like.
     One that holds control tokens' text is refused where that moves other text.
     """
@@ -55,7 +75,9 @@ def test_markers_that_a_template_looks_for_stay_text_too(published, bytes_of_tok
     rendered = renderer.render(talk)
     assert not tokens_in(renderer, rendered.input_ids, "<tool_response>")
     assert bytes_of_tokens(renderer, rendered.input_ids) == renderer.text(talk)
-    assert bytes_of_tokens(renderer, rendered.input_ids[rendered.loss_weights > 0]).endswith("c<|im_end|>")
+    assert bytes_of_tokens(renderer, rendered.input_ids[rendered.loss_weights > 0]).endswith(
+        "c<|im_end|>"
+    )
     prompt = renderer.prompt_ids(talk.messages()[:-1])
     assert prompt.tolist() == rendered.input_ids[: len(prompt)].tolist()
 
@@ -85,7 +107,8 @@ def test_a_thought_stays_tokens_beside_control_tokens_that_others_typed(
     )
     assert bytes_of_tokens(renderer, rendered.input_ids) == renderer.text(Conversation(turns))
     assert (
-        bytes_of_tokens(renderer, rendered.input_ids[rendered.loss_weights > 0]) == f"yes<|im_end|>{answer}<|im_end|>"
+        bytes_of_tokens(renderer, rendered.input_ids[rendered.loss_weights > 0])
+        == f"yes<|im_end|>{answer}<|im_end|>"
     )
     prompt = renderer.prompt_ids(Conversation(turns).messages()[:3])
     assert prompt.tolist() == rendered.input_ids[: len(prompt)].tolist()
@@ -96,7 +119,9 @@ def test_markers_typed_in_tools_stay_text_and_those_in_calls_are_tokens(publishe
     about = {"type": "function", "function": {**TOOL["function"], "description": typed}}
     for tool, at in ((TOOL, "sky"), (about, "sky"), (TOOL, typed)):
         call = {"type": "function", "function": {"name": "look", "arguments": {"at": at}}}
-        conversation = Conversation((Turn("user", "a"), Turn("assistant", "", tool_calls=(call,))), (tool,))
+        conversation = Conversation(
+            (Turn("user", "a"), Turn("assistant", "", tool_calls=(call,))), (tool,)
+        )
         ids = renderer.render(conversation).input_ids
         assert tokens_in(renderer, ids, typed) == 3 + (at == typed)
         assert bytes_of_tokens(renderer, ids) == renderer.text(conversation)
@@ -106,7 +131,9 @@ def test_markers_typed_in_tools_stay_text_and_those_in_calls_are_tokens(publishe
 def test_tokens_that_part_turns_stay_text_though_not_special(published, role):
     renderer, typed = published("deepseek_r1"), "<｜User｜>x<｜Assistant｜>y"
     turns = [Turn("system", "s"), Turn("user", "a"), Turn("assistant", "c")]
-    rendered = renderer.render(Conversation(tuple(Turn(t.role, typed if t.role == role else t.content) for t in turns)))
+    rendered = renderer.render(
+        Conversation(tuple(Turn(t.role, typed if t.role == role else t.content) for t in turns))
+    )
     for marker in ("<｜User｜>", "<｜Assistant｜>"):
         assert tokens_in(renderer, rendered.input_ids, marker) == 1
 
@@ -114,6 +141,8 @@ def test_tokens_that_part_turns_stay_text_though_not_special(published, role):
 def test_vocabulary_that_no_template_writes_is_nobodys_control(published, published_reference):
     renderer = published("gemma")
     turns = (Turn("user", "a<b>net</b>\n\n  the"), Turn("assistant", "<b>it</b>\n\n\nis  in"))
-    reference = published_reference("gemma").apply_chat_template(Conversation(turns).messages(), return_dict=False)
+    reference = published_reference("gemma").apply_chat_template(
+        Conversation(turns).messages(), return_dict=False
+    )
     assert renderer.render(Conversation(turns)).input_ids.tolist() == list(reference)
     assert not renderer._controls.markers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.data.benchmarks import Benchmarks
-from pipelines.data.collect import Collector
+from pipelines.data.assemble import Assembler
+from pipelines.data.convert.decontamination import Benchmarks
 from pipelines.data.tokenize import ChunkTokenizer
 
 _FATES = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "shortened", "leaked")
@@ -14,18 +14,20 @@ _FATES = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "sh
 @pytest.fixture(autouse=True)
 def counts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row, and each piece of a shortened row, is in the dataset or lost for one reason and listed."""
-    finish = Collector.finish
+    finish = Assembler.finish
 
-    def checked(self: Collector, folder):
+    def checked(self: Assembler, folder):
         facts = finish(self, folder)
         counts = facts["counts"]
         lost = sum(counts.get(fate, 0) for fate in (*_FATES[2:], "duplicates", "near_duplicates"))
-        assert counts["read"] + counts["pieces"] == counts["train"] + counts["heldout"] + lost, counts
+        assert counts["read"] + counts["pieces"] == counts["train"] + counts["heldout"] + lost, (
+            counts
+        )
         with open(folder / "rejects.jsonl") as lines:
             assert sum(1 for _ in lines) == lost
         return facts
 
-    monkeypatch.setattr(Collector, "finish", checked)
+    monkeypatch.setattr(Assembler, "finish", checked)
 
 
 @pytest.fixture

@@ -9,12 +9,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.inspect import inspect
+from jobs.verbs.inspect import inspect
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import SILENT, Conversation, Turn, UserError
-from pipelines.data.audit import Audit, glyphs
-from pipelines.data.dataset import prepare
-from pipelines.recipe import AuditConfig, parse_recipe
+from pipelines.config.recipe import parse_recipe
+from pipelines.config.schema import AuditConfig
+from pipelines.core.conversation import Conversation, Turn
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
+from pipelines.data.audit.audit import Audit, glyphs
+from pipelines.data.stage import prepare
 from pipelines.storage import Store
 
 JOINED = "{% for m in messages %}{{ m.content }}{% endfor %}"  # no role, no stop token
@@ -26,7 +29,12 @@ def dataset(ray_cluster, pocket_base, tmp_path_factory):
     rows = [{"instruction": f"Say <b>{i}</b>", "output": f"It is {i}."} for i in range(60)]
     rows += [{"instruction": "a", "output": ""}, {"instruction": "long", "output": "word " * 300}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"sources": [str(folder / "rows.jsonl")], "row_tokens": 256, "heldout_share": 0.1, "max_rejects_share": 0.1}
+    data = {
+        "sources": [str(folder / "rows.jsonl")],
+        "row_tokens": 256,
+        "heldout_share": 0.1,
+        "max_rejects_share": 0.1,
+    }
     recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
     store = Store(folder / "store")
     return folder, store, prepare(recipe, store, SILENT)
@@ -77,11 +85,19 @@ def test_the_terminal_shows_trained_tokens_in_colour(dataset):
 def test_tokens_that_spell_a_character_together_are_shown_as_one(pocket_base):
     renderer = ChatRenderer.load(pocket_base)
     text = "2 × 3 = 6 😀, é"
-    ids = renderer.render(Conversation((Turn("user", text), Turn("assistant", "b")))).input_ids.tolist()
+    ids = renderer.render(
+        Conversation((Turn("user", text), Turn("assistant", "b")))
+    ).input_ids.tolist()
     assert "\ufffd" in "".join(renderer.decode_each(ids))
     found = glyphs(ids, renderer)
-    assert text in "".join(part for _, part in found) and [token for group, _ in found for token in group] == ids
-    half = glyphs(ids[: next(i for i, each in enumerate(renderer.decode_each(ids)) if "\ufffd" in each) + 1], renderer)
+    assert (
+        text in "".join(part for _, part in found)
+        and [token for group, _ in found for token in group] == ids
+    )
+    half = glyphs(
+        ids[: next(i for i, each in enumerate(renderer.decode_each(ids)) if "\ufffd" in each) + 1],
+        renderer,
+    )
     assert half[-1][1] == "\ufffd"
 
 
@@ -92,7 +108,9 @@ def test_examples_are_spread_over_the_samples(dataset):
     _, every = shown(store, prepared.ref.digest, num_examples=1000)
     assert len(every.examples) == prepared.train.num_samples
     names = [example.sample_id for example in every.examples]
-    assert [names.index(example.sample_id) for example in found.examples] == [i * len(names) // 5 for i in range(5)]
+    assert [names.index(example.sample_id) for example in found.examples] == [
+        i * len(names) // 5 for i in range(5)
+    ]
 
 
 def test_without_colours_brackets_show_what_is_trained(dataset):
@@ -108,7 +126,9 @@ def test_the_page_is_whole_and_needs_nothing_else(dataset):
     parsed = _Parsed()
     parsed.feed((folder / "audit.html").read_text())
     assert parsed.open == [] and parsed.links == []
-    assert "Say <b>" in parsed.text and "It is " in parsed.text and "longer than a pack" in parsed.text
+    assert (
+        "Say <b>" in parsed.text and "It is " in parsed.text and "longer than a pack" in parsed.text
+    )
     assert sum(found.histograms[0].counts) == prepared.train.num_samples
     assert sum(found.histograms[2].counts) == prepared.train.num_rows
 
@@ -136,7 +156,9 @@ def test_a_template_without_a_stop_or_a_border_is_refused(ray_cluster, pocket_ba
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 64, "heldout_share": 0.3}
     store = Store(tmp_path / "store")
-    prepared = prepare(parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), store, SILENT)
+    prepared = prepare(
+        parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), store, SILENT
+    )
     _, found = shown(store, prepared.ref.digest)
     assert any("do not end in a stop token" in problem for problem in found.problems)
 
@@ -149,10 +171,14 @@ def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_
         "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1}\n"
     )
     runner = CliRunner()
-    good = runner.invoke(app, ["inspect", prepared.ref.name, "--store", store.uri, "--examples", "0"])
+    good = runner.invoke(
+        app, ["inspect", prepared.ref.name, "--store", store.uri, "--examples", "0"]
+    )
     assert good.exit_code == 0, good.output
     limits = ["-s", "data.audit.max_lost_share=0.001"]
-    bad = runner.invoke(app, ["inspect", str(recipe), "--store", store.uri, *limits, "--examples", "0"])
+    bad = runner.invoke(
+        app, ["inspect", str(recipe), "--store", store.uri, *limits, "--examples", "0"]
+    )
     assert bad.exit_code == 1, bad.output
     assert prepared.ref.name in good.output
 
@@ -177,14 +203,19 @@ def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeyp
         "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1,\n"
         "       audit: {max_lost_share: 0.001, min_trained_share: 0.9}}\n"
     )
-    monkeypatch.setattr(cli, "_cluster", lambda *_, **__: contextlib.nullcontext())  # the tests' own is up
+    monkeypatch.setattr(
+        cli, "_cluster", lambda *_, **__: contextlib.nullcontext()
+    )  # the tests' own is up
     monkeypatch.setattr(sys, "argv", ["loraforge", verb, str(recipe), "--store", store.uri])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and "\n" not in said
     assert said.startswith(f"loraforge: dataset {prepared.ref.name}: ")
-    assert "data.audit.min_trained_share=0.9; and " in said and "data.audit.max_lost_share=0.001" in said
+    assert (
+        "data.audit.min_trained_share=0.9; and " in said
+        and "data.audit.max_lost_share=0.001" in said
+    )
     assert not store.list("run") and not store.list("checkpoint")
 
 
@@ -203,18 +234,27 @@ def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_
     base = tmp_path / "base"
     shutil.copytree(pocket_base, base, ignore=shutil.ignore_patterns("*.safetensors"))
     (base / "chat_template.jinja").write_text(MARKS_ALL)
-    talk = [{"role": role, "content": f"{role} says {i}"} for i in range(2) for role in ("user", "assistant")]
+    talk = [
+        {"role": role, "content": f"{role} says {i}"}
+        for i in range(2)
+        for role in ("user", "assistant")
+    ]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
     data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 128, "heldout_share": 0}
-    with pytest.raises(UserError, match=r"rows.jsonl:1: \d+ tokens of its system, user or tool turns would be trained"):
+    with pytest.raises(
+        UserError,
+        match=r"rows.jsonl:1: \d+ tokens of its system, user or tool turns would be trained",
+    ):
         prepare(
-            parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), Store(tmp_path / "store"), SILENT
+            parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}),
+            Store(tmp_path / "store"),
+            SILENT,
         )
 
 
 def test_the_manifest_counts_what_was_checked(dataset):
     _, store, prepared = dataset
-    checks = store.by_digest("prepared", prepared.ref.digest).facts["checks"]
+    checks = store.by_digest("prepared", prepared.ref.digest).metadata["checks"]
     kept = prepared.train.num_samples + prepared.heldout.num_samples
     assert checks["stop_trained_checked"] == checks["other_turns_masked_checked"] == kept
     assert checks["prefix_matches_checked"] >= prepared.heldout.num_samples

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.readers import read_chunk
-from pipelines.data.sources import cut_chunks, find_files
-from pipelines.recipe import SourceConfig
+from pipelines.config.schema import SourceConfig
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.read.rows import read_chunk
+from pipelines.sources.files import find_files
 
 
 def read(path) -> list[tuple[int, Any]]:
@@ -25,7 +26,10 @@ def alpaca(number: int, *keys: str) -> dict[str, Any]:
 
 def talk(number: int) -> dict[str, Any]:
     """A row whose inner lists hold objects that open with a key of the row."""
-    calls = [{"id": f"c{i}", "function": {"name": "f", "arguments": '{"a": [1, {"id": 2}, {"id": 3}]}'}} for i in "ab"]
+    calls = [
+        {"id": f"c{i}", "function": {"name": "f", "arguments": '{"a": [1, {"id": 2}, {"id": 3}]}'}}
+        for i in "ab"
+    ]
     turns = [
         {"id": 1, "role": "user", "content": f"Say {number}, {{please}}"},
         {"id": 2, "role": "assistant", "content": "", "tool_calls": calls},
@@ -60,7 +64,9 @@ DAMAGES = {
     "cut late": lambda text: text[:-1],
     "cut early": lambda text: text[:5],
     "open quote": lambda text: text.replace('": "', '": ', 1),
-    "unclosed quote": lambda text: text[:-2] + "}" if text.endswith('"}') else text.replace('", ', ", ", 1),
+    "unclosed quote": lambda text: (
+        text[:-2] + "}" if text.endswith('"}') else text.replace('", ', ", ", 1)
+    ),
     "no number": lambda text: text.replace(": ", ": NaN, ", 1),
     "no comma": lambda text: text.replace(", ", " ", 1),
     "nonsense": lambda text: "nonsense",
@@ -75,7 +81,9 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("place", [0, 1, 3, 4])
 @pytest.mark.parametrize("rows", [MIXED, [talk(i) for i in range(6)], [question(i) for i in range(6)]], ids=["alpaca", "talks", "questions"])  # fmt: skip
-def test_a_broken_element_costs_itself_whatever_the_others_open_with(tmp_path, layout, damage, place, rows):
+def test_a_broken_element_costs_itself_whatever_the_others_open_with(
+    tmp_path, layout, damage, place, rows
+):
     texts = [json.dumps(row) for row in rows]
     texts[place] = DAMAGES[damage](texts[place])
     (tmp_path / "rows.json").write_text(LAYOUTS[layout](texts))
@@ -86,7 +94,7 @@ def test_a_broken_element_costs_itself_whatever_the_others_open_with(tmp_path, l
 
 
 def test_an_element_longer_than_a_row_may_be_costs_itself_wherever_it_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.data.arrays.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("pipelines.data.read.json_array.MAX_ROW_BYTES", 1000)
     rows: list[Any] = [alpaca(i, "instruction", "output") for i in range(40)]
     for size, places in ((950, (7,)), (1100, (0, 11)), (9000, (20,)), (40_000, (30,))):
         for place in places:
@@ -99,10 +107,22 @@ def test_an_element_longer_than_a_row_may_be_costs_itself_wherever_it_stands(tmp
     assert all(value == rows[line - 1] for line, value in found if isinstance(value, dict))
 
 
-def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.data.csv_rows.MAX_ROW_BYTES", 100)
+def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipelines.data.read.csv_rows.MAX_ROW_BYTES", 100)
     long = "x" * 99  # with what is before it just above the limit
-    lines = ["a,b", f"c,{long}", "d,e", '"f', f'g",{long * 5}', "h,i", f"{long}x", f'k,"{long}"', "l,m"]
+    lines = [
+        "a,b",
+        f"c,{long}",
+        "d,e",
+        '"f',
+        f'g",{long * 5}',
+        "h,i",
+        f"{long}x",
+        f'k,"{long}"',
+        "l,m",
+    ]
     (tmp_path / "rows.csv").write_text("\n".join(["prompt,completion", *lines]) + "\n")
     found = read(tmp_path / "rows.csv")
     assert [line for line, _ in found] == [2, 3, 4, 5, 6, 7, 8, 9, 10]

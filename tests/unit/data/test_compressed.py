@@ -12,10 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.contracts import UserError
-from pipelines.data.readers import read_chunk
-from pipelines.data.sources import content_digest, cut_chunks, find_files
-from pipelines.recipe import SourceConfig
+from pipelines.config.schema import SourceConfig
+from pipelines.core.errors import UserError
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.read.rows import read_chunk
+from pipelines.sources.files import find_files
+from pipelines.sources.open import content_digest
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"a, {i}", "completion": "b\nc\td é"} for i in range(7)]
 ENDS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -58,13 +60,19 @@ def test_a_compressed_file_gives_the_rows_that_it_holds(tmp_path, suffix, end):
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
 def test_a_damaged_compressed_file_is_one_line(tmp_path, suffix, end):
-    rows = [{"prompt": hashlib.sha256(b"%d" % i).hexdigest(), "completion": "b"} for i in range(9000)]
-    text = json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    rows = [
+        {"prompt": hashlib.sha256(b"%d" % i).hexdigest(), "completion": "b"} for i in range(9000)
+    ]
+    text = (
+        json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    )
     path = squeezed(tmp_path / f"rows{suffix}{end}", text)
     whole = path.read_bytes()
     for damaged in (whole[:9], whole[: len(whole) // 2], whole[:-3], text.encode()):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"rows{suffix}{end}: damaged \(.*; mend or replace the file$") as error:
+        with pytest.raises(
+            UserError, match=rf"rows{suffix}{end}: damaged \(.*; mend or replace the file$"
+        ) as error:
             read(path)
         assert "\n" not in str(error.value)
 
@@ -78,5 +86,7 @@ def test_lines_of_a_compressed_file_are_numbered(tmp_path):
 
 def test_a_compressed_table_is_refused(tmp_path):
     (tmp_path / "rows.parquet.gz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"unknown file type .parquet.gz; valid: .json, .*; text also with .gz"):
+    with pytest.raises(
+        UserError, match=r"unknown file type .parquet.gz; valid: .json, .*; text also with .gz"
+    ):
         find_files([SourceConfig(path=str(tmp_path / "rows.parquet.gz"))])

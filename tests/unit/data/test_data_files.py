@@ -10,9 +10,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipelines.contracts import UserError
-from pipelines.data.sources import files_at, find_files
-from pipelines.recipe import SourceConfig
+from pipelines.config.schema import SourceConfig
+from pipelines.core.errors import UserError
+from pipelines.sources.files import files_at, find_files
 
 ROW = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -33,7 +33,11 @@ class Hub(fsspec.AbstractFileSystem):
             if name.startswith(f"{path}/"):
                 child = f"{path}/{name.removeprefix(f'{path}/').split('/')[0]}"
                 kind = "file" if child == name else "directory"
-                found[child] = {"name": child, "size": len(content) if kind == "file" else 0, "type": kind}
+                found[child] = {
+                    "name": child,
+                    "size": len(content) if kind == "file" else 0,
+                    "type": kind,
+                }
         if not found:
             raise FileNotFoundError(path)
         return list(found.values()) if detail else list(found)
@@ -58,12 +62,26 @@ def hub(monkeypatch: pytest.MonkeyPatch):
 
 def found(path: str = "hf://org/set", split: Any = "auto") -> list[str]:
     files = find_files([SourceConfig(path=path, split=split)])
-    assert all(file.path.startswith("hf://datasets/org/set") and file.num_bytes == len(ROW) for file in files)
+    assert all(
+        file.path.startswith("hf://datasets/org/set") and file.num_bytes == len(ROW)
+        for file in files
+    )
     return [file.path.removeprefix("hf://datasets/org/set").lstrip("/") for file in files]
 
 
-NOISE = ("dataset_infos.json", "config.json", ".cache/x.json", "__pycache__/y.json", "set.py", "LICENSE")
-SHARDS = [f"data/{split}-0000{i}-of-00002.parquet" for split in ("train", "test", "validation") for i in (0, 1)]
+NOISE = (
+    "dataset_infos.json",
+    "config.json",
+    ".cache/x.json",
+    "__pycache__/y.json",
+    "set.py",
+    "LICENSE",
+)
+SHARDS = [
+    f"data/{split}-0000{i}-of-00002.parquet"
+    for split in ("train", "test", "validation")
+    for i in (0, 1)
+]
 
 
 def test_a_repository_gives_the_files_of_the_split_and_no_description(hub):
@@ -75,7 +93,9 @@ def test_a_repository_gives_the_files_of_the_split_and_no_description(hub):
     ]
     assert found("hf://org/set/data") == SHARDS[:2]
     assert found("hf://org/set/data/test-*") == SHARDS[2:4]
-    assert found("hf://org/set/dataset_infos.json") == ["dataset_infos.json"]  # who names a file gets it
+    assert found("hf://org/set/dataset_infos.json") == [
+        "dataset_infos.json"
+    ]  # who names a file gets it
 
 
 @pytest.mark.parametrize(
@@ -110,19 +130,38 @@ MANY = """configs:
 - config_name: third
   data_dir: third
 """
-MANY_FILES = ["main/train.json", "main/test.json", "other/x.jsonl", "third/train.json", "third/test.json"]
+MANY_FILES = [
+    "main/train.json",
+    "main/test.json",
+    "other/x.jsonl",
+    "third/train.json",
+    "third/test.json",
+]
 
 
 def test_a_readmes_configuration_comes_before_names(hub):
-    hub("x/a-1.json", "x/a-2.json", "x/b.json", "y/c/d.json", "train.json", "x/deep/a-3.json", readme=ONE)
-    assert found() == ["x/a-1.json", "x/a-2.json"] and found(split="heldout") == ["x/b.json", "y/c/d.json"]
+    hub(
+        "x/a-1.json",
+        "x/a-2.json",
+        "x/b.json",
+        "y/c/d.json",
+        "train.json",
+        "x/deep/a-3.json",
+        readme=ONE,
+    )
+    assert found() == ["x/a-1.json", "x/a-2.json"] and found(split="heldout") == [
+        "x/b.json",
+        "y/c/d.json",
+    ]
 
 
 def test_of_several_configurations_one_is_the_default_or_named(hub):
     hub(*MANY_FILES, readme=MANY)
     with pytest.raises(UserError, match=r"data.sources.0.path=hf://datasets/org/set: it has the configurations main, other, third; put one"):  # fmt: skip
         found()
-    assert found("hf://org/set/main") == ["main/train.json"] and found("hf://org/set/other") == ["other/x.jsonl"]
+    assert found("hf://org/set/main") == ["main/train.json"] and found("hf://org/set/other") == [
+        "other/x.jsonl"
+    ]
     assert found("hf://org/set/third", "heldout") == ["third/test.json"]
     hub(readme=MANY.replace("- config_name: other", "- config_name: other\n  default: true"))
     assert found() == ["other/x.jsonl"]
@@ -161,7 +200,9 @@ def test_a_revision_is_kept_in_the_names(hub):
 def test_a_local_folder_gives_no_descriptions(tmp_path):
     for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json", ".hidden.json"):
         (tmp_path / name).write_bytes(ROW)
-    assert [file.path for file in files_at(str(tmp_path), "k")] == [str(tmp_path / "data-00000-of-00001.arrow")]
+    assert [file.path for file in files_at(str(tmp_path), "k")] == [
+        str(tmp_path / "data-00000-of-00001.arrow")
+    ]
 
 
 def files_in(folder, path: str = "", split: Any = "auto") -> list[str]:
@@ -207,12 +248,19 @@ def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
         write(name, ROW)
     readme(ONE)
     if not remote:
-        with pytest.raises(UserError, match=r"^k=.*: its README.md tells splits apart, .* name the files$"):
+        with pytest.raises(
+            UserError, match=r"^k=.*: its README.md tells splits apart, .* name the files$"
+        ):
             files_at(folder, "k")
-    assert files_in(folder) == ["x/a-1.json"] and files_in(folder, split="heldout") == ["x/b.json", "y/d.json"]
+    assert files_in(folder) == ["x/a-1.json"] and files_in(folder, split="heldout") == [
+        "x/b.json",
+        "y/d.json",
+    ]
     assert files_in(folder, "/x") == ["x/a-1.json", "x/b.json"]
     readme(MANY)
-    with pytest.raises(UserError, match=r"it has the configurations main, other, third; put one behind the path"):
+    with pytest.raises(
+        UserError, match=r"it has the configurations main, other, third; put one behind the path"
+    ):
         files_in(folder)
     assert files_in(folder, "/main") == ["main/train.json"]
     assert files_in(folder, "/third", "heldout") == ["third/test.json"]
@@ -220,6 +268,7 @@ def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
 
 def test_a_repository_that_is_not_there_is_one_line(hub):
     with pytest.raises(
-        UserError, match=r"data.sources.0.path=hf://datasets/org/none: cannot be reached \(datasets/org/none\)"
+        UserError,
+        match=r"data.sources.0.path=hf://datasets/org/none: cannot be reached \(datasets/org/none\)",
     ):
         found("hf://org/none")

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.contracts import Turn, UserError
-from pipelines.data.formats import RowError, detect_format, to_conversation
-from pipelines.data.readers import read_chunk
-from pipelines.data.sources import cut_chunks, files_at, find_files, lines_between
-from pipelines.recipe import SourceConfig
+from pipelines.config.schema import SourceConfig
+from pipelines.core.conversation import Turn
+from pipelines.core.errors import UserError
+from pipelines.data.convert.row_formats import RowError, detect_format, to_conversation
+from pipelines.data.read.chunks import cut_chunks, lines_between
+from pipelines.data.read.rows import read_chunk
+from pipelines.sources.files import files_at, find_files
 
 TOOL = {"name": "look", "parameters": {"type": "object"}}
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
@@ -52,13 +54,20 @@ def test_tool_calls_of_sharegpt_and_openai_become_the_same():
     sharegpt = {
         "conversations": [
             {"from": "human", "value": "a"},
-            {"from": "function_call", "value": json.dumps({"name": "look", "arguments": {"at": "sky"}})},
+            {
+                "from": "function_call",
+                "value": json.dumps({"name": "look", "arguments": {"at": "sky"}}),
+            },
             {"from": "observation", "value": "bird"},
             {"from": "gpt", "value": "a bird"},
         ],
         "tools": json.dumps([TOOL]),
     }
-    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "look", "arguments": '{"at": "sky"}'},
+    }
     openai = {
         "messages": [
             {"role": "user", "content": "a"},
@@ -73,7 +82,11 @@ def test_tool_calls_of_sharegpt_and_openai_become_the_same():
 
 
 def test_a_prompt_may_be_a_list_of_turns_and_is_never_trained_whatever_the_completion_is():
-    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    prompt = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     for completion in ([{"role": "assistant", "content": "d"}], "d"):
         talk = to_conversation({"prompt": prompt, "completion": completion})
         assert [t.content for t in talk.turns if t.role == "assistant" and t.train] == ["d"]
@@ -95,7 +108,10 @@ def test_a_columns_map_names_the_rows_own_keys():
     assert [t.content for t in talk.turns] == ["q", "a"]
 
 
-ROWS = [{"instruction": f"Say {i}, please", "input": "", "output": f'It is "{i}",\nfriend é'} for i in range(7)]
+ROWS = [
+    {"instruction": f"Say {i}, please", "input": "", "output": f'It is "{i}",\nfriend é'}
+    for i in range(7)
+]
 
 
 def write(path, rows=ROWS):
@@ -105,7 +121,9 @@ def write(path, rows=ROWS):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix in (".csv", ".tsv"):
         with open(path, "w", newline="") as out:
-            writer = csv.DictWriter(out, rows[0].keys(), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer = csv.DictWriter(
+                out, rows[0].keys(), delimiter="\t" if path.suffix == ".tsv" else ","
+            )
             writer.writeheader()
             writer.writerows(rows)
     elif path.suffix == ".parquet":
@@ -121,7 +139,9 @@ def write(path, rows=ROWS):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather"])
+@pytest.mark.parametrize(
+    "suffix", [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".feather"]
+)
 @pytest.mark.parametrize("chunk_bytes", [1, 40, 1 << 20])
 def test_every_file_type_gives_the_same_rows_however_it_is_cut(tmp_path, suffix, chunk_bytes):
     path = write(tmp_path / f"rows{suffix}")
@@ -135,7 +155,9 @@ def test_lines_are_numbered_over_the_whole_file(tmp_path):
     for chunk_bytes in (1, 37, 100, 1 << 20):
         chunks = cut_chunks(find_files([SourceConfig(path=str(path))]), chunk_bytes)
         lines = [
-            lines_between(chunk.path, 0, chunk.first) + row.number for chunk in chunks for row in read_chunk(chunk)
+            lines_between(chunk.path, 0, chunk.first) + row.number
+            for chunk in chunks
+            for row in read_chunk(chunk)
         ]
         assert lines == list(range(7))
 
@@ -165,7 +187,9 @@ def test_a_remote_source_is_read_like_a_local_one():
 
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
     fsspec.filesystem("memory").pipe_file("bucket/rows.jsonl", text.encode())
-    files = find_files([SourceConfig(path="memory://bucket/*.jsonl"), SourceConfig(path="memory://bucket")])
+    files = find_files(
+        [SourceConfig(path="memory://bucket/*.jsonl"), SourceConfig(path="memory://bucket")]
+    )
     assert [file.source for file in files] == [0, 1]
     rows = [row.value for chunk in cut_chunks(files[:1], 64) for row in read_chunk(chunk)]
     assert rows == ROWS
@@ -175,7 +199,10 @@ def test_a_remote_source_is_read_like_a_local_one():
     ("path", "message"),
     [
         ("memory://bucket/nothing.jsonl", "nothing there of a known type"),
-        ("wat://bucket/rows.jsonl", r"data.sources.0.path=wat://bucket/rows.jsonl: wat:// cannot be read here"),
+        (
+            "wat://bucket/rows.jsonl",
+            r"data.sources.0.path=wat://bucket/rows.jsonl: wat:// cannot be read here",
+        ),
     ],
 )
 def test_a_remote_source_that_cannot_be_read_is_one_line(path, message):
@@ -188,7 +215,10 @@ def read(path) -> list[tuple[int, Any]]:
     """Of each row of a file its line and its value, or why it cannot be read."""
     (file,) = find_files([SourceConfig(path=str(path))])
     rows = [row for chunk in cut_chunks([file]) for row in read_chunk(chunk)]
-    assert all(row.text for row in rows if row.error) and max((len(row.text) for row in rows), default=0) <= 2000
+    assert (
+        all(row.text for row in rows if row.error)
+        and max((len(row.text) for row in rows), default=0) <= 2000
+    )
     return [(row.number + 1, row.error or row.value) for row in rows]
 
 
@@ -205,7 +235,9 @@ def test_an_open_quote_in_a_csv_file_costs_its_line(tmp_path, lines, bad):
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(["prompt,completion", *lines]) + "\n")
     found = dict(read(path))
-    assert {line: reason for line, reason in found.items() if isinstance(reason, str)}.keys() == bad.keys()
+    assert {
+        line: reason for line, reason in found.items() if isinstance(reason, str)
+    }.keys() == bad.keys()
     assert all(reason in found[line] for line, reason in bad.items())
     assert len([row for row in found.values() if isinstance(row, dict)]) == len(lines) - len(bad)
 
@@ -215,7 +247,10 @@ def test_a_long_csv_field_is_a_row_and_an_endless_one_is_not(tmp_path, monkeypat
     path.write_text(f'prompt,completion\na,"{"x" * 300_000}"\nb,"{"y" * (9 << 20)}"\nc,d\n')
     found = read(path)
     assert [line for line, _ in found][:2] == [2, 3] and found[0][1]["completion"] == "x" * 300_000
-    assert "characters in one row" in found[1][1] and found[-1][1] == {"prompt": "c", "completion": "d"}
+    assert "characters in one row" in found[1][1] and found[-1][1] == {
+        "prompt": "c",
+        "completion": "d",
+    }
 
 
 @pytest.mark.parametrize("header", ['prompt,"completion', "prompt,prompt"])
@@ -226,7 +261,10 @@ def test_a_csv_header_that_is_none_is_one_line(tmp_path, header):
         read(path)
 
 
-ELEMENTS = [json.dumps({"instruction": f"q{i}", "output": "o", "history": [{"instruction": 1}]}) for i in range(5)]
+ELEMENTS = [
+    json.dumps({"instruction": f"q{i}", "output": "o", "history": [{"instruction": 1}]})
+    for i in range(5)
+]
 
 
 @pytest.mark.parametrize("joint", [", ", ",", ",\n", "\n,"])
@@ -245,15 +283,21 @@ def test_a_broken_element_of_an_array_costs_itself_however_it_is_laid_out(tmp_pa
 def test_an_array_that_is_cut_off_or_goes_on_says_so(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text("[" + ELEMENTS[0] + ",\n")
-    assert [value for _, value in read(path)][1:] == ["the array has no end: the file is cut off here"]
+    assert [value for _, value in read(path)][1:] == [
+        "the array has no end: the file is cut off here"
+    ]
     path.write_text(f"[{ELEMENTS[0]}]\n[{ELEMENTS[1]}]\n")
     assert [type(value) for _, value in read(path)] == [dict, str, dict]
 
 
 def test_an_array_longer_than_its_window_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.data.arrays.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("pipelines.data.read.json_array.MAX_ROW_BYTES", 100)
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"n": i, "text": "é" * (i % 40)} for i in range(500)], indent=1, ensure_ascii=False))
+    path.write_text(
+        json.dumps(
+            [{"n": i, "text": "é" * (i % 40)} for i in range(500)], indent=1, ensure_ascii=False
+        )
+    )
     assert [value["n"] for _, value in read(path)] == list(range(500))
     assert read(path)[7][0] == 2 + 7 * 4
 
@@ -262,7 +306,14 @@ def test_an_array_longer_than_its_window_is_read_whole(tmp_path, monkeypatch):
 def test_a_table_gives_dates_and_bytes_to_the_formats_which_refuse_them(tmp_path, suffix):
     import datetime
 
-    calls = [{"function": {"name": "f", "arguments": {"at": datetime.datetime(2026, 1, 1), "raw": b"\xff"}}}]
+    calls = [
+        {
+            "function": {
+                "name": "f",
+                "arguments": {"at": datetime.datetime(2026, 1, 1), "raw": b"\xff"},
+            }
+        }
+    ]
     talk = [
         {"role": "user", "content": "a", "tool_calls": None},
         {"role": "assistant", "content": None, "tool_calls": calls},
@@ -270,7 +321,8 @@ def test_a_table_gives_dates_and_bytes_to_the_formats_which_refuse_them(tmp_path
     path = write(tmp_path / f"rows{suffix}", [{"messages": talk}, {"messages": talk[:1]}])
     (_, first), _ = read(path)
     with pytest.raises(
-        RowError, match=r"messages\[1\]: the arguments of a tool call: a value of type datetime is not JSON"
+        RowError,
+        match=r"messages\[1\]: the arguments of a tool call: a value of type datetime is not JSON",
     ):
         to_conversation(first)
 
@@ -283,11 +335,15 @@ def test_a_value_of_a_table_that_python_cannot_hold_costs_its_row(tmp_path):
     path = tmp_path / "rows.arrow"
     (file,) = find_files([SourceConfig(path=str(path))])
     rows = [row for chunk in cut_chunks([file]) for row in read_chunk(chunk)]
-    assert [bool(row.error) for row in rows] == [False, True, False] and "cannot be read" in (rows[1].error or "")
+    assert [bool(row.error) for row in rows] == [False, True, False] and "cannot be read" in (
+        rows[1].error or ""
+    )
 
 
 def test_a_damaged_table_is_one_line(tmp_path):
-    path = write(tmp_path / "rows.parquet", [{"prompt": "a" * i, "completion": str(i)} for i in range(500)])
+    path = write(
+        tmp_path / "rows.parquet", [{"prompt": "a" * i, "completion": str(i)} for i in range(500)]
+    )
     content = bytearray(path.read_bytes())
     content[40:400] = b"\xff" * 360
     path.write_bytes(content)

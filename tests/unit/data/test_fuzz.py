@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.chat import ChatRenderer
-from pipelines.data.collect import Collector
-from pipelines.data.raw import RawRow
-from pipelines.data.sources import Chunk, cut_chunks, find_files
+from pipelines.config.recipe import parse_recipe
+from pipelines.config.schema import DataConfig, SourceConfig
+from pipelines.data.assemble import Assembler
+from pipelines.data.read.chunks import Chunk, cut_chunks
+from pipelines.data.read.raw_row import RawRow
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.recipe import parse_recipe
-from pipelines.sections import DataConfig, SourceConfig
+from pipelines.sources.files import find_files
 
 FORMATS = {
     "alpaca": ["instruction", "input", "output", "system", "history"],
@@ -28,24 +29,61 @@ FORMATS = {
 }
 texts = st.one_of(
     st.sampled_from(
-        ["", " ", "a", "Say 4", "<|end|>x", "\ud83d", "nul \0", "\ufdd0", "\udce9", "[", '{"name": "f"}', "x" * 300]
+        [
+            "",
+            " ",
+            "a",
+            "Say 4",
+            "<|end|>x",
+            "\ud83d",
+            "nul \0",
+            "\ufdd0",
+            "\udce9",
+            "[",
+            '{"name": "f"}',
+            "x" * 300,
+        ]
     ),
     st.text(st.characters(exclude_categories=()), max_size=8),
 )
 numbers = st.sampled_from([0, 1, -1, 0.5, -0.0, 10**400, float("nan"), float("inf"), 1e39, 1e-60])
 oddities = st.sampled_from(
-    [datetime.datetime(1, 1, 1), datetime.date(2026, 1, 1), b"\xff\x00", decimal.Decimal("1.5"), (1, 2)]
+    [
+        datetime.datetime(1, 1, 1),
+        datetime.date(2026, 1, 1),
+        b"\xff\x00",
+        decimal.Decimal("1.5"),
+        (1, 2),
+    ]
 )
 plain = st.one_of(st.none(), st.booleans(), numbers, texts, oddities)
 anything = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+    plain,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
 )
 roles = st.sampled_from(
-    ["user", "assistant", "system", "tool", "human", "gpt", "function_call", "observation", "wizard", "", None]
+    [
+        "user",
+        "assistant",
+        "system",
+        "tool",
+        "human",
+        "gpt",
+        "function_call",
+        "observation",
+        "wizard",
+        "",
+        None,
+    ]
 )
 calls = st.lists(
     st.fixed_dictionaries(
-        {"function": st.fixed_dictionaries({"name": texts | plain}, optional={"arguments": anything})}
+        {
+            "function": st.fixed_dictionaries(
+                {"name": texts | plain}, optional={"arguments": anything}
+            )
+        }
     ),
     max_size=2,
 )
@@ -63,7 +101,8 @@ good = st.just([{"role": "user", "content": "a"}, {"role": "assistant", "content
 def rows_of(name: str) -> st.SearchStrategy:
     values = st.one_of(texts, talks, good, anything)
     return st.fixed_dictionaries(
-        {key: values for key in FORMATS[name][:1]}, optional={key: values for key in FORMATS[name][1:]}
+        {key: values for key in FORMATS[name][:1]},
+        optional={key: values for key in FORMATS[name][1:]},
     )
 
 
@@ -72,13 +111,20 @@ def tokenizers_of(pocket_base):
     """One with the base's own template, and one whose template shows neither tools nor calls, as many do not."""
     renderer = ChatRenderer.load(pocket_base).sped_up()[0]
     config = DataConfig(
-        sources=[SourceConfig(path="x")], row_tokens=64, heldout_share=0.3, too_long="split", near_duplicates=0.9
+        sources=[SourceConfig(path="x")],
+        row_tokens=64,
+        heldout_share=0.3,
+        too_long="split",
+        near_duplicates=0.9,
     )
-    return [ChunkTokenizer(renderer, config), ChunkTokenizer(ChatRenderer(renderer.spec), config)], config
+    return [
+        ChunkTokenizer(renderer, config),
+        ChunkTokenizer(ChatRenderer(renderer.spec), config),
+    ], config
 
 
 def collected(tables, config, chunks, scratch: Path) -> tuple[dict[str, int], list[dict]]:
-    with Collector(config, chunks, scratch) as collector:
+    with Assembler(config, chunks, scratch) as collector:
         kept = 0
         for table in tables:
             collector.add(table)
@@ -92,7 +138,9 @@ def collected(tables, config, chunks, scratch: Path) -> tuple[dict[str, int], li
 
 @pytest.mark.parametrize("name", FORMATS)
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_any_row_of_a_format_is_kept_or_listed(tokenizers_of, tmp_path_factory, name, data):
@@ -106,7 +154,10 @@ def test_any_row_of_a_format_is_kept_or_listed(tokenizers_of, tmp_path_factory, 
 
 
 GOOD = [
-    json.dumps({"instruction": f'Say "{i}",', "output": f"It is [{i}], é."}, ensure_ascii=i % 2 == 0) for i in range(8)
+    json.dumps(
+        {"instruction": f'Say "{i}",', "output": f"It is [{i}], é."}, ensure_ascii=i % 2 == 0
+    )
+    for i in range(8)
 ]
 FILES = {
     "jsonl": "\n".join(GOOD),
@@ -116,7 +167,9 @@ FILES = {
 }
 edits = st.lists(
     st.tuples(
-        st.floats(0, 1), st.integers(0, 3), st.binary(max_size=3) | st.sampled_from([b'"', b"\n", b"]", b"{", b"\xff"])
+        st.floats(0, 1),
+        st.integers(0, 3),
+        st.binary(max_size=3) | st.sampled_from([b'"', b"\n", b"]", b"{", b"\xff"]),
     ),
     max_size=4,
 )
@@ -124,22 +177,34 @@ edits = st.lists(
 
 @pytest.mark.parametrize("name", FILES)
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(edits=edits)
-def test_any_damage_to_a_file_costs_rows_and_never_the_stage(tokenizers_of, tmp_path_factory, name, edits):
+def test_any_damage_to_a_file_costs_rows_and_never_the_stage(
+    tokenizers_of, tmp_path_factory, name, edits
+):
     content = bytearray(FILES[name].encode())
-    start = content.index(b"\n") + 1 if name == "csv" else 1  # a header or bracket that is none is another file
+    start = (
+        content.index(b"\n") + 1 if name == "csv" else 1
+    )  # a header or bracket that is none is another file
     for place, length, new in edits:
         at = start + int(place * (len(content) - start))
         content[at : at + length] = new
     folder = tmp_path_factory.mktemp("damaged")
     (folder / f"rows.{name}").write_bytes(content)
     recipe = parse_recipe(
-        {"name": "t", "model": {"base": "x"}, "data": {"sources": [str(folder / f"rows.{name}")], "row_tokens": 64}}
+        {
+            "name": "t",
+            "model": {"base": "x"},
+            "data": {"sources": [str(folder / f"rows.{name}")], "row_tokens": 64},
+        }
     )
     chunks = cut_chunks(find_files(recipe.data.sources), 64)
     tokenizer = tokenizers_of[0][0]
-    tables = (table for number, chunk in enumerate(chunks) for table in tokenizer.tables(number, chunk))
+    tables = (
+        table for number, chunk in enumerate(chunks) for table in tokenizer.tables(number, chunk)
+    )
     counts, _ = collected(tables, tokenizers_of[1], chunks, folder)
     assert counts["read"] or not content.strip()

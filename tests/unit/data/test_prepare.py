@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import SILENT, UserError
-from pipelines.data.dataset import RowFeed, prepare
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
+from pipelines.data.stage import prepare
+from pipelines.packed.feed import RowFeed
 from pipelines.storage import Store
 
 
@@ -52,8 +54,14 @@ def test_every_sample_is_packed_once_and_counts_add_up(prepared_once, pocket_bas
     counts = prepared.counts
     assert counts["read"] == 200 == counts["train"] + counts["heldout"]
     renderer = ChatRenderer.load(pocket_base)
-    texts = {renderer.decode(ids, skip_control=False) for ids in samples_of(store, prepared, "train").values()}
-    texts |= {renderer.decode(ids, skip_control=False) for ids in samples_of(store, prepared, "heldout").values()}
+    texts = {
+        renderer.decode(ids, skip_control=False)
+        for ids in samples_of(store, prepared, "train").values()
+    }
+    texts |= {
+        renderer.decode(ids, skip_control=False)
+        for ids in samples_of(store, prepared, "heldout").values()
+    }
     assert texts == {f"<|user|>Say {i}<|assistant|>It is {i}, é.<|end|>" for i in range(200)}
     assert prepared.heldout.num_samples > 10
 
@@ -63,10 +71,10 @@ def test_the_manifest_names_files_tokenizer_template_and_recipe(prepared_once):
 
     folder, store, recipe, prepared = prepared_once
     artifact = store.by_digest("prepared", prepared.ref.digest)
-    (source,) = artifact.facts["sources"]
+    (source,) = artifact.metadata["sources"]
     assert source["file"] == "rows.jsonl"
     assert source["sha256"] == hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()
-    assert artifact.facts["recipe_digest"] == recipe.digest
+    assert artifact.metadata["recipe_digest"] == recipe.digest
     assert {"sources", "tokenizer", "template"} <= prepared.ref.parents.keys()
 
 
@@ -128,11 +136,17 @@ def test_the_feed_gives_rows_in_the_order_asked_for(prepared_once):
         ("rows.txt", "x", "unknown file type .txt"),
         ("keys.jsonl", '{"foo": 1}\n', "unknown format"),
         ("bad.jsonl", '{"instruction": \n', r"bad.jsonl:1\)"),
-        ("twice.csv", "prompt,prompt\n", "twice.csv: the header names 'prompt' twice; rename one of the columns$"),
+        (
+            "twice.csv",
+            "prompt,prompt\n",
+            "twice.csv: the header names 'prompt' twice; rename one of the columns$",
+        ),
         ("rows.csv.gz", "prompt", r"rows.csv.gz: damaged \(.*; mend or replace the file$"),
     ],
 )
-def test_a_useless_source_is_one_clear_line(ray_cluster, pocket_base, store, tmp_path, name, text, message):
+def test_a_useless_source_is_one_clear_line(
+    ray_cluster, pocket_base, store, tmp_path, name, text, message
+):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as error:
         prepare(recipe_for(pocket_base, tmp_path / name), store, SILENT)
@@ -142,7 +156,8 @@ def test_a_useless_source_is_one_clear_line(ray_cluster, pocket_base, store, tmp
 def test_a_missing_source_names_the_nearest(pocket_base, store, tmp_path):
     write_rows(tmp_path / "alpaca.jsonl", range(3))
     with pytest.raises(
-        UserError, match=r"data.sources.0.path=.*alpacca.jsonl: no such file; did you mean .*alpaca.jsonl"
+        UserError,
+        match=r"data.sources.0.path=.*alpacca.jsonl: no such file; did you mean .*alpaca.jsonl",
     ):
         prepare(recipe_for(pocket_base, tmp_path / "alpacca.jsonl"), store, SILENT)
 

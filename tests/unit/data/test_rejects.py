@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.inspect import dataset_digest
-from jobs.run import is_finished, prepared_of
-from pipelines.contracts import SILENT, UserError
-from pipelines.data.dataset import prepare
-from pipelines.recipe import parse_recipe
+from jobs.graphs.run import is_finished, prepared_of
+from jobs.verbs.inspect import dataset_digest
+from pipelines.config.recipe import parse_recipe
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
+from pipelines.data.stage import prepare
 
 NUM_GOOD = 10_000
 
@@ -28,7 +29,9 @@ def turns(*pairs: tuple[str, object]) -> bytes:
 
 def calling(arguments: object) -> bytes:
     call = {"function": {"name": "f", "arguments": arguments}}
-    return row(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}])
+    return row(
+        messages=[{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    )
 
 
 ANSWER = {"role": "assistant", "content": "b"}
@@ -42,7 +45,10 @@ BAD = [
     (b'{"instruction": "a" "output": "b"}', "not JSON: Expecting ',' delimiter"),
     (b"{'instruction': 'a', 'output': 'b'}", "not JSON"),
     (b'{"instruction": "a", "output": "b"} trailing', "not JSON: Extra data"),
-    (b'{"instruction": "a", "output": "b"}{"instruction": "c", "output": "d"}', "not JSON: Extra data"),
+    (
+        b'{"instruction": "a", "output": "b"}{"instruction": "c", "output": "d"}',
+        "not JSON: Extra data",
+    ),
     (b"just text", "not JSON"),
     (b'{"instruction": "a", "output": NaN}', "NaN is not JSON"),
     (b'{"instruction": "caf\xe9", "output": "b"}', "not UTF-8: byte 0xe9 at column 21"),
@@ -68,7 +74,10 @@ BAD = [
     (row(messages="hello"), "messages: expected a list of turns"),
     (turns(("user", "a"), ("wizard", "b")), "messages[1]: unknown role 'wizard'"),
     (turns(("user", "a")), "no assistant turn to train on"),
-    (turns(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d")), "more than one system turn"),
+    (
+        turns(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d")),
+        "more than one system turn",
+    ),
     (turns(("user", None), ("assistant", "b")), "messages[0]: missing"),
     (row(messages=["a", "b"]), "messages[0]: a turn is an object"),
     (row(messages=[{"role": "user", "content": [{"type": "image"}]}]), "only parts of type text"),
@@ -76,15 +85,30 @@ BAD = [
         row(messages=[{"role": "assistant", "content": "a", "weight": -1}]),
         "weight is a number of 0 to 1000, this is -1",
     ),
-    (row(messages=[{"role": "assistant", "content": "a", "train": "yes"}]), "train is true or false"),
-    (row(messages=[{"role": "assistant", "tool_calls": [{"arguments": {}}]}]), "a tool call without a name"),
+    (
+        row(messages=[{"role": "assistant", "content": "a", "train": "yes"}]),
+        "train is true or false",
+    ),
+    (
+        row(messages=[{"role": "assistant", "tool_calls": [{"arguments": {}}]}]),
+        "a tool call without a name",
+    ),
     (row(instruction="a", output="b", history=["x"]), "history: each entry is a pair"),
-    (row(conversations=[{"from": "human", "value": "a"}, {"from": "gpt"}]), "conversations[1]: missing"),
+    (
+        row(conversations=[{"from": "human", "value": "a"}, {"from": "gpt"}]),
+        "conversations[1]: missing",
+    ),
     (row(prompt="a", completion="b", tools="not a list"), "tools: expected a list"),
-    (calling({"half": "\ud83d"}), "half a surrogate pair, U+D83D in messages[1]: the arguments of a tool call"),
+    (
+        calling({"half": "\ud83d"}),
+        "half a surrogate pair, U+D83D in messages[1]: the arguments of a tool call",
+    ),
     (calling({"nul\0": 1}), "NUL character in messages[1]: the arguments of a tool call"),
     (calling("\ufdd0"), "noncharacter U+FDD0 in messages[1]: the arguments of a tool call"),
-    (row(prompt="a", completion="b", tools=[{"name": "f", "description": "\udc00"}]), "U+DC00 in tools"),
+    (
+        row(prompt="a", completion="b", tools=[{"name": "f", "description": "\udc00"}]),
+        "U+DC00 in tools",
+    ),
     (row(prompt="a", completion="b\ufdd3"), "noncharacter U+FDD3 in assistant"),
     (
         row(messages=[{"role": "user", "name": "\ud800", "content": "a"}, ANSWER]),
@@ -94,14 +118,20 @@ BAD = [
         row(messages=[{"role": "user", "content": "a"}, {**ANSWER, "weight": 10**400}]),
         "this is a number of many digits",
     ),
-    (row(messages=[{"role": "user", "content": "a"}, {**ANSWER, "weight": 1e39}]), "weight is a number of 0 to 1000"),
+    (
+        row(messages=[{"role": "user", "content": "a"}, {**ANSWER, "weight": 1e39}]),
+        "weight is a number of 0 to 1000",
+    ),
     (b'{"messages": [{"role": "assistant", "content": "a", "weight": 1e999}]}', "this is inf"),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "weight": ' + b"9" * 5000 + b"}]}",
         "not JSON: Exceeds the limit",
     ),
     (b'{"\\ud83d": 1}', "unknown format: the row has the keys \\ud83d"),
-    (row(messages=[{"role": "user", "content": "a"}, ANSWER] * 600), "1200 turns, the limit is 1024"),
+    (
+        row(messages=[{"role": "user", "content": "a"}, ANSWER] * 600),
+        "1200 turns, the limit is 1024",
+    ),
     (row(messages="[" * 5000), "messages: expected a list of turns"),
 ]
 
@@ -133,7 +163,10 @@ def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_b
     counts = prepared.counts
     assert counts["train"] + counts["heldout"] == NUM_GOOD
     assert counts["rejected"] == len(BAD) and counts["read"] == NUM_GOOD + len(BAD)
-    listed = [json.loads(line) for line in (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(line)
+        for line in (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()
+    ]
     found = {line["origin"]: line for line in listed}
     assert found.keys() == {f"rows.jsonl:{line}" for line in at}
     for line, reason in at.items():
@@ -144,7 +177,8 @@ def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_b
 def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base, store, dirty):
     path, _ = dirty
     with pytest.raises(
-        UserError, match=rf"{len(BAD)} of {10_000 + len(BAD)} rows cannot be used: .*data.max_rejects_share=0.001"
+        UserError,
+        match=rf"{len(BAD)} of {10_000 + len(BAD)} rows cannot be used: .*data.max_rejects_share=0.001",
     ) as error:
         prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
     assert "x not JSON: Expecting value (first at rows.jsonl:453); " in str(error.value)
@@ -155,7 +189,9 @@ def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base
 def test_a_found_dataset_is_judged_by_the_present_limit(ray_cluster, pocket_base, store, dirty):
     path, _ = dirty
     made = prepare(recipe_for(pocket_base, path), store, SILENT)
-    with pytest.raises(UserError, match=r"rows cannot be used: .*\(first at rows.jsonl:453\).*=0.001"):
+    with pytest.raises(
+        UserError, match=r"rows cannot be used: .*\(first at rows.jsonl:453\).*=0.001"
+    ):
         prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
     assert prepare(recipe_for(pocket_base, path), store, SILENT) == made
 
@@ -168,7 +204,9 @@ def few_bad(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(pocket_base, store, few_bad, serially):
+def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
+    pocket_base, store, few_bad, serially
+):
     tolerant = recipe_for(pocket_base, few_bad, max_rejects_share=0.2, heldout_share=0.2)
     strict = recipe_for(pocket_base, few_bad, max_rejects_share=0.05, heldout_share=0.2)
     made = prepare(tolerant, store, SILENT, serially)
@@ -180,7 +218,9 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(pocket_base, sto
         lambda: prepared_of(strict, store, None),
         lambda: is_finished(strict, store, "prepare"),
     ):
-        with pytest.raises(UserError, match=r"2 of 22 rows cannot be used: .*rows.jsonl:21.*max_rejects_share=0.05"):
+        with pytest.raises(
+            UserError, match=r"2 of 22 rows cannot be used: .*rows.jsonl:21.*max_rejects_share=0.05"
+        ):
             find()
     assert prepared_of(strict, store, made.ref.digest) == made
 
@@ -189,7 +229,12 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(pocket_base, sto
     ("more", "settings", "reason", "fates"),
     [
         ([], {"max_rejects_share": 0.05}, "rows cannot be used", {"rejected": 2}),
-        (["Say 3"], {"max_rejects_share": 0.2}, "1 training rows ask what is held out", {"rejected": 2, "leaked": 1}),
+        (
+            ["Say 3"],
+            {"max_rejects_share": 0.2},
+            "1 training rows ask what is held out",
+            {"rejected": 2, "leaked": 1},
+        ),
         (
             [],
             {"max_rejects_share": 0.2, "keep": ["answer_chars > 999"]},
@@ -203,11 +248,17 @@ def test_a_stage_that_fails_leaves_its_rejects_where_it_says(
 ):
     recipe = recipe_for(pocket_base, few_bad, heldout_share=0, **settings)
     if more:
-        (tmp_path / "asked.jsonl").write_bytes(b"\n".join(row(instruction=each, output="x") for each in more))
+        (tmp_path / "asked.jsonl").write_bytes(
+            b"\n".join(row(instruction=each, output="x") for each in more)
+        )
         sources = [str(few_bad), {"path": str(tmp_path / "asked.jsonl"), "split": "heldout"}]
-        recipe = recipe_for(pocket_base, few_bad, **{"sources": sources, "heldout_share": 0, **settings})
+        recipe = recipe_for(
+            pocket_base, few_bad, **{"sources": sources, "heldout_share": 0, **settings}
+        )
     for _ in range(2):  # the second time they are there already
-        with pytest.raises(UserError, match=f"{reason}.*; all lost rows: .*/rejects/.*/rejects.jsonl$") as error:
+        with pytest.raises(
+            UserError, match=f"{reason}.*; all lost rows: .*/rejects/.*/rejects.jsonl$"
+        ) as error:
             prepare(recipe, store, SILENT, serially)
     path = Path(str(error.value).rpartition("rows: ")[2])
     lost = [json.loads(line) for line in path.read_text().splitlines()]
@@ -217,12 +268,20 @@ def test_a_stage_that_fails_leaves_its_rejects_where_it_says(
 
 
 def test_a_bad_element_of_an_array_costs_that_element(ray_cluster, pocket_base, store, tmp_path):
-    good = [json.dumps({"instruction": f"Say {i}", "output": f"It is {i}."}, indent=2) for i in range(50)]
+    good = [
+        json.dumps({"instruction": f"Say {i}", "output": f"It is {i}."}, indent=2)
+        for i in range(50)
+    ]
     good[20] = '{\n  "instruction": "a",\n  "output": "b\n}'
     text = "[\n  " + ",\n  ".join(element.replace("\n", "\n  ") for element in good) + "\n]\n"
     (tmp_path / "rows.json").write_text(text)
-    recipe = recipe_for(pocket_base, tmp_path / "rows.json", max_rejects_share=0.1, heldout_share=0.2)
+    recipe = recipe_for(
+        pocket_base, tmp_path / "rows.json", max_rejects_share=0.1, heldout_share=0.2
+    )
     prepared = prepare(recipe, store, SILENT)
-    assert prepared.counts["train"] + prepared.counts["heldout"] == 49 and prepared.counts["rejected"] == 1
+    assert (
+        prepared.counts["train"] + prepared.counts["heldout"] == 49
+        and prepared.counts["rejected"] == 1
+    )
     (line,) = (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()
     assert json.loads(line)["origin"] == "rows.json:82"

@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import Turn, UserError
-from pipelines.data.collect import Collector
-from pipelines.data.formats import RowError, check_columns, to_conversation
-from pipelines.data.sources import cut_chunks, find_files
+from pipelines.config.schema import DataConfig, SourceConfig
+from pipelines.core.conversation import Turn
+from pipelines.core.errors import UserError
+from pipelines.data.assemble import Assembler
+from pipelines.data.convert.row_formats import RowError, check_columns, to_conversation
+from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.recipe import DataConfig, SourceConfig
+from pipelines.sources.files import find_files
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 CALLS = [{"name": name, "arguments": {"at": name}} for name in ("look", "hear")]
@@ -33,7 +35,14 @@ def test_mapped_columns_decide_the_format():
 
 
 def test_keys_that_a_table_fills_with_null_are_not_those_of_the_format():
-    row = {"messages": None, "conversations": None, "instruction": "i", "output": "o", "question": "q", "answer": None}
+    row = {
+        "messages": None,
+        "conversations": None,
+        "instruction": "i",
+        "output": "o",
+        "question": "q",
+        "answer": None,
+    }
     assert contents(row) == ["i", "o"]
     assert contents({"messages": TALK, "prompt": None, "completion": None}) == ["a", "b"]
     with pytest.raises(RowError, match="messages: missing"):
@@ -49,10 +58,16 @@ def test_a_system_text_beside_messages_is_their_system_turn():
 
 def test_several_calls_at_once_are_one_turn():
     turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": json.dumps(CALLS)}]
-    assert to_conversation({"conversations": turns}).turns[1] == Turn("assistant", "", tool_calls=WANTED)
+    assert to_conversation({"conversations": turns}).turns[1] == Turn(
+        "assistant", "", tool_calls=WANTED
+    )
     for wrong in ("[]", "[1]", "look"):
-        with pytest.raises(RowError, match=r"conversations\[1\]: a tool call is an object with name and arguments"):
-            to_conversation({"conversations": [turns[0], {"from": "function_call", "value": wrong}]})
+        with pytest.raises(
+            RowError, match=r"conversations\[1\]: a tool call is an object with name and arguments"
+        ):
+            to_conversation(
+                {"conversations": [turns[0], {"from": "function_call", "value": wrong}]}
+            )
 
 
 def test_the_older_function_call_of_openai_is_a_tool_call():
@@ -74,15 +89,20 @@ def test_a_mapped_column_that_is_not_there_costs_the_row_unless_it_may_be_missin
     row = {"instruction": "i", "output": "o", "answer": "a"}
     assert contents(row, columns={"completion": "answer", "prompt": "instruction"}) == ["i", "a"]
     with pytest.raises(
-        RowError, match=r"columns: the row has no anwser for completion, but instruction, output, answer"
+        RowError,
+        match=r"columns: the row has no anwser for completion, but instruction, output, answer",
     ):
         to_conversation(row, columns={"completion": "anwser", "prompt": "instruction"})
     assert contents(row, columns={"input": "context", "output": "answer"}) == ["i", "a"]
-    with pytest.raises(UserError, match=r"^data.sources.1.columns: no format has the key prmpt; valid: .*, prompt,"):
+    with pytest.raises(
+        UserError, match=r"^data.sources.1.columns: no format has the key prmpt; valid: .*, prompt,"
+    ):
         check_columns([{"system": "s"}, {"completion": "output", "prmpt": "instruction"}])
 
 
-@pytest.mark.parametrize(("format", "key"), [("messages", "messages"), ("sharegpt", "conversations")])
+@pytest.mark.parametrize(
+    ("format", "key"), [("messages", "messages"), ("sharegpt", "conversations")]
+)
 def test_a_row_that_lacks_the_turns_of_its_format_says_so(format, key):
     for row in ({"instruction": "i", "output": "o"}, {key: None}):
         with pytest.raises(RowError, match=f"^{key}: missing$"):
@@ -90,7 +110,14 @@ def test_a_row_that_lacks_the_turns_of_its_format_says_so(format, key):
 
 
 def test_an_empty_answer_is_context_in_every_format(pocket_base):
-    talk = [("user", "a"), ("assistant", " "), ("user", "b"), ("assistant", "c"), ("user", "d"), ("assistant", "")]
+    talk = [
+        ("user", "a"),
+        ("assistant", " "),
+        ("user", "b"),
+        ("assistant", "c"),
+        ("user", "d"),
+        ("assistant", ""),
+    ]
     messages = [{"role": role, "content": text} for role, text in talk]
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
     renderer = ChatRenderer.load(pocket_base)
@@ -101,7 +128,10 @@ def test_an_empty_answer_is_context_in_every_format(pocket_base):
         ({"messages": [*messages, messages[0], call]}, 'c<|end|><tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|end|>'),
     ):  # fmt: skip
         rendered = renderer.render(to_conversation(row))
-        assert renderer.decode(rendered.input_ids[rendered.loss_weights > 0], skip_control=False) == expected
+        assert (
+            renderer.decode(rendered.input_ids[rendered.loss_weights > 0], skip_control=False)
+            == expected
+        )
 
 
 def test_texts_that_a_template_leaves_out_beside_calls_are_counted(pocket_base, tmp_path):
@@ -120,16 +150,21 @@ def test_texts_that_a_template_leaves_out_beside_calls_are_counted(pocket_base, 
     both = either.replace("{% if m.tool_calls %}", "{{ m.content }}{% if m.tool_calls %}").replace(
         "{% else %}{{ m.content }}", ""
     )
-    config = DataConfig(sources=[SourceConfig(path=str(tmp_path / "rows.jsonl"))], row_tokens=256, heldout_share=0)
+    config = DataConfig(
+        sources=[SourceConfig(path=str(tmp_path / "rows.jsonl"))], row_tokens=256, heldout_share=0
+    )
     chunks = cut_chunks(find_files(config.sources))
     for template, unshown in ((spec.template, 0), (both, 0), (either, 1)):
         renderer = ChatRenderer(replace(spec, template=template))
-        with Collector(config, chunks, tmp_path / f"{unshown}") as collector:
+        with Assembler(config, chunks, tmp_path / f"{unshown}") as collector:
             for table in ChunkTokenizer(renderer, config).tables(0, chunks[0]):
                 collector.add(table)
             (tmp_path / "out").mkdir(exist_ok=True)
             checks = collector.finish(tmp_path / "out")["checks"]
-        assert (checks["texts_beside_calls_checked"], checks["texts_beside_calls_failed"]) == (1, unshown)
+        assert (checks["texts_beside_calls_checked"], checks["texts_beside_calls_failed"]) == (
+            1,
+            unshown,
+        )
 
 
 def test_a_call_without_arguments_has_none():

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import Checkpoint, Conversation, PreparedDataset, SplitStats, TrainingRun, Turn, digest_of
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import Checkpoint, PreparedDataset, SplitStats, TrainingRun
+from pipelines.core.conversation import Conversation, Turn
+from pipelines.core.digests import digest_of
 from pipelines.storage import Store
 
 ANSWER = "Aye, captain."
@@ -35,7 +37,12 @@ def eval_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def recipe(pocket_base: str) -> Recipe:
     section = {"max_samples": 8, "max_new_tokens": 16, "batch_size": 3}
-    data = {"name": "sailor", "model": {"base": pocket_base}, "data": {"sources": ["unused.json"]}, "eval": section}
+    data = {
+        "name": "sailor",
+        "model": {"base": pocket_base},
+        "data": {"sources": ["unused.json"]},
+        "eval": section,
+    }
     return parse_recipe(data)
 
 
@@ -53,35 +60,57 @@ def write_prepared(store: Store, renderer: ChatRenderer, questions: list[str]) -
     """Two samples a pack, as `prepare` writes them."""
     rows, prompts = [], []
     for number, question in enumerate(questions):
-        rendered = renderer.render(Conversation((Turn("user", question), Turn("assistant", ANSWER))))
+        rendered = renderer.render(
+            Conversation((Turn("user", question), Turn("assistant", ANSWER)))
+        )
         if number % 2 == 0:
-            rows.append({"input_ids": [], "loss_weights": [], "sample_lengths": [], "sample_ids": []})
+            rows.append(
+                {"input_ids": [], "loss_weights": [], "sample_lengths": [], "sample_ids": []}
+            )
         rows[-1]["input_ids"] += rendered.input_ids.tolist()
         rows[-1]["loss_weights"] += rendered.loss_weights.tolist()
         rows[-1]["sample_lengths"].append(len(rendered.input_ids))
         rows[-1]["sample_ids"].append(f"s{number}")
         ids = renderer.prompt_ids([{"role": "user", "content": question}]).tolist()
-        prompts.append({"sample_id": f"s{number}", "prompt_ids": ids, "prompt": question, "reference": ANSWER})
+        prompts.append(
+            {"sample_id": f"s{number}", "prompt_ids": ids, "prompt": question, "reference": ANSWER}
+        )
     for row in rows:
         padding = ROW_TOKENS - len(row["input_ids"])
         row["input_ids"] += [0] * padding
         row["loss_weights"] += [0.0] * padding
-    fixed = {"input_ids": pa.list_(pa.int32(), ROW_TOKENS), "loss_weights": pa.list_(pa.float32(), ROW_TOKENS)}
+    fixed = {
+        "input_ids": pa.list_(pa.int32(), ROW_TOKENS),
+        "loss_weights": pa.list_(pa.float32(), ROW_TOKENS),
+    }
     packed = pa.schema(
-        [*fixed.items(), ("sample_lengths", pa.list_(pa.int32())), ("sample_ids", pa.list_(pa.string()))]
+        [
+            *fixed.items(),
+            ("sample_lengths", pa.list_(pa.int32())),
+            ("sample_ids", pa.list_(pa.string())),
+        ]
     )
     half = len(rows) // 2
-    with store.writing("prepared", digest_of(questions), parents={"source.sailor.json": "5" * 64}) as draft:
+    with store.create_artifact(
+        "prepared", digest_of(questions), parents={"source.sailor.json": "5" * 64}
+    ) as draft:
         for shard, part in enumerate((rows[:half], rows[half:])):
-            pq.write_table(pa.Table.from_pylist(part, schema=packed), draft.path / f"heldout-{shard:05d}.parquet")
+            pq.write_table(
+                pa.Table.from_pylist(part, schema=packed),
+                draft.path / f"heldout-{shard:05d}.parquet",
+            )
         pq.write_table(pa.Table.from_pylist(prompts), draft.path / "heldout_samples.parquet")
     assert draft.ref is not None
     stats = SplitStats(len(questions), len(rows), 0, 0)
-    return PreparedDataset(draft.ref, ROW_TOKENS, stats, stats, {}, renderer.tokenizer_digest, renderer.template_digest)
+    return PreparedDataset(
+        draft.ref, ROW_TOKENS, stats, stats, {}, renderer.tokenizer_digest, renderer.template_digest
+    )
 
 
 @pytest.fixture(scope="session")
-def trained_adapter(recipe: Recipe, renderer: ChatRenderer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_adapter(
+    recipe: Recipe, renderer: ChatRenderer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """An adapter that gives ANSWER to everything: a few steps of plain AdamW are enough."""
     import torch
 
@@ -95,8 +124,12 @@ def trained_adapter(recipe: Recipe, renderer: ChatRenderer, tmp_path_factory: py
     turns = [Conversation((Turn("user", q), Turn("assistant", ANSWER))) for q in QUESTIONS]
     rendered = [renderer.render(c) for c in turns]
     longest = max(len(r.input_ids) for r in rendered)
-    ids = torch.tensor(np.stack([np.pad(r.input_ids, (0, longest - len(r.input_ids))) for r in rendered])).long()
-    weights = np.stack([np.pad(r.loss_weights, (0, longest - len(r.loss_weights))) for r in rendered])
+    ids = torch.tensor(
+        np.stack([np.pad(r.input_ids, (0, longest - len(r.input_ids))) for r in rendered])
+    ).long()
+    weights = np.stack(
+        [np.pad(r.loss_weights, (0, longest - len(r.loss_weights))) for r in rendered]
+    )
     labels = torch.where(torch.tensor(weights) > 0, ids, -100)
     for _ in range(12):
         model(input_ids=ids, labels=labels).loss.backward()
@@ -112,7 +145,7 @@ def write_checkpoint(store: Store, adapter: Path, step: int, change: Any = None)
     """A checkpoint artifact with a copy of an adapter whose tensors went through `change`."""
     from safetensors.torch import load_file, save_file
 
-    with store.writing("checkpoints", digest_of(step)) as draft:
+    with store.create_artifact("checkpoints", digest_of(step)) as draft:
         (draft.path / "adapter").mkdir()
         tensors = load_file(str(adapter / "adapter_model.safetensors"))
         tensors = {n: (change(n, t) if change else t).contiguous() for n, t in tensors.items()}

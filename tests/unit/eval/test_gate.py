@@ -6,15 +6,17 @@ import math
 
 import pytest
 
-from pipelines.contracts import ArtifactRef, EvalReport, Score
+from pipelines.config.schema import GateConfig
+from pipelines.core.artifacts import ArtifactRef, EvalReport, Score
 from pipelines.eval.gate import decide
-from pipelines.recipe import GateConfig
 
 REF = ArtifactRef("evals", "k", "d", "uri")
 
 
 def score(label: str, loss: float, exact: float = 0.0, error: str = "") -> Score:
-    return Score(label if label == "base" else f"digest of {label}", label, loss, exact, 10, 100, (), error)
+    return Score(
+        label if label == "base" else f"digest of {label}", label, loss, exact, 10, 100, (), error
+    )
 
 
 def report(*scores: Score) -> EvalReport:
@@ -22,7 +24,10 @@ def report(*scores: Score) -> EvalReport:
 
 
 def test_the_lowest_loss_wins_and_the_reason_has_the_numbers() -> None:
-    decision = decide(GateConfig(margin=0.1), report(score("base", 2.0), score("step 10", 1.7), score("step 20", 1.5)))
+    decision = decide(
+        GateConfig(margin=0.1),
+        report(score("base", 2.0), score("step 10", 1.7), score("step 20", 1.5)),
+    )
     assert decision.passed and decision.candidate == "digest of step 20"
     assert decision.reason == (
         "step 20 beats the base: held-out loss 1.5000 against 2.0000, 25.0% lower (needs 10.0% lower)"
@@ -41,7 +46,9 @@ def test_the_lowest_loss_wins_and_the_reason_has_the_numbers() -> None:
     ],
 )
 def test_the_margin_is_a_share_of_the_bases_loss(loss: float, margin: float, passes: bool) -> None:
-    decision = decide(GateConfig(margin=margin), report(score("base", 2.0), score("step 10", loss, exact=1.0)))
+    decision = decide(
+        GateConfig(margin=margin), report(score("base", 2.0), score("step 10", loss, exact=1.0))
+    )
     assert decision.passed is passes
     assert ("does not beat the base by the margin" in decision.reason) is not passes
     assert decision.candidate == "digest of step 10"
@@ -57,7 +64,9 @@ def test_the_margin_is_a_share_of_the_bases_loss(loss: float, margin: float, pas
         (0, 0.9, 0.9, True),
     ],
 )
-def test_exact_match_needs_a_difference_of_shares(base: float, exact: float, margin: float, passes: bool) -> None:
+def test_exact_match_needs_a_difference_of_shares(
+    base: float, exact: float, margin: float, passes: bool
+) -> None:
     gate = GateConfig(metric="exact_match", margin=margin)
     decision = decide(gate, report(score("base", 2.0, base), score("step 10", 3.0, exact)))
     assert decision.passed is passes and decision.metric == "exact_match"
@@ -65,7 +74,9 @@ def test_exact_match_needs_a_difference_of_shares(base: float, exact: float, mar
 
 def test_equal_exact_match_is_decided_by_the_lower_loss() -> None:
     gate = GateConfig(metric="exact_match", margin=0.1)
-    tied = report(score("base", 2.0), score("a", 0.9, 0.8), score("b", 0.7, 0.8), score("c", 0.1, 0.7))
+    tied = report(
+        score("base", 2.0), score("a", 0.9, 0.8), score("b", 0.7, 0.8), score("c", 0.1, 0.7)
+    )
     assert decide(gate, tied).candidate == "digest of b"
 
 
@@ -85,10 +96,14 @@ def test_a_failed_candidate_never_passes_and_is_named(metric: str, bad: Score) -
     assert not alone.passed and alone.candidate == ""
     assert alone.reason == "no candidate has a finite score; failed and left out: bad"
     beside = decide(gate, report(score("base", 2.0), bad, score("good", 1.0, 0.5)))
-    assert beside.passed and beside.candidate == "digest of good" and "left out: bad" in beside.reason
+    assert (
+        beside.passed and beside.candidate == "digest of good" and "left out: bad" in beside.reason
+    )
 
 
-@pytest.mark.parametrize("base", [score("base", math.nan), score("base", 2.0, 0.0, "out of memory")])
+@pytest.mark.parametrize(
+    "base", [score("base", math.nan), score("base", 2.0, 0.0, "out of memory")]
+)
 def test_a_failed_base_lets_nobody_pass(base: Score) -> None:
     decision = decide(GateConfig(margin=0.1), report(base, score("step 10", 1.0)))
     assert not decision.passed and "the base has no finite score" in decision.reason
@@ -106,6 +121,7 @@ def test_every_further_rival_must_be_beaten_too() -> None:
     lost = decide(GateConfig(margin=0.1), both, strong)
     assert not lost.passed and "step 10 beats the base" in lost.reason
     assert (
-        "does not beat production bot@1 by the margin: held-out loss 1.0000 against 0.9900, 1.0% higher" in lost.reason
+        "does not beat production bot@1 by the margin: held-out loss 1.0000 against 0.9900, 1.0% higher"
+        in lost.reason
     )
     assert decide(GateConfig(margin=0.1), both, weak).passed

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.contracts import EvalReport, PreparedDataset, TrainingRun, UserError
-from pipelines.eval.report import evaluate, read_report
-from pipelines.eval.tasks import heldout_digest
-from pipelines.recipe import Recipe
+from pipelines.config.recipe import Recipe
+from pipelines.core.artifacts import EvalReport, PreparedDataset, TrainingRun
+from pipelines.core.errors import UserError
+from pipelines.eval.heldout import heldout_digest
+from pipelines.eval.stage import evaluate, read_report
 from pipelines.storage import Store, verify
 
 ANSWER = "Aye, captain."
@@ -46,7 +47,12 @@ def notes() -> Notes:
 
 @pytest.fixture(scope="session")
 def report(
-    ray_cluster: None, recipe: Recipe, eval_store: Store, prepared: PreparedDataset, run: TrainingRun, notes: Notes
+    ray_cluster: None,
+    recipe: Recipe,
+    eval_store: Store,
+    prepared: PreparedDataset,
+    run: TrainingRun,
+    notes: Notes,
 ) -> EvalReport:
     return evaluate(recipe, eval_store, prepared, run, notes)
 
@@ -85,7 +91,10 @@ def test_the_artifact_names_its_parents_and_its_heldout_set(
     assert report.ref.parents["checkpoint.20"] == run.checkpoints[1].ref.digest
     text = (folder / "report.json").read_text()
     body = json.loads(text, parse_constant=pytest.fail)
-    assert body["heldout_digest"] == report.heldout_digest and body["scores"][1]["heldout_loss"] is None
+    assert (
+        body["heldout_digest"] == report.heldout_digest
+        and body["scores"][1]["heldout_loss"] is None
+    )
     again = read_report(eval_store, report.ref)
     assert again.scores[2] == report.scores[2] and math.isnan(again.scores[1].heldout_loss)
 
@@ -101,21 +110,31 @@ def test_a_second_call_finds_the_report_and_other_settings_do_not(
     def refuse(*_: Any) -> None:
         raise RuntimeError("scored again")
 
-    monkeypatch.setattr("pipelines.eval.report.score_batches", refuse)
+    monkeypatch.setattr("pipelines.eval.stage.score_batches", refuse)
     notes = Notes()
     assert evaluate(recipe, eval_store, prepared, run, notes).ref == report.ref
     assert notes.lines == [f"evals {report.ref.name}: found, nothing to do"]
-    longer = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"max_new_tokens": 17})})
+    longer = recipe.model_copy(
+        update={"eval": recipe.eval.model_copy(update={"max_new_tokens": 17})}
+    )
     with pytest.raises(RuntimeError, match="scored again"):
         evaluate(longer, eval_store, prepared, run, notes)
 
 
 def test_the_page_is_whole_escaped_and_fetches_nothing(report: EvalReport) -> None:
     page = (Path(report.ref.uri) / "report.html").read_text()
-    assert page.count('<td class="text ok">') == 8 and "step 40" in page and "does not fit the base" in page
+    assert (
+        page.count('<td class="text ok">') == 8
+        and "step 40" in page
+        and "does not fit the base" in page
+    )
     assert "http" not in page and "<script" not in page and "src=" not in page
     markdown = (Path(report.ref.uri) / "report.md").read_text()
-    assert "| step 20 | 0.0" in markdown and "| 100.0% |" in markdown and report.heldout_digest in markdown
+    assert (
+        "| step 20 | 0.0" in markdown
+        and "| 100.0% |" in markdown
+        and report.heldout_digest in markdown
+    )
 
 
 def test_nothing_held_out_is_said_in_words(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prepare import prepare
-from pipelines.contracts import SILENT, UserError
-from pipelines.recipe import load_recipe
+from jobs.verbs.prepare import prepare
+from pipelines.config.load import load_recipe
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
 from pipelines.storage import Store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,12 +22,18 @@ RECIPE = ROOT / "recipes" / "pocket_lora_person_cpu.yaml"
 # Before Ray or torch: with these gone from the interpreter, the answer must be the same.
 WITHOUT = "import sys; sys.modules.update(ray=None, torch=None); from jobs.cli import main; main()"
 # Nothing answers there, so that these tests depend on no network.
-ENVIRONMENT = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_ETAG_TIMEOUT": "2", "COLUMNS": "200"}
+ENVIRONMENT = os.environ | {
+    "HF_ENDPOINT": "http://127.0.0.1:9",
+    "HF_HUB_ETAG_TIMEOUT": "2",
+    "COLUMNS": "200",
+}
 
 
 def loraforge(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def mistake(*arguments: str | Path) -> str:
@@ -49,7 +56,9 @@ def recipe(tmp_path: Path) -> Path:
     """A recipe of one's own, on the shipped base and a few rows."""
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     path = tmp_path / "mine.yaml"
-    path.write_text(f"name: mine\nmodel:\n  base: {ROOT}/assets/pocket/model\ndata:\n  sources: [rows.jsonl]\n")
+    path.write_text(
+        f"name: mine\nmodel:\n  base: {ROOT}/assets/pocket/model\ndata:\n  sources: [rows.jsonl]\n"
+    )
     return path
 
 
@@ -57,47 +66,78 @@ def test_a_typo_in_a_recipe_or_on_the_command_line(recipe: Path, tmp_path: Path)
     store = tmp_path / "store"
     text = recipe.read_text()
     recipe.write_text(text + "trian:\n  epochs: 1\n")
-    assert mistake("run", recipe, "--store", store) == f"{recipe}: trian: unknown key; did you mean train?"
+    assert (
+        mistake("run", recipe, "--store", store)
+        == f"{recipe}: trian: unknown key; did you mean train?"
+    )
     recipe.write_text(text)
-    said = mistake("train", recipe, "--store", store, "-s", "data.sources=[{path: x, formt: alpaca}]")
+    said = mistake(
+        "train", recipe, "--store", store, "-s", "data.sources=[{path: x, formt: alpaca}]"
+    )
     assert said.endswith("data.sources.0.formt: unknown key; did you mean data.sources.0.format?")
     assert not store.exists()
 
 
 def test_an_unknown_format_or_file_type(recipe: Path, tmp_path: Path) -> None:
-    said = mistake("prepare", recipe, "--store", tmp_path / "store", "-s", "data.sources=[{path: x, format: alpca}]")
-    assert "data.sources.0.format: Input should be 'auto', 'alpaca', " in said and said.endswith("(given: 'alpca')")
+    said = mistake(
+        "prepare",
+        recipe,
+        "--store",
+        tmp_path / "store",
+        "-s",
+        "data.sources=[{path: x, format: alpca}]",
+    )
+    assert "data.sources.0.format: Input should be 'auto', 'alpaca', " in said and said.endswith(
+        "(given: 'alpca')"
+    )
     (tmp_path / "rows.docx").touch()
-    said = mistake("prepare", recipe, "--store", tmp_path / "store", "-s", f"data.sources={tmp_path}/rows.docx")
-    assert said.startswith(f"data.sources.0.path={tmp_path}/rows.docx: unknown file type .docx; valid: .json, ")
+    said = mistake(
+        "prepare", recipe, "--store", tmp_path / "store", "-s", f"data.sources={tmp_path}/rows.docx"
+    )
+    assert said.startswith(
+        f"data.sources.0.path={tmp_path}/rows.docx: unknown file type .docx; valid: .json, "
+    )
     assert written(tmp_path / "store") == []
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "promote", "run", "demo", "submit"])
+@pytest.mark.parametrize(
+    "verb", ["prepare", "train", "evaluate", "promote", "run", "demo", "submit"]
+)
 def test_a_missing_recipe(verb: str, recipe: Path) -> None:
     address = ["--address", "http://127.0.0.1:9"] if verb == "submit" else []
-    said = mistake(verb, recipe.with_name("mein.yaml"), "--store", recipe.parent / "store", *address)
+    said = mistake(
+        verb, recipe.with_name("mein.yaml"), "--store", recipe.parent / "store", *address
+    )
     assert (
-        said == f"{recipe.parent}/mein.yaml: cannot read the recipe (No such file or directory); did you mean {recipe}?"
+        said
+        == f"{recipe.parent}/mein.yaml: cannot read the recipe (No such file or directory); did you mean {recipe}?"
     )
 
 
 def test_a_missing_source(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").rename(tmp_path / "rows2.jsonl")
     said = mistake("run", recipe, "--store", tmp_path / "store")
-    assert said == f"data.sources.0.path={tmp_path}/rows.jsonl: no such file; did you mean {tmp_path}/rows2.jsonl?"
+    assert (
+        said
+        == f"data.sources.0.path={tmp_path}/rows.jsonl: no such file; did you mean {tmp_path}/rows2.jsonl?"
+    )
     assert written(tmp_path / "store") == []
 
 
 def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     said = mistake("run", recipe, "--store", store, "-s", f"model.base={ROOT}/assets/pocket/modle")
-    assert said == f"model.base={ROOT}/assets/pocket/modle: no such folder; did you mean {ROOT}/assets/pocket/model?"
+    assert (
+        said
+        == f"model.base={ROOT}/assets/pocket/modle: no such folder; did you mean {ROOT}/assets/pocket/model?"
+    )
     said = mistake("run", recipe, "--store", store, "-s", "model.base=nobody/nothing")
     assert said.startswith("model.base=nobody/nothing: not a folder, and the Hub did not give it (")
     assert said.endswith("set a folder, or check the id, the network and HF_TOKEN")
     (tmp_path / "pickled").mkdir()
-    assert "holds no config.json" in mistake("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
+    assert "holds no config.json" in mistake(
+        "run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled"
+    )
     (tmp_path / "pickled" / "config.json").write_text("{}")
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
     said = mistake("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
@@ -108,21 +148,32 @@ def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     said = mistake("run", recipe, "--store", tmp_path / "file")
-    assert said == f"{tmp_path}/file: a file lies there, not a folder; choose another place with --store"
-    assert mistake("run", recipe, "--store", "/proc/store").startswith("/proc/store: the folder cannot be made")
+    assert (
+        said
+        == f"{tmp_path}/file: a file lies there, not a folder; choose another place with --store"
+    )
+    assert mistake("run", recipe, "--store", "/proc/store").startswith(
+        "/proc/store: the folder cannot be made"
+    )
     assert "nowhere://x: Protocol not known" in mistake("run", recipe, "--store", "nowhere://x")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_stage_whose_input_was_never_made(recipe: Path, tmp_path: Path) -> None:
     said = mistake("train", recipe, "--store", tmp_path / "store")
-    assert said.endswith("no finished dataset of recipe mine; run `loraforge prepare` first, or `loraforge run`")
+    assert said.endswith(
+        "no finished dataset of recipe mine; run `loraforge prepare` first, or `loraforge run`"
+    )
     said = mistake("train", recipe, "--store", tmp_path / "store", "--prepared", "0" * 12)
-    assert said.endswith("no finished artifact of kind 'prepared' has the digest 000000000000; there are none")
+    assert said.endswith(
+        "no finished artifact of kind 'prepared' has the digest 000000000000; there are none"
+    )
 
 
 @pytest.mark.parametrize("verb", ["run", "promote"])
-def test_a_whole_model_is_refused_where_a_version_would_be_made(recipe: Path, tmp_path: Path, verb: str) -> None:
+def test_a_whole_model_is_refused_where_a_version_would_be_made(
+    recipe: Path, tmp_path: Path, verb: str
+) -> None:
     said = mistake(verb, recipe, "--store", tmp_path / "store", "-s", "train.method=full")
     assert said.startswith(
         "recipe mine: train.method=full makes a whole model, and the registry holds adapters: use `lora"
@@ -132,19 +183,23 @@ def test_a_whole_model_is_refused_where_a_version_would_be_made(recipe: Path, tm
 
 @pytest.mark.parametrize("verb", ["run", "promote"])
 @pytest.mark.parametrize(
-    "override", ["lora.dora=true", "lora.rank_pattern={q_proj: 2}", "lora.modules_to_save=[lm_head]"]
+    "override",
+    ["lora.dora=true", "lora.rank_pattern={q_proj: 2}", "lora.modules_to_save=[lm_head]"],
 )
 def test_an_adapter_that_is_no_version_is_refused_where_one_would_be_made(
     recipe: Path, tmp_path: Path, verb: str, override: str
 ) -> None:
     said = mistake(verb, recipe, "--store", tmp_path / "store", "-s", override)
-    assert said.startswith(f"recipe mine: {override.partition('=')[0]} trains ") and "the registry refuses" in said
+    assert (
+        said.startswith(f"recipe mine: {override.partition('=')[0]} trains ")
+        and "the registry refuses" in said
+    )
     assert "`loraforge prepare`, `train` and `evaluate`" in said
     assert not (tmp_path / "store").exists()
 
 
 def test_a_whole_model_is_not_submitted(recipe: Path) -> None:
-    from jobs.submit import submit
+    from jobs.cluster.submit import submit
 
     with pytest.raises(UserError, match="train.method=full makes a whole model"):
         submit(load_recipe(recipe, ["train.method=full"]), "/store", "http://127.0.0.1:9", SILENT)

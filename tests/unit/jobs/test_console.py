@@ -12,7 +12,9 @@ from jobs.console import ConsoleProgress
 
 def console(terminal: bool, width: int = 60) -> tuple[ConsoleProgress, io.StringIO]:
     out = io.StringIO()
-    return ConsoleProgress(Console(file=out, force_terminal=terminal, width=width, highlight=False)), out
+    return ConsoleProgress(
+        Console(file=out, force_terminal=terminal, width=width, highlight=False)
+    ), out
 
 
 def test_a_note_is_never_cut_wrapped_or_taken_for_markup() -> None:
@@ -30,7 +32,9 @@ def test_in_a_log_a_bar_is_one_line_when_it_ends_with_count_rate_and_the_last_te
         advance(500, "loss 1.0")
         advance(0)
     assert out.getvalue().count("\n") == 1
-    assert out.getvalue().startswith("  train steps: 1,500 (") and out.getvalue().endswith("/s) loss 1.0\n")
+    assert out.getvalue().startswith("  train steps: 1,500 (") and out.getvalue().endswith(
+        "/s) loss 1.0\n"
+    )
     assert "\x1b" not in out.getvalue()
 
 
@@ -54,7 +58,11 @@ def test_on_a_narrow_terminal_the_text_is_broken_not_cut() -> None:
     with progress.bar("train steps", 9000) as advance:
         advance(1200, said)
     frame = out.getvalue().split("\x1b[?25h")[0]
-    assert "train steps" in frame and "1,200 of 9,000" in frame and "\n  loss 0.5123" in frame.replace("\r", "")
+    assert (
+        "train steps" in frame
+        and "1,200 of 9,000" in frame
+        and "\n  loss 0.5123" in frame.replace("\r", "")
+    )
     assert "measured" in frame and "…" not in frame
 
 
@@ -72,4 +80,6 @@ def test_a_bar_that_breaks_off_is_closed_and_the_error_passes() -> None:
     with pytest.raises(ZeroDivisionError), progress.bar("rows") as advance:
         advance(3)
         raise ZeroDivisionError
-    assert out.getvalue().endswith("\x1b[?25h\x1b[2K") or "\x1b[?25h" in out.getvalue(), "the cursor comes back"
+    assert out.getvalue().endswith("\x1b[?25h\x1b[2K") or "\x1b[?25h" in out.getvalue(), (
+        "the cursor comes back"
+    )

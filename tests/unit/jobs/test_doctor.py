@@ -8,8 +8,8 @@ from collections import namedtuple
 
 import pytest
 
-from jobs import doctor as module
-from jobs.doctor import BLOCKER, OK, WARNING, Check, doctor, render
+from jobs.verbs import doctor as module
+from jobs.verbs.doctor import BLOCKER, OK, WARNING, Check, doctor, render
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -29,19 +29,27 @@ def found(checks: list[Check], name: str) -> Check:
 def test_packages_outside_their_range_or_missing_block(requires, tmp_path):
     requires += ["numpy>=99", "no-such-package>=1", "pydantic>=2", 'vllm>=1; extra == "vllm"']
     checks = doctor(tmp_path)
-    assert found(checks, "numpy").verdict == BLOCKER and "numpy>=99" in found(checks, "numpy").advice
+    assert (
+        found(checks, "numpy").verdict == BLOCKER and "numpy>=99" in found(checks, "numpy").advice
+    )
     assert found(checks, "no-such-package").found == "missing"
-    assert found(checks, "packages").found.startswith("pydantic 2.") and not any(c.name == "vllm" for c in checks)
+    assert found(checks, "packages").found.startswith("pydantic 2.") and not any(
+        c.name == "vllm" for c in checks
+    )
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(10 << 20, BLOCKER), (5 << 30, WARNING), (50 << 30, OK)])
+@pytest.mark.parametrize(
+    ("free", "verdict"), [(10 << 20, BLOCKER), (5 << 30, WARNING), (50 << 30, OK)]
+)
 def test_the_disk_of_a_store_that_is_not_there_yet(requires, tmp_path, monkeypatch, free, verdict):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, free))
     check = found(doctor(tmp_path / "not" / "yet"), "disk")
     assert check.verdict == verdict and str(tmp_path) in check.found
 
 
-def test_ray_without_a_token_is_a_warning_and_a_missing_token_file_blocks(requires, tmp_path, monkeypatch):
+def test_ray_without_a_token_is_a_warning_and_a_missing_token_file_blocks(
+    requires, tmp_path, monkeypatch
+):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))

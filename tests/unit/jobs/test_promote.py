@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from jobs.evaluate import render_table
-from jobs.models import history, models, rollback
-from jobs.promote import git_commit, promote
-from pipelines.contracts import (
-    SILENT,
+from jobs.verbs.evaluate import render_table
+from jobs.verbs.models import history, models, rollback
+from jobs.verbs.promote import promote
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import (
     Answer,
     ArtifactRef,
     Checkpoint,
@@ -26,11 +26,12 @@ from pipelines.contracts import (
     Score,
     SplitStats,
     TrainingRun,
-    UserError,
-    digest_of,
 )
-from pipelines.recipe import Recipe, parse_recipe
-from pipelines.registry import Registry
+from pipelines.core.digests import digest_of
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
+from pipelines.registry.provenance import git_commit
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -64,11 +65,14 @@ def trained(store: Store, *steps: int, b: float = 1.0) -> TrainingRun:
     """A run whose checkpoints hold small adapters, one for each step."""
     checkpoints = []
     for step in steps:
-        with store.writing("checkpoints", digest_of([step, b])) as draft:
+        with store.create_artifact("checkpoints", digest_of([step, b])) as draft:
             folder = draft.path / "adapter"
             folder.mkdir()
             a = np.full((2, 6), step, np.float32)
-            tensors = {f"{LAYER}.lora_A.weight": a, f"{LAYER}.lora_B.weight": np.full((4, 2), b, np.float32)}
+            tensors = {
+                f"{LAYER}.lora_A.weight": a,
+                f"{LAYER}.lora_B.weight": np.full((4, 2), b, np.float32),
+            }
             save_file(tensors, str(folder / "adapter_model.safetensors"))
             config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
             (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -80,7 +84,15 @@ def trained(store: Store, *steps: int, b: float = 1.0) -> TrainingRun:
 def scored(run: TrainingRun, *losses: float) -> EvalReport:
     base = Score("base", "base", 2.0, 0.0, 4, 40, (Answer("s", "Hi", "Aye", "[b]no[/b]", False),))
     scores = [
-        Score(c.ref.digest, f"step {c.step}", loss, 0.5, 4, 40, (Answer("s", "Hi", "Aye", "Aye", True),))
+        Score(
+            c.ref.digest,
+            f"step {c.step}",
+            loss,
+            0.5,
+            4,
+            40,
+            (Answer("s", "Hi", "Aye", "Aye", True),),
+        )
         for c, loss in zip(run.checkpoints, losses, strict=True)
     ]
     return EvalReport(ArtifactRef("evals", "k", "e" * 64, "nowhere"), (base, *scores), "h" * 64)
@@ -98,7 +110,9 @@ def test_the_winner_becomes_production_with_its_lineage(
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("c" * 40 + "\n")
     run, notes = trained(store, 10, 20), Notes()
-    decision, version = promote(recipe, store, notes, prepared, run, scored(run, 1.5, 1.0), code=tmp_path)
+    decision, version = promote(
+        recipe, store, notes, prepared, run, scored(run, 1.5, 1.0), code=tmp_path
+    )
     assert decision.passed and version is not None
     best = run.checkpoints[1]
     assert version.lineage == {
@@ -115,28 +129,45 @@ def test_the_winner_becomes_production_with_its_lineage(
     registry = Registry(store)
     assert registry.get("sailor:production") == version
     weights = registry.adapter_dir(version) / "adapter_model.safetensors"
-    assert weights.read_bytes() == (Path(best.ref.uri) / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert (
+        weights.read_bytes()
+        == (Path(best.ref.uri) / "adapter" / "adapter_model.safetensors").read_bytes()
+    )
     assert notes.lines == [
         "gate passed: step 20 beats the base: held-out loss 1.0000 against 2.0000, 50.0% lower (needs 10.0% lower)",
         f"version {version.id}: promoted to production (revision 1)",
     ]
 
 
-def test_repeating_it_moves_nothing(recipe: Recipe, store: Store, prepared: PreparedDataset) -> None:
+def test_repeating_it_moves_nothing(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
     run, notes = trained(store, 10), Notes()
     first = promote(recipe, store, SILENT, prepared, run, scored(run, 1.0))
     again = promote(recipe, store, notes, prepared, run, scored(run, 1.0))
     assert again == first and again[1] is not None
-    assert notes.lines[-1] == f"version {again[1].id}: already production (revision 1), nothing moved"
+    assert (
+        notes.lines[-1] == f"version {again[1].id}: already production (revision 1), nothing moved"
+    )
     assert len(Registry(store).history("sailor", "production")) == 1
 
 
-def test_a_figure_that_nobody_has_is_left_out(recipe: Recipe, store: Store, prepared: PreparedDataset) -> None:
+def test_a_figure_that_nobody_has_is_left_out(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
     run = trained(store, 10)
     report = scored(run, 1.0)
-    unanswered = tuple(dataclasses.replace(score, exact_match=float("nan"), num_samples=0) for score in report.scores)
-    version = promote(recipe, store, SILENT, prepared, run, dataclasses.replace(report, scores=unanswered))[1]
-    assert version is not None and version.metrics == {"heldout_loss": 1.0, "base_heldout_loss": 2.0}
+    unanswered = tuple(
+        dataclasses.replace(score, exact_match=float("nan"), num_samples=0)
+        for score in report.scores
+    )
+    version = promote(
+        recipe, store, SILENT, prepared, run, dataclasses.replace(report, scores=unanswered)
+    )[1]
+    assert version is not None and version.metrics == {
+        "heldout_loss": 1.0,
+        "base_heldout_loss": 2.0,
+    }
     assert "-" in drawn(models(store))
 
 
@@ -160,7 +191,9 @@ def test_an_adapter_that_the_registry_refuses_is_not_promoted(
     assert Registry(store).alias("sailor", "production") is None
 
 
-def test_a_better_run_takes_over_and_can_be_taken_back(recipe: Recipe, store: Store, prepared: PreparedDataset) -> None:
+def test_a_better_run_takes_over_and_can_be_taken_back(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
     old, new = trained(store, 10), trained(store, 20)
     first = promote(recipe, store, SILENT, prepared, old, scored(old, 1.0))[1]
     second = promote(recipe, store, SILENT, prepared, new, scored(new, 0.9))[1]
@@ -173,7 +206,11 @@ def test_a_better_run_takes_over_and_can_be_taken_back(recipe: Recipe, store: St
     rows = drawn(models(store)).splitlines()
     assert ["production" in row for row in rows if "sailor@" in row] == [True, False]
     assert "1.0000" in drawn(models(store, "sailor")) and "2.0000" in drawn(models(store))
-    assert [row.split("│")[2].strip() for row in drawn(history(store, "sailor")).splitlines() if "sailor@" in row] == [
+    assert [
+        row.split("│")[2].strip()
+        for row in drawn(history(store, "sailor")).splitlines()
+        if "sailor@" in row
+    ] == [
         "promote",
         "promote",
         "rollback",
@@ -200,7 +237,9 @@ def test_the_commit_is_read_from_head_a_ref_or_packed_refs(tmp_path: Path) -> No
     git.mkdir()
     (git / "HEAD").write_text("ref: refs/heads/main\n")
     assert git_commit(tmp_path) is None
-    (git / "packed-refs").write_text(f"# pack-refs\n{'1' * 40} refs/heads/other\n{'2' * 40} refs/heads/main\n")
+    (git / "packed-refs").write_text(
+        f"# pack-refs\n{'1' * 40} refs/heads/other\n{'2' * 40} refs/heads/main\n"
+    )
     assert git_commit(tmp_path) == "2" * 40
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "refs" / "heads" / "main").write_text("3" * 40 + "\n")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import staging
-from jobs.staging import stage
-from jobs.submit import auth_headers
-from pipelines.contracts import UserError
-from pipelines.data.benchmarks import benchmark_files
-from pipelines.data.sources import find_files
-from pipelines.recipe import Recipe, load_recipe, parse_recipe
+from jobs.cluster import staging
+from jobs.cluster.staging import stage
+from jobs.cluster.submit import auth_headers
+from pipelines.config.load import load_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.errors import UserError
+from pipelines.data.convert.decontamination import benchmark_files
+from pipelines.sources.files import find_files
 
 
 def make_inputs(folder: Path) -> Recipe:
@@ -32,7 +33,11 @@ def make_inputs(folder: Path) -> Recipe:
     (base / "model.safetensors").write_bytes(b"weights")
     sources = [folder / "one.json", folder / "more", folder / "more" / "**" / "a.jsonl"]
     return parse_recipe(
-        {"name": "x", "model": {"base": str(base)}, "data": {"sources": [{"path": str(s)} for s in sources]}}
+        {
+            "name": "x",
+            "model": {"base": str(base)},
+            "data": {"sources": [{"path": str(s)} for s in sources]},
+        }
     )
 
 
@@ -55,16 +60,23 @@ def test_what_arrives_reads_as_what_was_sent(tmp_path):
 
 def test_the_code_that_arrives_runs_on_its_own(tmp_path):
     stage(make_inputs(tmp_path / "here")).write(tmp_path)
-    code = "import jobs.cli, pipelines.recipe as r; print(r.__file__, r.load_recipe('recipe.yaml').name)"
+    code = "import jobs.cli, pipelines.config.load as r; print(r.__file__, r.load_recipe('recipe.yaml').name)"
     command = [sys.executable, "-c", code]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    shown = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    ).stdout
     assert shown.startswith(str(tmp_path)) and shown.endswith("x\n")
 
 
 def test_code_travels_whole_and_without_caches(tmp_path):
     targets = stage(make_inputs(tmp_path / "here")).files
-    assert {"jobs/cli.py", "jobs/on_cluster.sh", "pipelines/recipe.py", "serve_app/__init__.py"} <= set(targets)
+    assert {
+        "jobs/cli.py",
+        "jobs/cluster/on_cluster.sh",
+        "pipelines/config/recipe.py",
+        "serve_app/__init__.py",
+    } <= set(targets)
     assert not [target for target in targets if "__pycache__" in target]
 
 
@@ -82,7 +94,12 @@ def test_benchmark_files_travel_and_count(tmp_path):
     source = recipe.data.sources[0].path
     sent = parse_recipe(
         recipe.model_dump()
-        | {"data": {**recipe.data.model_dump(), "benchmarks": [source, str(tmp_path / "bench.jsonl")]}}
+        | {
+            "data": {
+                **recipe.data.model_dump(),
+                "benchmarks": [source, str(tmp_path / "bench.jsonl")],
+            }
+        }
     )
     arrived = tmp_path / "there"
     arrived.mkdir()
@@ -104,7 +121,9 @@ def test_benchmark_files_travel_and_count(tmp_path):
 def test_shared_folders_and_hub_ids_stay_where_they_are(tmp_path):
     recipe = make_inputs(tmp_path / "here")
     staged = stage(recipe, shared=[tmp_path])
-    assert staged.recipe == recipe and not [t for t in staged.files if t.startswith(("data/", "base/"))]
+    assert staged.recipe == recipe and not [
+        t for t in staged.files if t.startswith(("data/", "base/"))
+    ]
     hub = parse_recipe({**recipe.model_dump(), "model": {"base": "org/base"}})
     assert stage(hub).recipe.model.base == "org/base"
 
@@ -112,12 +131,17 @@ def test_shared_folders_and_hub_ids_stay_where_they_are(tmp_path):
 def test_too_much_is_refused_with_the_five_largest_named(tmp_path, monkeypatch):
     recipe = make_inputs(tmp_path / "here")
     for index in range(6):
-        (tmp_path / "here" / "base-model" / f"part{index}.bin").write_bytes(bytes(2_000_000 + index))
+        (tmp_path / "here" / "base-model" / f"part{index}.bin").write_bytes(
+            bytes(2_000_000 + index)
+        )
     monkeypatch.setattr(staging, "MAX_BYTES", 5_000_000)
     with pytest.raises(UserError) as caught:
         stage(recipe)
     text = str(caught.value)
-    assert all(f"part{index}.bin (2.0 MB)" in text for index in range(1, 6)) and "part0.bin" not in text
+    assert (
+        all(f"part{index}.bin (2.0 MB)" in text for index in range(1, 6))
+        and "part0.bin" not in text
+    )
     assert "--shared" in text and "\n" not in text
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from pipelines.contracts import UserError
+from pipelines.adapter_format.folder import CONFIG_FILE, WEIGHTS_FILE
+from pipelines.config.schema import LoraConfig, ModelConfig
+from pipelines.core.errors import UserError
 from pipelines.model.base import base_fingerprint, load_base
 from pipelines.model.lora import (
     add_adapter,
@@ -21,7 +22,6 @@ from pipelines.model.lora import (
     trainable,
 )
 from pipelines.model.merge import merge_adapter
-from pipelines.recipe import LoraConfig, ModelConfig
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 
@@ -33,7 +33,9 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
 
 def trained_adapter(base: str, folder: Path, seed: int, **options: Any) -> Path:
     """An adapter whose B is not zero, as training leaves it."""
-    model = attach(load_base(ModelConfig(base=base), "cpu"), LoraConfig(r=4, alpha=8, **options), seed)
+    model = attach(
+        load_base(ModelConfig(base=base), "cpu"), LoraConfig(r=4, alpha=8, **options), seed
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter in trainable(model).values():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -56,11 +58,20 @@ def test_step_zero_is_the_base_bit_for_bit(pocket_base: str, quantization: Any) 
         ({"targets": ["q_proj", "vv_proj"]}, "no module 'vv_proj'; did you mean v_proj"),
         ({"targets": ["norm"]}, "cannot be adapted.*linear modules are down_proj"),
         ({"modules_to_save": ["lm_heat"]}, "no module 'lm_heat'; did you mean lm_head"),
-        ({"rank_pattern": {"q_prj": 4}}, "rank_pattern: 'q_prj' means none of the adapted modules.*q_proj"),
-        ({"targets": "qv", "alpha_pattern": {"k_proj": 4}}, "alpha_pattern: 'k_proj' means none of .* q_proj, v_proj"),
+        (
+            {"rank_pattern": {"q_prj": 4}},
+            "rank_pattern: 'q_prj' means none of the adapted modules.*q_proj",
+        ),
+        (
+            {"targets": "qv", "alpha_pattern": {"k_proj": 4}},
+            "alpha_pattern: 'k_proj' means none of .* q_proj, v_proj",
+        ),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern: q_proj: 0 given, must be greater than 0"),
         ({"rank_pattern": {"(": 4}}, r"rank_pattern: '\(' is no regular expression"),
-        ({"r": 512, "init": "pissa"}, "finds at most 192 directions in .*its rank is 512: set lora.r=192 or lower"),
+        (
+            {"r": 512, "init": "pissa"},
+            "finds at most 192 directions in .*its rank is 512: set lora.r=192 or lower",
+        ),
         ({"r": 512, "init": "eva"}, "lora.init=eva finds at most 192 directions"),
     ],
 )
@@ -68,29 +79,45 @@ def test_a_name_that_means_nothing_and_a_rank_too_high_are_refused(
     options: dict[str, Any], said: str, pocket_base: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig.model_validate(options), 0)
+        attach(
+            load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig.model_validate(options), 0
+        )
 
 
 def test_layers_may_have_patterns_of_their_own(pocket_base: str) -> None:
     """By name, by place and by regular expression, as PEFT matches them."""
     pattern = {"q_proj": 2, "layers.0.self_attn.v_proj": 3, r"layers\.[12]\.mlp\..*": 5}
-    model: Any = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, rank_pattern=pattern), 0)
-    layers = {n: m.r["default"] for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
-    assert layers["model.layers.3.self_attn.q_proj"] == 2 and layers["model.layers.0.self_attn.v_proj"] == 3
-    assert layers["model.layers.1.self_attn.v_proj"] == 4 and layers["model.layers.2.mlp.up_proj"] == 5
+    model: Any = attach(
+        load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, rank_pattern=pattern), 0
+    )
+    layers = {
+        n: m.r["default"] for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")
+    }
+    assert (
+        layers["model.layers.3.self_attn.q_proj"] == 2
+        and layers["model.layers.0.self_attn.v_proj"] == 3
+    )
+    assert (
+        layers["model.layers.1.self_attn.v_proj"] == 4 and layers["model.layers.2.mlp.up_proj"] == 5
+    )
 
 
 def test_the_seed_decides_the_start(pocket_base: str) -> None:
     first, again, other = (
-        trainable(attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4), seed)) for seed in (1, 1, 2)
+        trainable(attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4), seed))
+        for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize(("targets", "modules"), [("qv", 2), ("attention", 4), ("all-linear", 7), (["down_proj"], 1)])
+@pytest.mark.parametrize(
+    ("targets", "modules"), [("qv", 2), ("attention", 4), ("all-linear", 7), (["down_proj"], 1)]
+)
 def test_presets_name_what_trains(pocket_base: str, targets: Any, modules: int) -> None:
-    model = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=2, targets=targets), 0)
+    model = attach(
+        load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=2, targets=targets), 0
+    )
     assert len(trainable(model)) == modules * 2 * 4  # A and B in each of four layers
 
 
@@ -141,8 +168,14 @@ KINDS = {
 
 def test_one_adapter_at_a_time_whatever_its_kind(pocket_base: str, tmp_path: Path) -> None:
     config = ModelConfig(base=pocket_base)
-    folders = {kind: trained_adapter(pocket_base, tmp_path / kind, 1, **options) for kind, options in KINDS.items()}
-    alone = {kind: logits(add_adapter(load_base(config, "cpu"), kind, folder)) for kind, folder in folders.items()}
+    folders = {
+        kind: trained_adapter(pocket_base, tmp_path / kind, 1, **options)
+        for kind, options in KINDS.items()
+    }
+    alone = {
+        kind: logits(add_adapter(load_base(config, "cpu"), kind, folder))
+        for kind, folder in folders.items()
+    }
     alone["base"] = logits(load_base(config, "cpu"))
     model: Any = load_base(config, "cpu")
     with pytest.raises(ValueError, match="no adapters"), one_adapter(model, "plain"):
@@ -158,7 +191,9 @@ def test_one_adapter_at_a_time_whatever_its_kind(pocket_base: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "nan", "zero"])
-def test_audit_refuses_what_training_cannot_have_made(pocket_base: str, tmp_path: Path, damage: str) -> None:
+def test_audit_refuses_what_training_cannot_have_made(
+    pocket_base: str, tmp_path: Path, damage: str
+) -> None:
     folder = trained_adapter(pocket_base, tmp_path / "a", 1)
     model = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, alpha=8), 1)
     tensors = load_file(str(folder / WEIGHTS_FILE))
@@ -179,7 +214,10 @@ def test_audit_refuses_what_training_cannot_have_made(pocket_base: str, tmp_path
 def test_adapter_that_does_not_fit_is_refused(pocket_base: str, tmp_path: Path) -> None:
     folder = trained_adapter(pocket_base, tmp_path / "a", 1)
     tensors = load_file(str(folder / WEIGHTS_FILE))
-    save_file({k.replace("layers.3", "layers.9"): t for k, t in tensors.items()}, str(folder / WEIGHTS_FILE))
+    save_file(
+        {k.replace("layers.3", "layers.9"): t for k, t in tensors.items()},
+        str(folder / WEIGHTS_FILE),
+    )
     with pytest.raises(UserError, match="does not fit the base"):
         add_adapter(load_base(ModelConfig(base=pocket_base), "cpu"), "a", folder)
     (folder / CONFIG_FILE).unlink()

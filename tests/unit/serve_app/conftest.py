@@ -10,28 +10,41 @@ import pytest
 import torch
 
 from pipelines.chat import ChatRenderer
-from pipelines.registry import Registry
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 
 
 @pytest.fixture(scope="session")
-def misfit_folder(adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def misfit_folder(
+    adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """An adapter made for a base with wider projections."""
-    return _rewritten(adapter_folders["ada"], tmp_path_factory.mktemp("misfit"), lambda t: torch.cat([t, t], dim=-1))
+    return _rewritten(
+        adapter_folders["ada"],
+        tmp_path_factory.mktemp("misfit"),
+        lambda t: torch.cat([t, t], dim=-1),
+    )
 
 
 @pytest.fixture(scope="session")
-def overflowing_folder(adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def overflowing_folder(
+    adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """An adapter whose numbers are finite and whose products are not."""
-    return _rewritten(adapter_folders["ada"], tmp_path_factory.mktemp("overflowing"), lambda t: t * 1e30)
+    return _rewritten(
+        adapter_folders["ada"], tmp_path_factory.mktemp("overflowing"), lambda t: t * 1e30
+    )
 
 
 def _rewritten(source: Path, target: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
     from safetensors.torch import load_file, save_file
 
-    from pipelines.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+    from pipelines.adapter_format.folder import CONFIG_FILE, WEIGHTS_FILE
 
-    tensors = {name: change(tensor).contiguous() for name, tensor in load_file(source / WEIGHTS_FILE).items()}
+    tensors = {
+        name: change(tensor).contiguous()
+        for name, tensor in load_file(source / WEIGHTS_FILE).items()
+    }
     save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
     shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
     return target
@@ -43,7 +56,9 @@ def renderer(pocket_base: str) -> ChatRenderer:
 
 
 @pytest.fixture
-def registry(store: Store, adapter_folders: dict[str, Path], pocket_base: str, fingerprint: str) -> Registry:
+def registry(
+    store: Store, adapter_folders: dict[str, Path], pocket_base: str, fingerprint: str
+) -> Registry:
     """ada and bob in production; cyn registered, but without an alias."""
     registry = Registry(store)
     for name, folder in adapter_folders.items():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.adapters import AdapterCache
-from serve_app.engine import AdapterRef
+from serve_app.engines.protocol import AdapterRef
+from serve_app.engines.transformers.adapters import AdapterCache
 
 
 def ref(key: str) -> AdapterRef:
@@ -63,7 +63,9 @@ def test_a_load_that_fails_evicts_nothing() -> None:
 
 
 @given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from("abcde"), st.booleans()), max_size=60))
-def test_what_is_pinned_is_held_and_the_rest_fits(capacity: int, steps: list[tuple[str, bool]]) -> None:
+def test_what_is_pinned_is_held_and_the_rest_fits(
+    capacity: int, steps: list[tuple[str, bool]]
+) -> None:
     loads = Loads()
     cache = AdapterCache(capacity, loads.load, loads.unload)
     pins: dict[str, int] = {}

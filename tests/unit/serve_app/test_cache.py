@@ -7,16 +7,23 @@ from types import SimpleNamespace
 import pytest
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
 
-from pipelines.contracts import UserError
-from serve_app.engines.cache import check_architecture
+from pipelines.core.errors import UserError
+from serve_app.engines.transformers.slots import check_architecture
 
 
 @pytest.mark.parametrize(
     ("config", "max_tokens"),
-    [(LlamaConfig(), 8192), (Qwen3Config(), 8192), (MistralConfig(sliding_window=None), 8192), (Gemma2Config(), 4096)],
+    [
+        (LlamaConfig(), 8192),
+        (Qwen3Config(), 8192),
+        (MistralConfig(sliding_window=None), 8192),
+        (Gemma2Config(), 4096),
+    ],
     ids=str,
 )
-def test_models_that_see_their_whole_row_are_taken(config: PretrainedConfig, max_tokens: int) -> None:
+def test_models_that_see_their_whole_row_are_taken(
+    config: PretrainedConfig, max_tokens: int
+) -> None:
     check_architecture(config, max_tokens)
 
 
@@ -27,6 +34,8 @@ def test_a_row_longer_than_the_window_is_refused_with_the_window(config: Pretrai
 
 
 def test_a_model_with_linear_attention_is_refused() -> None:
-    config = SimpleNamespace(layer_types=["linear_attention", "full_attention"], sliding_window=None)
+    config = SimpleNamespace(
+        layer_types=["linear_attention", "full_attention"], sliding_window=None
+    )
     with pytest.raises(UserError, match="linear_attention"):
         check_architecture(config, 16)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.engine import AdapterRef, Delta, GenerationRequest
-from serve_app.protocol import ApiError, chunk, completion, event, parse_chat, usage_chunk
+from serve_app.api.protocol import ApiError, chunk, completion, event, parse_chat, usage_chunk
+from serve_app.engines.protocol import AdapterRef, Delta, GenerationRequest
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -39,16 +39,44 @@ def test_spellings_of_the_same() -> None:
     assert parse_chat(body(max_completion_tokens=7, max_tokens=9)).generation(None).max_tokens == 7
     assert parse_chat(body(stop="x")).generation(None).stop == ("x",)
     assert parse_chat(body(temperature=1)).generation(None).temperature == 1.0
-    parts = [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert parse_chat(body(messages=parts)).generation(None).messages == [{"role": "system", "content": "ab"}]
+    parts = [
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        }
+    ]
+    assert parse_chat(body(messages=parts)).generation(None).messages == [
+        {"role": "system", "content": "ab"}
+    ]
 
 
 def test_advice_and_neutral_values_are_ignored() -> None:
-    fields = {"user": "me", "metadata": {"a": "b"}, "store": False, "n": 1, "logprobs": False, "presence_penalty": 0.0}
-    fields |= {"frequency_penalty": None, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
+    fields = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "n": 1,
+        "logprobs": False,
+        "presence_penalty": 0.0,
+    }
+    fields |= {
+        "frequency_penalty": None,
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+    }
     assert parse_chat(body(**fields)).generation(None) == parse_chat(body()).generation(None)
-    replayed = {"role": "assistant", "content": "x", "refusal": None, "tool_calls": None, "annotations": []}
-    assert parse_chat(body(messages=[*HI, replayed, *HI])).generation(None).messages[1]["content"] == "x"
+    replayed = {
+        "role": "assistant",
+        "content": "x",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
+    assert (
+        parse_chat(body(messages=[*HI, replayed, *HI])).generation(None).messages[1]["content"]
+        == "x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,8 +84,14 @@ def test_advice_and_neutral_values_are_ignored() -> None:
     [
         ({"model": ""}, "model"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages.0"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            "messages.0",
+        ),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
@@ -91,14 +125,30 @@ def test_a_refusal_names_the_field(fields: dict[str, Any], param: str | None) ->
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-FIELDS = ["model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream"]
+FIELDS = [
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "stream",
+]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from([*FIELDS, "stream_options", "n", "tools", "x"]), JSON, max_size=5))
+@given(
+    st.dictionaries(
+        st.sampled_from([*FIELDS, "stream_options", "n", "tools", "x"]), JSON, max_size=5
+    )
+)
 def test_any_json_is_taken_or_refused_never_a_crash(fields: dict[str, Any]) -> None:
     try:
         parse_chat(body(**fields)).generation(None)
@@ -128,7 +178,11 @@ def test_shapes_that_the_stock_client_reads() -> None:
     answer = Delta("hello", "stop", 3, 2)
     whole = ChatCompletion.model_validate(completion("id", "m", answer), strict=True)
     assert whole.usage and (whole.usage.prompt_tokens, whole.usage.total_tokens) == (3, 5)
-    for data in (chunk("id", "m", {"content": "é"}), chunk("id", "m", {}, "length"), usage_chunk("id", "m", answer)):
+    for data in (
+        chunk("id", "m", {"content": "é"}),
+        chunk("id", "m", {}, "length"),
+        usage_chunk("id", "m", answer),
+    ):
         text = event(data)
         assert text.startswith("data: ") and text.endswith("\n\n") and "\n" not in text[:-2]
         ChatCompletionChunk.model_validate_json(text[6:])

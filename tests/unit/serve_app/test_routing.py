@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contracts import ModelVersion, UserError
-from pipelines.recipe import parse_recipe
-from pipelines.registry import Registry
+from pipelines.config.recipe import parse_recipe
+from pipelines.core.artifacts import ModelVersion
+from pipelines.core.errors import UserError
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
-from serve_app.config import served_models
-from serve_app.engine import AdapterRef
-from serve_app.protocol import ApiError
-from serve_app.routing import FRESH_S, Route, Router, ServedModels
+from serve_app.api.protocol import ApiError
+from serve_app.engines.protocol import AdapterRef
+from serve_app.routing.names import FRESH_S, Route, Router, ServedModels
+from serve_app.routing.offer import served_models
 
 
 class Clock:
@@ -28,7 +29,9 @@ def version(registry: Registry, name: str) -> ModelVersion:
     return registry.versions(name)[0]
 
 
-def router(registry: Registry, fingerprint: str, clock: Clock | None = None, **served: object) -> Router:
+def router(
+    registry: Registry, fingerprint: str, clock: Clock | None = None, **served: object
+) -> Router:
     return Router(registry, ServedModels("pocket", fingerprint, **served), clock or Clock())  # type: ignore[arg-type]
 
 
@@ -39,7 +42,9 @@ def test_each_form_of_a_name(registry: Registry, fingerprint: str) -> None:
     assert [found.resolve(name) for name in ("ada", "ada:production", ada.id)] == [answered] * 3
     assert found.resolve("base") == found.resolve("pocket") == Route("pocket")
     assert found.resolve("ada-merged") == Route("ada-merged", merged="ada")
-    assert found.resolve(cyn.id).adapter == AdapterRef(cyn.digest, cyn.id)  # no alias, but its id is enough
+    assert found.resolve(cyn.id).adapter == AdapterRef(
+        cyn.digest, cyn.id
+    )  # no alias, but its id is enough
     bob = version(registry, "bob")
     assert found.known() == {"pocket": "pocket", "ada": ada.id, "bob": bob.id, "ada-merged": ada.id}
 
@@ -49,10 +54,16 @@ def test_each_form_of_a_name(registry: Registry, fingerprint: str) -> None:
     ["nobody", "cyn", "ada:staging", "ada@000000000000", "ada@", "ada@../../x", "../ada", "ada/../ada", "", "a" * 200,
      "bob-merged", "ada:Production", "ada@ABCDEF012345", "pocket:production", "\x00", "ada@" + "0" * 64],
 )  # fmt: skip
-def test_a_name_that_is_not_there_is_404_with_those_that_are(registry: Registry, fingerprint: str, name: str) -> None:
+def test_a_name_that_is_not_there_is_404_with_those_that_are(
+    registry: Registry, fingerprint: str, name: str
+) -> None:
     with pytest.raises(ApiError, match="there are pocket, ada, bob") as caught:
         router(registry, fingerprint).resolve(name)
-    assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+    assert (caught.value.status, caught.value.code, caught.value.param) == (
+        404,
+        "model_not_found",
+        "model",
+    )
 
 
 def test_only_the_names_in_the_recipe_are_offered(registry: Registry, fingerprint: str) -> None:
@@ -89,7 +100,9 @@ def test_a_promotion_is_seen_after_a_second_and_a_rollback_too(
     assert seen == [first.id, first.id, second.id, first.id]
 
 
-def test_a_flood_of_unknown_names_does_not_read_the_store_each_time(registry: Registry, fingerprint: str) -> None:
+def test_a_flood_of_unknown_names_does_not_read_the_store_each_time(
+    registry: Registry, fingerprint: str
+) -> None:
     reads = 0
 
     class Counting(Registry):
@@ -115,7 +128,16 @@ def test_an_empty_registry_serves_the_base(store: Store, fingerprint: str) -> No
     assert list(router(Registry(store), fingerprint).known()) == ["pocket"]
 
 
-def test_an_engine_that_is_not_here_is_refused_before_anything_starts(pocket_base: str, store: Store) -> None:
-    data = {"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}, "serve": {"engine": "vllm"}}
-    with pytest.raises(UserError, match="this version serves with transformers.*set serve.engine=transformers"):
+def test_an_engine_that_is_not_here_is_refused_before_anything_starts(
+    pocket_base: str, store: Store
+) -> None:
+    data = {
+        "name": "x",
+        "model": {"base": pocket_base},
+        "data": {"sources": ["a.json"]},
+        "serve": {"engine": "vllm"},
+    }
+    with pytest.raises(
+        UserError, match="this version serves with transformers.*set serve.engine=transformers"
+    ):
         served_models(parse_recipe(data), store)

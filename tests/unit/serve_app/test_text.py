@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.chat import ChatRenderer
-from serve_app.engines.text import TextStream
+from serve_app.engines.transformers.text import TextStream
 
 PIECES = ["a", "b", "ab", "é", "😀", " ", "stop", "st", "op"]
 BYTES = [bytes([b]) for b in "é😀".encode()] + [p.encode() for p in PIECES]
@@ -16,7 +16,9 @@ def decode(ids: object) -> str:
     return b"".join(BYTES[i] for i in ids).decode(errors="replace")  # type: ignore[attr-defined]
 
 
-def run(ids: list[int], stops: tuple[str, ...] = (), at_once: bool = False) -> tuple[list[str], bool]:
+def run(
+    ids: list[int], stops: tuple[str, ...] = (), at_once: bool = False
+) -> tuple[list[str], bool]:
     stream = TextStream(decode, stops, at_once)
     pieces = []
     for token in ids:
@@ -31,7 +33,10 @@ def test_the_pieces_add_up_to_the_decoded_whole(ids: list[int], at_once: bool) -
     assert "".join(run(ids, at_once=at_once)[0]) == decode(ids)
 
 
-@given(st.lists(st.integers(6, len(BYTES) - 1), max_size=40), st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
+@given(
+    st.lists(st.integers(6, len(BYTES) - 1), max_size=40),
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=4),
+)
 def test_a_stop_string_and_what_follows_never_come_out(ids: list[int], stops: list[str]) -> None:
     whole = decode(ids)
     for at_once in (False, True):
@@ -60,7 +65,9 @@ def test_a_letter_is_held_back_only_while_it_may_begin_a_stop() -> None:
 
 @settings(max_examples=60)
 @given(st.data())
-def test_the_pieces_add_up_with_the_real_tokenizer(renderer: ChatRenderer, data: st.DataObject) -> None:
+def test_the_pieces_add_up_with_the_real_tokenizer(
+    renderer: ChatRenderer, data: st.DataObject
+) -> None:
     ids = data.draw(st.lists(st.integers(0, 1023), max_size=60))
     stream = TextStream(renderer.decode, ())
     assert "".join([stream.push(i) for i in ids]) + stream.finish() == renderer.decode(ids)

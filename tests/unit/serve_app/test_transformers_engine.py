@@ -13,24 +13,34 @@ import torch
 from peft import PeftModel
 
 from pipelines.chat import ChatRenderer
-from pipelines.contracts import UserError
+from pipelines.config.schema import ModelConfig, ServeConfig
+from pipelines.core.errors import UserError
 from pipelines.model.base import load_base
-from pipelines.recipe import ModelConfig, ServeConfig
-from serve_app.engine import AdapterRef, Delta, EngineFailure, GenerationRequest, RequestError
-from serve_app.engines.transformers import TransformersEngine
+from serve_app.engines.protocol import (
+    AdapterRef,
+    Delta,
+    EngineFailure,
+    GenerationRequest,
+    RequestError,
+)
+from serve_app.engines.transformers.engine import TransformersEngine
 
 WORDS = "the old captain sold 14 maps to Mira from Oslo and 3 boats, please tell me who bought them; café 😀".split()  # noqa: SIM905
 MakeEngine = Callable[..., TransformersEngine]
 
 
 @pytest.fixture
-def make_engine(pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer) -> Iterator[MakeEngine]:
+def make_engine(
+    pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer
+) -> Iterator[MakeEngine]:
     """Engines over the pocket base, each on one core; an adapter's key is its name. All are closed with the test."""
     made: list[TransformersEngine] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def make(fetch: Callable[[AdapterRef], Path] | None = None, **config: Any) -> TransformersEngine:
+    def make(
+        fetch: Callable[[AdapterRef], Path] | None = None, **config: Any
+    ) -> TransformersEngine:
         model = load_base(ModelConfig(base=pocket_base, dtype="fp32"), "cpu")
         found = fetch or (lambda adapter: adapter_folders[adapter.key])
         made.append(TransformersEngine(model, renderer, ServeConfig(**config), found))
@@ -48,11 +58,15 @@ def chat(text: str, adapter: str | None = None, **options: object) -> Generation
     return GenerationRequest([{"role": "user", "content": text}], ref, **options)  # type: ignore[arg-type]
 
 
-async def answer(engine: TransformersEngine, request: GenerationRequest, stream: bool = False) -> list[Delta]:
+async def answer(
+    engine: TransformersEngine, request: GenerationRequest, stream: bool = False
+) -> list[Delta]:
     return [delta async for delta in engine.generate(request, stream)]
 
 
-def ask(engine: TransformersEngine, *requests: GenerationRequest, stream: bool = False) -> list[Delta]:
+def ask(
+    engine: TransformersEngine, *requests: GenerationRequest, stream: bool = False
+) -> list[Delta]:
     """Each request's answer as one delta; all are asked at once."""
 
     async def all_of_them() -> list[list[Delta]]:
@@ -60,7 +74,10 @@ def ask(engine: TransformersEngine, *requests: GenerationRequest, stream: bool =
 
     found = asyncio.run(asyncio.wait_for(all_of_them(), 120))
     return [
-        Delta("".join(d.text for d in deltas), *(getattr(deltas[-1], f) for f in ("finish_reason", *COUNTS)))
+        Delta(
+            "".join(d.text for d in deltas),
+            *(getattr(deltas[-1], f) for f in ("finish_reason", *COUNTS)),
+        )
         for deltas in found
     ]
 
@@ -73,7 +90,9 @@ class Reference:
 
     def __init__(self, base: str, adapters: dict[str, Path], renderer: ChatRenderer) -> None:
         self._renderer = renderer
-        self._models: dict[str | None, torch.nn.Module] = {None: load_base(ModelConfig(base=base, dtype="fp32"), "cpu")}
+        self._models: dict[str | None, torch.nn.Module] = {
+            None: load_base(ModelConfig(base=base, dtype="fp32"), "cpu")
+        }
         for name, folder in adapters.items():
             fresh = load_base(ModelConfig(base=base, dtype="fp32"), "cpu")
             self._models[name] = PeftModel.from_pretrained(fresh, str(folder)).eval()
@@ -95,11 +114,15 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer) -> Reference:
+def reference(
+    pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer
+) -> Reference:
     return Reference(pocket_base, adapter_folders, renderer)
 
 
-def random_requests(rng: random.Random, count: int, adapters: Sequence[str | None]) -> list[GenerationRequest]:
+def random_requests(
+    rng: random.Random, count: int, adapters: Sequence[str | None]
+) -> list[GenerationRequest]:
     return [
         chat(
             " ".join(rng.choices(WORDS, k=rng.randint(1, 25))),
@@ -124,7 +147,9 @@ def test_a_greedy_answer_in_any_mix_is_the_one_that_generate_gives_alone(
     assert engine.stats()["running"] == 0
 
 
-def test_adapters_differ_and_the_base_is_untouched_by_them(make_engine: MakeEngine, reference: Reference) -> None:
+def test_adapters_differ_and_the_base_is_untouched_by_them(
+    make_engine: MakeEngine, reference: Reference
+) -> None:
     engine = make_engine()
     question = "who sold the map to Mira"
     before = ask(engine, chat(question))
@@ -146,16 +171,22 @@ def test_a_seed_repeats_a_sampled_answer_whatever_runs_beside_it(make_engine: Ma
     engine = make_engine()
     request = chat("the old captain", temperature=1.0, top_p=0.9, seed=5, max_tokens=20)
     alone = ask(engine, request)[0]
-    among = ask(engine, chat("a map", "bob"), request, chat("boats", "ada", temperature=0.7), request)
+    among = ask(
+        engine, chat("a map", "bob"), request, chat("boats", "ada", temperature=0.7), request
+    )
     assert among[1] == among[3] == alone
-    other = ask(engine, *(chat("the old captain", temperature=1.0, seed=s, max_tokens=20) for s in range(4)))
+    other = ask(
+        engine, *(chat("the old captain", temperature=1.0, seed=s, max_tokens=20) for s in range(4))
+    )
     assert len({delta.text for delta in other}) > 1
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-6])
 def test_a_temperature_near_zero_is_greedy(make_engine: MakeEngine, temperature: float) -> None:
     engine = make_engine()
-    assert ask(engine, chat("the old captain", temperature=temperature)) == ask(engine, chat("the old captain"))
+    assert ask(engine, chat("the old captain", temperature=temperature)) == ask(
+        engine, chat("the old captain")
+    )
 
 
 def test_a_stop_string_ends_the_answer_before_it(make_engine: MakeEngine) -> None:
@@ -163,7 +194,9 @@ def test_a_stop_string_ends_the_answer_before_it(make_engine: MakeEngine) -> Non
     whole = ask(engine, chat("the old captain", "ada", max_tokens=40))[0]
     stop = whole.text[8:11]
     for stream in (False, True):
-        cut = ask(engine, chat("the old captain", "ada", max_tokens=40, stop=(stop,)), stream=stream)[0]
+        cut = ask(
+            engine, chat("the old captain", "ada", max_tokens=40, stop=(stop,)), stream=stream
+        )[0]
         assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
         assert cut.completion_tokens < whole.completion_tokens
 
@@ -191,7 +224,9 @@ def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine) -> None:
     assert (stats["cancelled"], stats["finished"], stats["running"]) == (1, 1, 0)
 
 
-def test_only_so_many_adapters_stay_and_answers_stay_right(make_engine: MakeEngine, reference: Reference) -> None:
+def test_only_so_many_adapters_stay_and_answers_stay_right(
+    make_engine: MakeEngine, reference: Reference
+) -> None:
     rng = random.Random(3)
     engine = make_engine(max_batch=4, max_adapters=1)
     for _ in range(6):
@@ -217,19 +252,30 @@ def test_an_adapter_that_cannot_be_loaded_fails_alone(
 
 
 def test_an_adapter_of_another_shape_fails_alone_and_again(
-    make_engine: MakeEngine, adapter_folders: dict[str, Path], misfit_folder: Path, reference: Reference
+    make_engine: MakeEngine,
+    adapter_folders: dict[str, Path],
+    misfit_folder: Path,
+    reference: Reference,
 ) -> None:
     engine = make_engine(lambda adapter: {**adapter_folders, "misfit": misfit_folder}[adapter.key])
     for _ in range(2):
         with pytest.raises(UserError, match="does not fit the base"):
             ask(engine, chat("hi", "misfit"))
-        assert ask(engine, chat("hi"), chat("hi", "bob")) == [reference(chat("hi")), reference(chat("hi", "bob"))]
+        assert ask(engine, chat("hi"), chat("hi", "bob")) == [
+            reference(chat("hi")),
+            reference(chat("hi", "bob")),
+        ]
 
 
 def test_weights_that_overflow_fail_their_own_request_only(
-    make_engine: MakeEngine, adapter_folders: dict[str, Path], overflowing_folder: Path, reference: Reference
+    make_engine: MakeEngine,
+    adapter_folders: dict[str, Path],
+    overflowing_folder: Path,
+    reference: Reference,
 ) -> None:
-    engine = make_engine(lambda adapter: {**adapter_folders, "huge": overflowing_folder}[adapter.key])
+    engine = make_engine(
+        lambda adapter: {**adapter_folders, "huge": overflowing_folder}[adapter.key]
+    )
 
     async def both() -> tuple[list[Delta] | BaseException, list[Delta] | BaseException]:
         bad = answer(engine, chat("hi", "huge", temperature=1.0))

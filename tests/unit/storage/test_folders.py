@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.contracts import UserError
+from pipelines.core.errors import UserError
 from pipelines.storage import Store, claimed, remove, verify
 from pipelines.storage.folders import publish
 
@@ -23,12 +23,12 @@ fork = multiprocessing.get_context("fork")
 
 def write(store: Store, key: str = KEY, text: str = "hello", num_files: int = 3) -> Any:
     """One artifact of a few files in two folders; returns its reference."""
-    with store.writing("things", key, {"made-from": "p" * 64}) as draft:
+    with store.create_artifact("things", key, {"made-from": "p" * 64}) as draft:
         (draft.path / "deep" / "er").mkdir(parents=True)
         for number in range(num_files):
             (draft.path / "deep" / "er" / f"{number}.txt").write_text(text)
         (draft.path / "top.bin").write_bytes(bytes(range(256)))
-        draft.facts["text"] = text
+        draft.metadata["text"] = text
     return draft.ref
 
 
@@ -41,19 +41,27 @@ def leftovers(store: Store) -> list[str]:
     return [p.name for p in Path(store.uri, "things").iterdir() if p.name.startswith(".")]
 
 
-def test_a_written_artifact_is_found_by_key_and_by_digest_with_its_facts_and_files(store: Store) -> None:
+def test_a_written_artifact_is_found_by_key_and_by_digest_with_its_facts_and_files(
+    store: Store,
+) -> None:
     ref = write(store)
     found = store.find("things", KEY)
-    assert found is not None and found.ref == ref and found.facts == {"text": "hello"}
+    assert found is not None and found.ref == ref and found.metadata == {"text": "hello"}
     assert sorted(found.files) == ["deep/er/0.txt", "deep/er/1.txt", "deep/er/2.txt", "top.bin"]
     assert found.files["top.bin"]["bytes"] == 256
     assert store.list("things") == [found] == [store.by_digest("things", ref.digest[:12])]
     assert store.local_dir(ref) == Path(store.uri, "things", KEY[:12])
     assert verify(store.local_dir(ref))["parents"] == {"made-from": "p" * 64} == ref.parents
-    assert store.find("things", "x" * 64) is None and store.list("nothing") == [] and leftovers(store) == []
+    assert (
+        store.find("things", "x" * 64) is None
+        and store.list("nothing") == []
+        and leftovers(store) == []
+    )
 
 
-def test_the_digest_is_of_the_content_and_the_parents_not_of_time_or_facts(store: Store, tmp_path: Path) -> None:
+def test_the_digest_is_of_the_content_and_the_parents_not_of_time_or_facts(
+    store: Store, tmp_path: Path
+) -> None:
     ref = write(store)
     other = Store(tmp_path / "other")
     assert write(other).digest == ref.digest
@@ -61,39 +69,49 @@ def test_the_digest_is_of_the_content_and_the_parents_not_of_time_or_facts(store
     assert write(other, "c" * 64, num_files=4).digest != ref.digest
 
 
-def test_a_digest_that_is_not_there_or_too_short_is_refused_with_those_that_are(store: Store) -> None:
+def test_a_digest_that_is_not_there_or_too_short_is_refused_with_those_that_are(
+    store: Store,
+) -> None:
     ref = write(store)
     for digest in ("0" * 64, ref.digest[:11]):
-        with pytest.raises(UserError, match=rf"no finished artifact of kind 'things'.*there are {ref.name}"):
+        with pytest.raises(
+            UserError, match=rf"no finished artifact of kind 'things'.*there are {ref.name}"
+        ):
             store.by_digest("things", digest)
 
 
 def test_an_error_inside_leaves_nothing_at_all(store: Store) -> None:
-    with pytest.raises(ZeroDivisionError), store.writing("things", KEY) as draft:
+    with pytest.raises(ZeroDivisionError), store.create_artifact("things", KEY) as draft:
         (draft.path / "half").write_text("half")
         raise ZeroDivisionError
     assert final_names(store) == [] == leftovers(store)
 
 
 def _hang_in_the_middle(uri: str, started: Any) -> None:
-    with Store(uri).writing("things", KEY) as draft:
+    with Store(uri).create_artifact("things", KEY) as draft:
         (draft.path / "half").write_text("half")
         started.set()
         time.sleep(60)
 
 
-def test_a_writer_killed_in_the_middle_leaves_no_final_name_and_the_next_one_clears_up(store: Store) -> None:
+def test_a_writer_killed_in_the_middle_leaves_no_final_name_and_the_next_one_clears_up(
+    store: Store,
+) -> None:
     started = fork.Event()
     writer = fork.Process(target=_hang_in_the_middle, args=(store.uri, started))
     writer.start()
     assert started.wait(20)
     alive = leftovers(store)
     write(store, key="o" * 64)
-    assert leftovers(store) == alive and len(alive) == 1  # one at work is left alone by writers of other keys ...
-    with store.writing("things", KEY) as draft:
+    assert (
+        leftovers(store) == alive and len(alive) == 1
+    )  # one at work is left alone by writers of other keys ...
+    with store.create_artifact("things", KEY) as draft:
         (draft.path / "a").write_text("a")
         assert len(leftovers(store)) == 2  # ... and of its own
-    Path(store.uri, "things", KEY[:12], "a").unlink()  # damaged, so that the next writer has work to do
+    Path(
+        store.uri, "things", KEY[:12], "a"
+    ).unlink()  # damaged, so that the next writer has work to do
     writer.kill()
     writer.join()
     assert leftovers(store) == alive and store.find("things", KEY) is None
@@ -109,7 +127,9 @@ def _write_for_ever(uri: str, done: Any) -> None:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.002, 0.005, 0.009, 0.014, 0.02])
-def test_a_writer_killed_at_any_moment_leaves_only_whole_artifacts(store: Store, pause_s: float) -> None:
+def test_a_writer_killed_at_any_moment_leaves_only_whole_artifacts(
+    store: Store, pause_s: float
+) -> None:
     done = fork.Value("i", 0)
     writer = fork.Process(target=_write_for_ever, args=(store.uri, done))
     writer.start()
@@ -132,14 +152,19 @@ def _write_at_once(uri: str, text: str, barrier: Any, digests: Any) -> None:
 
 
 @pytest.mark.parametrize("broken_before", [False, True])
-def test_of_many_writers_of_one_key_one_stays_and_all_hold_its_reference(store: Store, broken_before: bool) -> None:
+def test_of_many_writers_of_one_key_one_stays_and_all_hold_its_reference(
+    store: Store, broken_before: bool
+) -> None:
     for number in range(4):
         kind = Store(f"{store.uri}/{number}")
         if broken_before:
             Path(kind.uri, "things", KEY[:12]).mkdir(parents=True)
             Path(kind.uri, "things", KEY[:12], "half").write_text("half")
         barrier, digests = fork.Barrier(6), fork.Queue()
-        writers = [fork.Process(target=_write_at_once, args=(kind.uri, str(i), barrier, digests)) for i in range(6)]
+        writers = [
+            fork.Process(target=_write_at_once, args=(kind.uri, str(i), barrier, digests))
+            for i in range(6)
+        ]
         for writer in writers:
             writer.start()
         seen = {digests.get(timeout=30) for _ in writers}
@@ -147,7 +172,9 @@ def test_of_many_writers_of_one_key_one_stays_and_all_hold_its_reference(store: 
             writer.join(30)
         assert [w.exitcode for w in writers] == [0] * 6
         found = kind.find("things", KEY)
-        assert found is not None and seen == {found.ref.digest} == {verify(kind.local_dir(found.ref))["digest"]}
+        assert found is not None and seen == {found.ref.digest} == {
+            verify(kind.local_dir(found.ref))["digest"]
+        }
         assert leftovers(kind) == [] and final_names(kind) == [KEY[:12]]
 
 
@@ -172,9 +199,13 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_manifest_is_not_finished_and_is_written_anew(store: Store, tmp_path: Path, case: str) -> None:
+def test_a_damaged_manifest_is_not_finished_and_is_written_anew(
+    store: Store, tmp_path: Path, case: str
+) -> None:
     ref = write(store)
-    (store.local_dir(ref) / "manifest.json").write_bytes(DAMAGED[case].replace(b"KEY", KEY.encode()))
+    (store.local_dir(ref) / "manifest.json").write_bytes(
+        DAMAGED[case].replace(b"KEY", KEY.encode())
+    )
     (tmp_path / "x").write_text("what the manifest must not reach")
     assert store.find("things", KEY) is None and store.list("things") == []
     with pytest.raises(UserError):
@@ -182,7 +213,9 @@ def test_a_damaged_manifest_is_not_finished_and_is_written_anew(store: Store, tm
     assert write(store) == ref and verify(store.local_dir(ref))["digest"] == ref.digest
 
 
-def test_an_artifact_without_one_of_its_files_or_of_another_key_is_not_finished(store: Store) -> None:
+def test_an_artifact_without_one_of_its_files_or_of_another_key_is_not_finished(
+    store: Store,
+) -> None:
     ref = write(store)
     (store.local_dir(ref) / "top.bin").unlink()
     assert store.find("things", KEY) is None and store.read(ref.uri) is None
@@ -201,7 +234,9 @@ def test_verify_names_the_file_that_is_altered_resized_or_missing(store: Store) 
         (b"", "damaged"),
         (None, "missing"),
     ):
-        (folder / "top.bin").unlink() if damaged is None else (folder / "top.bin").write_bytes(damaged)
+        (folder / "top.bin").unlink() if damaged is None else (folder / "top.bin").write_bytes(
+            damaged
+        )
         with pytest.raises(UserError, match=rf"{folder}/top.bin: .*{said}"):
             verify(folder)
     (folder / "top.bin").write_bytes(whole)
@@ -230,22 +265,38 @@ def _create_in_rounds(uri: str, who: int, barrier: Any, wins: Any) -> None:
                 wins[number] += 1
 
 
-def test_of_many_processes_that_create_one_file_exactly_one_wins_and_it_is_whole(store: Store) -> None:
+def test_of_many_processes_that_create_one_file_exactly_one_wins_and_it_is_whole(
+    store: Store,
+) -> None:
     barrier, wins = fork.Barrier(8), fork.Array("i", 20)
-    writers = [fork.Process(target=_create_in_rounds, args=(store.uri, i, barrier, wins)) for i in range(8)]
+    writers = [
+        fork.Process(target=_create_in_rounds, args=(store.uri, i, barrier, wins)) for i in range(8)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
     assert [w.exitcode for w in writers] == [0] * 8 and wins[:] == [1] * 20
-    assert sorted(p.name for p in Path(store.uri, "deep/folder").iterdir()) == sorted(f"{n}.json" for n in range(20))
+    assert sorted(p.name for p in Path(store.uri, "deep/folder").iterdir()) == sorted(
+        f"{n}.json" for n in range(20)
+    )
     for number in range(20):
-        assert len(set(json.loads(store.read_text(f"{store.uri}/deep/folder/{number}.json") or ""))) == 1
+        assert (
+            len(set(json.loads(store.read_text(f"{store.uri}/deep/folder/{number}.json") or "")))
+            == 1
+        )
 
 
-def test_a_place_can_be_named_as_a_path_or_a_file_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_can_be_named_as_a_path_or_a_file_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Store("s").uri == Store(f"file://{tmp_path}/s").uri == Store(tmp_path / "s").uri == f"{tmp_path}/s"
+    assert (
+        Store("s").uri
+        == Store(f"file://{tmp_path}/s").uri
+        == Store(tmp_path / "s").uri
+        == f"{tmp_path}/s"
+    )
 
 
 def test_what_was_published_is_never_cleared_away_by_a_writer_that_saw_the_broken_folder_before_it(
@@ -262,10 +313,16 @@ def test_what_was_published_is_never_cleared_away_by_a_writer_that_saw_the_broke
         time.sleep(0.3)
         return whole
 
-    slow = threading.Thread(target=publish, args=(tmp_path / "slow", tmp_path / "final", is_whole_slowly))
+    slow = threading.Thread(
+        target=publish, args=(tmp_path / "slow", tmp_path / "final", is_whole_slowly)
+    )
     slow.start()
     assert looked.wait(10)
-    publish(tmp_path / "fast", tmp_path / "final", lambda: (tmp_path / "final" / "text").read_text() != "final")
+    publish(
+        tmp_path / "fast",
+        tmp_path / "final",
+        lambda: (tmp_path / "final" / "text").read_text() != "final",
+    )
     seen = (tmp_path / "final" / "text").read_text()
     slow.join(10)
     assert (tmp_path / "final" / "text").read_text() == seen == "slow"
@@ -284,7 +341,9 @@ def test_a_claimed_folder_is_refused_by_name_until_its_holder_ends_or_dies(tmp_p
     holder.start()
     assert held.wait(20)
     with (
-        pytest.raises(UserError, match=rf"wall: process {holder.pid} on .* paints it already; wait"),
+        pytest.raises(
+            UserError, match=rf"wall: process {holder.pid} on .* paints it already; wait"
+        ),
         claimed(folder, "paints it"),
     ):
         pass

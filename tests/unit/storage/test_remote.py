@@ -14,7 +14,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from pipelines.contracts import ArtifactRef, UserError
+from pipelines.core.artifacts import ArtifactRef
+from pipelines.core.errors import UserError
 from pipelines.storage import Store
 
 KEY = "k" * 64
@@ -44,11 +45,11 @@ def remote(tmp_path: Path) -> Iterator[Store]:
 
 
 def write(store: Store, text: str = "hello") -> ArtifactRef:
-    with store.writing("runs/abc", KEY, {"from": "p" * 64}) as draft:
+    with store.create_artifact("runs/abc", KEY, {"from": "p" * 64}) as draft:
         (draft.path / "deep").mkdir()
         (draft.path / "deep" / "file.txt").write_text(text)
         (draft.path / "zz.txt").write_text("last by name")
-        draft.facts["text"] = text
+        draft.metadata["text"] = text
     assert draft.ref is not None
     return draft.ref
 
@@ -62,20 +63,28 @@ def test_fsspecs_own_memory_store_does_it_all(tmp_path: Path) -> None:
     store.check_writable()
     ref = write(store)
     assert (
-        store.names("") == ["runs"] and store.create(f"{store.uri}/once", "a") and store.names("runs/abc") == ["k" * 12]
+        store.names("") == ["runs"]
+        and store.create(f"{store.uri}/once", "a")
+        and store.names("runs/abc") == ["k" * 12]
     )
-    assert not store.create(f"{store.uri}/once", "b") and store.read_text(f"{store.uri}/once") == "a"
+    assert (
+        not store.create(f"{store.uri}/once", "b") and store.read_text(f"{store.uri}/once") == "a"
+    )
     assert (store.local_dir(ref) / "deep" / "file.txt").read_text() == "hello"
 
 
-def test_an_artifact_is_found_listed_and_fetched_as_from_a_local_store(remote: Store, tmp_path: Path) -> None:
+def test_an_artifact_is_found_listed_and_fetched_as_from_a_local_store(
+    remote: Store, tmp_path: Path
+) -> None:
     ref = write(remote)
     found = remote.find("runs/abc", KEY)
-    assert found is not None and found.ref == ref and found.facts == {"text": "hello"}
+    assert found is not None and found.ref == ref and found.metadata == {"text": "hello"}
     assert remote.list("runs/abc") == [found] == [remote.by_digest("runs/abc", ref.digest)]
     assert ref.digest == write(Store(tmp_path / "local")).digest
     folder = remote.local_dir(ref)
-    assert (folder / "deep" / "file.txt").read_text() == "hello" and (folder / "manifest.json").is_file()
+    assert (folder / "deep" / "file.txt").read_text() == "hello" and (
+        folder / "manifest.json"
+    ).is_file()
     Scripted.store.clear()
     assert remote.local_dir(ref) == folder, "a checked copy needs no store"
     assert remote.find("runs/abc", KEY) is None and remote.list("runs/abc") == []
@@ -91,7 +100,14 @@ def test_an_upload_that_breaks_off_anywhere_is_not_finished_and_is_written_anew(
     for num_files in range(3):
         put, count = MemoryFileSystem.put_file, itertools.count()
 
-        def broken(self: Any, source: str, target: str, put: Any = put, count: Any = count, n: int = num_files) -> None:
+        def broken(
+            self: Any,
+            source: str,
+            target: str,
+            put: Any = put,
+            count: Any = count,
+            n: int = num_files,
+        ) -> None:
             if next(count) == n:
                 raise PermissionError(errno.EACCES, "denied")
             put(self, source, target)
@@ -117,7 +133,9 @@ def test_a_copy_is_checked_and_a_bad_one_is_not_kept(remote: Store, tmp_path: Pa
     assert remote.find("runs/abc", KEY) is None, "a missing file is not finished"
 
 
-def test_another_artifact_under_the_same_folder_is_not_taken_for_the_one_asked_for(remote: Store) -> None:
+def test_another_artifact_under_the_same_folder_is_not_taken_for_the_one_asked_for(
+    remote: Store,
+) -> None:
     write(remote)
     old = ArtifactRef("runs/abc", KEY, "0" * 64, remote.folder("runs/abc", KEY))
     with pytest.raises(UserError, match="another artifact than 000000000000"):
@@ -129,7 +147,9 @@ def _fetch(store: Store, ref: ArtifactRef, barrier: Any) -> None:
     assert (store.local_dir(ref) / "deep" / "file.txt").read_text() == "hello"
 
 
-def test_many_processes_that_fetch_one_artifact_get_one_whole_copy(remote: Store, tmp_path: Path) -> None:
+def test_many_processes_that_fetch_one_artifact_get_one_whole_copy(
+    remote: Store, tmp_path: Path
+) -> None:
     ref, fork = write(remote), multiprocessing.get_context("fork")
     barrier = fork.Barrier(6)
     readers = [fork.Process(target=_fetch, args=(remote, ref, barrier)) for _ in range(6)]
@@ -144,10 +164,14 @@ def test_many_processes_that_fetch_one_artifact_get_one_whole_copy(remote: Store
 # -- create ------------------------------------------------------------------------------------------------------
 
 
-def test_a_store_that_looks_first_and_writes_then_is_refused(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_looks_first_and_writes_then_is_refused(
+    remote: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Scripted, "pipe_file", AbstractFileSystem.pipe_file)
     for refused in (lambda: remote.create(f"{remote.uri}/once", "a"), remote.check_writable):
-        with pytest.raises(UserError, match="two promotions could both win; use a local folder, s3://"):
+        with pytest.raises(
+            UserError, match="two promotions could both win; use a local folder, s3://"
+        ):
             refused()
     assert remote.read_text(f"{remote.uri}/once") is None
 
@@ -156,7 +180,9 @@ def test_a_store_that_ignores_the_condition_is_refused_before_any_work(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overwrite = MemoryFileSystem.pipe_file
-    monkeypatch.setattr(Scripted, "pipe_file", lambda self, path, value, mode=None: overwrite(self, path, value))
+    monkeypatch.setattr(
+        Scripted, "pipe_file", lambda self, path, value, mode=None: overwrite(self, path, value)
+    )
     with pytest.raises(UserError, match="ignores the condition of a create"):
         remote.check_writable()
 
@@ -164,21 +190,31 @@ def test_a_store_that_ignores_the_condition_is_refused_before_any_work(
 def test_a_refusal_that_does_not_name_the_condition_and_a_conflict_are_understood(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, answers = MemoryFileSystem.pipe_file, [OSError(errno.EBUSY, "conflict"), OSError(errno.EBUSY, "conflict")]
+    pipe, answers = (
+        MemoryFileSystem.pipe_file,
+        [OSError(errno.EBUSY, "conflict"), OSError(errno.EBUSY, "conflict")],
+    )
 
     def busy_at_first(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
         if answers:
             raise answers.pop()
         if self.exists(path):
-            raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold")
+            raise OSError(
+                errno.EINVAL, "At least one of the pre-conditions you specified did not hold"
+            )
         pipe(self, path, value)
 
     monkeypatch.setattr(Scripted, "pipe_file", busy_at_first)
     assert remote.create(f"{remote.uri}/once", "a") and not answers
-    assert not remote.create(f"{remote.uri}/once", "b") and remote.read_text(f"{remote.uri}/once") == "a"
+    assert (
+        not remote.create(f"{remote.uri}/once", "b")
+        and remote.read_text(f"{remote.uri}/once") == "a"
+    )
 
 
-def test_what_the_store_refuses_is_said_with_the_path(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_store_refuses_is_said_with_the_path(
+    remote: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def denied(self: Any, path: str, *_: Any, **__: Any) -> None:
         raise PermissionError("Access Denied")
 
@@ -191,7 +227,9 @@ def test_what_the_store_refuses_is_said_with_the_path(remote: Store, monkeypatch
         lambda: remote.names("things"),
         lambda: remote.find("things", KEY),
     ):
-        with pytest.raises(UserError, match=rf"{remote.uri}.*the object store refused \(Access Denied\)"):
+        with pytest.raises(
+            UserError, match=rf"{remote.uri}.*the object store refused \(Access Denied\)"
+        ):
             refused()
 
 
@@ -205,7 +243,8 @@ def test_a_bucket_that_does_not_exist_and_a_scheme_without_a_package_are_refused
     with pytest.raises(UserError, match=f"{remote.uri}: no such bucket"):
         remote.check_writable()
     with pytest.raises(
-        UserError, match=r"--store nowhere://x: Protocol not known: nowhere; install the fsspec package"
+        UserError,
+        match=r"--store nowhere://x: Protocol not known: nowhere; install the fsspec package",
     ):
         Store("nowhere://x").check_writable()
 
@@ -218,7 +257,9 @@ def test_what_another_process_writes_is_seen_though_the_file_system_would_cache_
     def cached(self: Any, path: str, detail: bool = True, **_: Any) -> Any:
         if path not in self.dircache:
             self.dircache[path] = listing(self, path, detail=True)
-        found: Any = self.dircache[path] if path in self.dircache else listing(self, path, detail=True)
+        found: Any = (
+            self.dircache[path] if path in self.dircache else listing(self, path, detail=True)
+        )
         return found if detail else [entry["name"] for entry in found]
 
     monkeypatch.setattr(Scripted, "ls", cached)

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
-from pipelines.recipe import parse_recipe
+from pipelines.config.recipe import parse_recipe
+from pipelines.core.artifacts import ArtifactRef, PreparedDataset, SplitStats
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
 from pipelines.storage import Store
-from pipelines.train.checkpoint import (
+from pipelines.train.checkpoint.files import (
     checkpoint_key,
     checkpoint_kind,
-    heldout_of,
-    is_stale,
     list_checkpoints,
-    sealed,
-    sweep,
+    with_checksum,
 )
-from pipelines.train.ray_train import train
+from pipelines.train.checkpoint.retention import heldout_loss_of, is_stale, prune
+from pipelines.train.stage import train
 
 RUN = "c" * 64
 
@@ -52,21 +52,39 @@ def test_a_run_ends_when_so_many_checkpoints_brought_nothing(
 def test_the_best_checkpoint_outlives_those_that_came_after_it(store: Store) -> None:
     losses = {10: 3.0, 20: 1.0, 30: 1.5, 40: 1.2}
     for step, loss in losses.items():
-        with store.writing(checkpoint_kind(RUN), checkpoint_key(RUN, step)) as draft:
+        with store.create_artifact(checkpoint_kind(RUN), checkpoint_key(RUN, step)) as draft:
             (draft.path / "state").write_text(str(step))
-            draft.facts = sealed({"run_id": RUN, "step": step, "metrics": {"heldout_loss": loss}})
-        kept = sweep(store, RUN, keep=1)
-        assert heldout_of(kept[0]) == min(v for s, v in losses.items() if s <= step), "the first is the best so far"
-    assert [c.step for c in list_checkpoints(store, RUN)] == [20, 40], "the best, and the last to go on from"
+            draft.metadata = with_checksum(
+                {"run_id": RUN, "step": step, "metrics": {"heldout_loss": loss}}
+            )
+        kept = prune(store, RUN, keep=1)
+        assert heldout_loss_of(kept[0]) == min(v for s, v in losses.items() if s <= step), (
+            "the first is the best so far"
+        )
+    assert [c.step for c in list_checkpoints(store, RUN)] == [20, 40], (
+        "the best, and the last to go on from"
+    )
 
 
 def test_patience_without_a_heldout_row_is_refused(store: Store, pocket_base: str) -> None:
-    data = {"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}, "train": {"patience": 2}}
+    data = {
+        "name": "x",
+        "model": {"base": pocket_base},
+        "data": {"sources": ["a.json"]},
+        "train": {"patience": 2},
+    }
     nothing = SplitStats(0, 0, 0, 0)
     prepared = PreparedDataset(
-        ArtifactRef("prepared", "k", "d", "nowhere"), 64, SplitStats(1, 1, 1, 1), nothing, {}, "", ""
+        ArtifactRef("prepared", "k", "d", "nowhere"),
+        64,
+        SplitStats(1, 1, 1, 1),
+        nothing,
+        {},
+        "",
+        "",
     )
     with pytest.raises(
-        UserError, match="train.patience=2 waits for .* no held-out row: set data.heldout_share above 0"
+        UserError,
+        match="train.patience=2 waits for .* no held-out row: set data.heldout_share above 0",
     ):
         train(parse_recipe(data), store, prepared, lambda folder, split: None, SILENT)  # type: ignore[arg-type]

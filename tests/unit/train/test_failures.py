@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train.failures import FailureLog
-from pipelines.train.follow import Following
-from pipelines.train.notice import Answer, Notice
+from pipelines.train.faults.failures import FailureLog
+from pipelines.train.faults.preemption import Action, PreemptionPolicy
 from pipelines.train.ray_workers import drop_bookkeeping
+from pipelines.train.track.progress import RunProgress
 
 
 class OneRank:
@@ -30,23 +30,27 @@ class OneRank:
         return torch.tensor(values) + self._rank0_says
 
 
-def notice_of(seconds_left: Sequence[float | None], save_s: float = 0.0) -> Notice:
+def notice_of(seconds_left: Sequence[float | None], save_s: float = 0.0) -> PreemptionPolicy:
     left = iter(seconds_left)
-    notice = Notice(OneRank(0), lambda: next(left))  # type: ignore[arg-type]
+    notice = PreemptionPolicy(OneRank(0), lambda: next(left))  # type: ignore[arg-type]
     notice.after_save(0.0, save_s)
     return notice
 
 
-def answers(seconds_left: Sequence[float | None], step_s: float, save_s: float) -> list[Answer]:
+def answers(seconds_left: Sequence[float | None], step_s: float, save_s: float) -> list[Action]:
     notice = notice_of(seconds_left, save_s)
     return [notice.after_step(step_s) for _ in seconds_left]
 
 
 def test_a_notice_saves_once_and_stops_while_there_is_time_to_save() -> None:
-    go_on, save, stop = Answer.GO_ON, Answer.SAVE, Answer.SAVE_AND_STOP
+    go_on, save, stop = Action.GO_ON, Action.SAVE, Action.SAVE_AND_STOP
     assert answers([None, None], 1, 1) == [go_on, go_on]
     assert answers([None, 60, 50, 20, 9, 7.5], 1, 1) == [go_on, save, go_on, go_on, go_on, stop]
-    assert answers([60, 50, 20], 1, 8) == [save, go_on, stop]  # two saves of 8 s and a step would end after the node
+    assert answers([60, 50, 20], 1, 8) == [
+        save,
+        go_on,
+        stop,
+    ]  # two saves of 8 s and a step would end after the node
     assert answers([60, 50, 40], 35, 1) == [save, go_on, stop]  # so would a step of 35 s
     assert answers([3], 1, 1) == [stop]
     assert answers([math.inf, math.inf], 1, 1) == [save, go_on]
@@ -54,17 +58,19 @@ def test_a_notice_saves_once_and_stops_while_there_is_time_to_save() -> None:
 
 def test_a_first_save_that_takes_long_stops_the_run_before_another_step() -> None:
     slow = notice_of([20, 12])
-    assert slow.after_step(2.0) is Answer.SAVE and slow.after_save(2.0, 8.0)
+    assert slow.after_step(2.0) is Action.SAVE and slow.after_save(2.0, 8.0)
     quick = notice_of([20, 19])
-    assert quick.after_step(2.0) is Answer.SAVE and not quick.after_save(2.0, 1.0)
-    assert not notice_of([]).after_save(2.0, 8.0)  # no notice: nobody is asked, no save ever stops a run
+    assert quick.after_step(2.0) is Action.SAVE and not quick.after_save(2.0, 1.0)
+    assert not notice_of([]).after_save(
+        2.0, 8.0
+    )  # no notice: nobody is asked, no save ever stops a run
 
 
 def test_the_clock_of_rank_0_decides_for_all_ranks() -> None:
-    late = Notice(OneRank(1, rank0_says=-1.0), lambda: 1000.0)  # type: ignore[arg-type]
-    assert late.after_step(1.0) is Answer.SAVE_AND_STOP
-    early = Notice(OneRank(1, rank0_says=500.0), lambda: 0.0)  # type: ignore[arg-type]
-    assert early.after_step(1.0) is Answer.SAVE
+    late = PreemptionPolicy(OneRank(1, rank0_says=-1.0), lambda: 1000.0)  # type: ignore[arg-type]
+    assert late.after_step(1.0) is Action.SAVE_AND_STOP
+    early = PreemptionPolicy(OneRank(1, rank0_says=500.0), lambda: 0.0)  # type: ignore[arg-type]
+    assert early.after_step(1.0) is Action.SAVE
 
 
 def _flipped(data: bytes) -> bytes:
@@ -73,7 +79,9 @@ def _flipped(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", _flipped], ids=["truncated", "emptied", "flipped"]
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: b"", _flipped],
+    ids=["truncated", "emptied", "flipped"],
 )
 def test_rays_damaged_snapshot_does_not_stop_a_start(damage: Any, tmp_path: Path) -> None:
     """With the damaged file Ray's own checkpoint manager refuses to start; without it, it starts."""
@@ -112,13 +120,22 @@ class Said:
         yield advance
 
 
-def test_each_end_of_workers_is_noted_once_and_the_bar_goes_back_with_the_run(tmp_path: Path) -> None:
-    line = {"loss": 1.0, "grad_norm": 1.0, "lr": 1e-3, "eta_s": 5.0, "tokens_per_s": 10.0, "memory_bytes": 1 << 20}
+def test_each_end_of_workers_is_noted_once_and_the_bar_goes_back_with_the_run(
+    tmp_path: Path,
+) -> None:
+    line = {
+        "loss": 1.0,
+        "grad_norm": 1.0,
+        "lr": 1e-3,
+        "eta_s": 5.0,
+        "tokens_per_s": 10.0,
+        "memory_bytes": 1 << 20,
+    }
     lines = [json.dumps({"step": step, **line}) + "\n" for step in range(1, 6)]
     FailureLog(tmp_path).failed({0: "from an earlier command"})
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     said, log = Said(), FailureLog(tmp_path)
-    with Following(tmp_path, 10, said):  # type: ignore[arg-type]
+    with RunProgress(tmp_path, 10, said):  # type: ignore[arg-type]
         end = time.monotonic() + 10
         while said.done != 5 and time.monotonic() < end:
             time.sleep(0.02)

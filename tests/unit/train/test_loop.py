@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pipelines.contracts import UserError
-from pipelines.recipe import TrainConfig
-from pipelines.train.attention import SampleBounds, packed_attention
+from pipelines.config.schema import TrainConfig
+from pipelines.core.errors import UserError
+from pipelines.layers.attention import packed_attention
+from pipelines.layers.bounds import SampleBounds
 from pipelines.train.batch import collate
-from pipelines.train.loop import MAX_SKIPS, Schedule, _check_finite
-from pipelines.train.optim import learning_rate
+from pipelines.train.loop import MAX_SKIPS, _check_finite
+from pipelines.train.row_order import RowOrder
+from pipelines.train.schedule import learning_rate
 
 
 @settings(deadline=None)
@@ -28,7 +30,7 @@ from pipelines.train.optim import learning_rate
 def test_every_row_once_an_epoch_for_any_number_of_workers(
     rows: int, batch: int, workers: int, epochs: int, seed: int
 ) -> None:
-    schedule = Schedule(rows, TrainConfig(epochs=epochs, global_batch=batch, seed=seed))
+    schedule = RowOrder(rows, TrainConfig(epochs=epochs, global_batch=batch, seed=seed))
     seen = [schedule.rows_of(step) for step in range(schedule.num_steps)]
     for epoch in range(epochs):
         part = seen[epoch * schedule.steps_per_epoch : (epoch + 1) * schedule.steps_per_epoch]
@@ -40,25 +42,36 @@ def test_every_row_once_an_epoch_for_any_number_of_workers(
 @settings(deadline=None)
 @given(first=st.integers(0, 12), workers=st.integers(1, 3))
 def test_a_resumed_rank_needs_the_rest_of_its_rows(first: int, workers: int) -> None:
-    schedule = Schedule(10, TrainConfig(epochs=4, global_batch=3))
-    taken = [sum(len(schedule.rows_of(s)[rank::workers]) for s in range(first)) for rank in range(workers)]
+    schedule = RowOrder(10, TrainConfig(epochs=4, global_batch=3))
+    taken = [
+        sum(len(schedule.rows_of(s)[rank::workers]) for s in range(first))
+        for rank in range(workers)
+    ]
     for rank in range(workers):
         whole = schedule.order(0, rank, workers)
         assert np.array_equal(schedule.order(first, rank, workers), whole[taken[rank] :])
 
 
 def test_epochs_differ_and_max_steps_stops() -> None:
-    schedule = Schedule(32, TrainConfig(epochs=2, global_batch=32))
+    schedule = RowOrder(32, TrainConfig(epochs=2, global_batch=32))
     assert not np.array_equal(schedule.rows_of(0), schedule.rows_of(1))
-    assert Schedule(32, TrainConfig(epochs=9, global_batch=4, max_steps=5)).num_steps == 5
-    assert Schedule(32, TrainConfig(epochs=0.5, global_batch=4)).num_steps == 4
+    assert RowOrder(32, TrainConfig(epochs=9, global_batch=4, max_steps=5)).num_steps == 5
+    assert RowOrder(32, TrainConfig(epochs=0.5, global_batch=4)).num_steps == 4
 
 
 def test_collate_lays_samples_end_to_end_without_padding() -> None:
     """Two rows of 8 with samples 3+2 and 4: nine tokens; first tokens of samples never train, masked ones neither."""
     rows = [
-        {"input_ids": [5, 6, 7, 8, 9, 0, 0, 0], "loss_weights": [1, 0, 1, 1, 2, 0, 0, 0], "sample_lengths": [3, 2]},
-        {"input_ids": [1, 2, 3, 4, 0, 0, 0, 0], "loss_weights": [0, 0, 1, 1, 0, 0, 0, 0], "sample_lengths": [4]},
+        {
+            "input_ids": [5, 6, 7, 8, 9, 0, 0, 0],
+            "loss_weights": [1, 0, 1, 1, 2, 0, 0, 0],
+            "sample_lengths": [3, 2],
+        },
+        {
+            "input_ids": [1, 2, 3, 4, 0, 0, 0, 0],
+            "loss_weights": [0, 0, 1, 1, 0, 0, 0, 0],
+            "sample_lengths": [4],
+        },
     ]
     batch = collate(rows)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 2, 3, 4]]
@@ -83,12 +96,19 @@ def test_packed_attention_equals_each_sample_alone(lengths: list[int], seed: int
     query = torch.randn(1, 4, total, 8, generator=generator)
     key, value = (torch.randn(1, 2, total, 8, generator=generator) for _ in range(2))
     bounds = SampleBounds.of(torch.tensor(lengths))
-    out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, bounds=bounds)
+    out, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=0.3, bounds=bounds
+    )
     at = 0
     for length in lengths:
         part = slice(at, at + length)
         alone = functional.scaled_dot_product_attention(
-            query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, scale=0.3, enable_gqa=True
+            query[:, :, part],
+            key[:, :, part],
+            value[:, :, part],
+            is_causal=True,
+            scale=0.3,
+            enable_gqa=True,
         )
         torch.testing.assert_close(out[0, part], alone[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
         at += length
@@ -117,6 +137,10 @@ def test_skipped_steps_are_counted_in_a_row_and_the_advice_is_another_than_what_
     with pytest.raises(UserError, match=r"step 7: .*set train.nonfinite=skip"):
         _check_finite(stop, 7, bad, False, 0)
     assert _check_finite(stop, 7, bad, True, 0) == 0  # fp16 lowers its loss scale
-    assert _check_finite(skip, 7, bad, False, 3) == 4 and _check_finite(skip, 8, good, False, 4) == 0
-    with pytest.raises(UserError, match=rf"after {MAX_SKIPS - 1} skipped steps in a row.*or train.clip_norm"):
+    assert (
+        _check_finite(skip, 7, bad, False, 3) == 4 and _check_finite(skip, 8, good, False, 4) == 0
+    )
+    with pytest.raises(
+        UserError, match=rf"after {MAX_SKIPS - 1} skipped steps in a row.*or train.clip_norm"
+    ):
         _check_finite(skip, 7, bad, False, MAX_SKIPS - 1)

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.train.metrics import plot_loss
+from pipelines.report.charts import plot_loss
 
 LINES: dict[str, list[dict[str, Any]]] = {
     "nothing": [],
     "one step": [{"step": 1, "loss": 2.0}],
-    "a step left out": [{"step": i, "loss": None if i == 3 else 9.0 - i, "heldout_loss": 7.5} for i in range(1, 6)],
+    "a step left out": [
+        {"step": i, "loss": None if i == 3 else 9.0 - i, "heldout_loss": 7.5} for i in range(1, 6)
+    ],
     "nothing finite": [{"step": 1, "loss": None, "heldout_loss": None}],
     "far down": [{"step": i, "loss": 10 * 0.7**i} for i in range(1, 40)],
 }

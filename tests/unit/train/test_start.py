@@ -10,27 +10,35 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from pipelines.contracts import SILENT, ArtifactRef, PreparedDataset, SplitStats, UserError
-from pipelines.recipe import Recipe, parse_recipe
+from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import ArtifactRef, PreparedDataset, SplitStats
+from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
 from pipelines.storage import Store
-from pipelines.train.ray_train import check_startable
+from pipelines.train.stage import check_startable
 
 
 def recipe(base: str, **sections: Any) -> Recipe:
     model = {"base": base, **sections.pop("model", {})}
-    return parse_recipe({"name": "start", "model": model, "data": {"sources": ["none.json"]}, **sections})
+    return parse_recipe(
+        {"name": "start", "model": model, "data": {"sources": ["none.json"]}, **sections}
+    )
 
 
 def test_half_precision_that_only_a_gpu_trains_is_refused_where_none_is_asked_for(
     pocket_base: str, store: Store
 ) -> None:
-    with pytest.raises(UserError, match=r"fp16 trains on a GPU only.*gpus_per_worker is 0: set model.dtype=bf16"):
+    with pytest.raises(
+        UserError, match=r"fp16 trains on a GPU only.*gpus_per_worker is 0: set model.dtype=bf16"
+    ):
         check_startable(recipe(pocket_base, model={"dtype": "fp16"}), store)
-    check_startable(recipe(pocket_base, model={"dtype": "fp16"}, resources={"gpus_per_worker": 1}), store)
+    check_startable(
+        recipe(pocket_base, model={"dtype": "fp16"}, resources={"gpus_per_worker": 1}), store
+    )
 
 
 def test_a_dry_run_refuses_what_the_run_would(pocket_base: str, tmp_path: Path) -> None:
-    from jobs.plan import dry_run
+    from jobs.verbs.dry_run import dry_run
 
     with pytest.raises(UserError, match="fp16 trains on a GPU only"):
         next(dry_run(recipe(pocket_base, model={"dtype": "fp16"}), Store(tmp_path)))
@@ -41,14 +49,14 @@ def test_a_dry_run_refuses_what_the_run_would(pocket_base: str, tmp_path: Path) 
 def test_run_without_a_held_out_sample_ends_before_it_trains(
     pocket_base: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jobs.prepare
-    import jobs.train
-    from jobs.run import run
+    import jobs.verbs.prepare
+    import jobs.verbs.train
+    from jobs.graphs.run import run
 
     ref, rows = ArtifactRef("prepared", "k", "d", "nowhere"), SplitStats(1, 1, 1, 1)
     prepared = PreparedDataset(ref, 64, rows, SplitStats(0, 0, 0, 0), {}, "", "")
-    monkeypatch.setattr(jobs.prepare, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(jobs.train, "train", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(jobs.verbs.prepare, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(jobs.verbs.train, "train", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=r"no held-out sample.*set data.heldout_share above 0"):
         run(recipe(pocket_base), store, SILENT)
 
@@ -57,22 +65,26 @@ def test_run_without_a_held_out_sample_ends_before_it_trains(
 def test_run_refuses_at_once_what_the_registry_would_refuse_at_the_end(
     key: str, pocket_base: str, store: Store
 ) -> None:
-    from jobs.run import run
+    from jobs.graphs.run import run
 
     value = {"dora": True, "modules_to_save": ["lm_head"]}.get(key, {"q_proj": 4})
-    with pytest.raises(UserError, match=rf"lora.{key} trains .*unset it, or use `loraforge prepare`, `train` and"):
+    with pytest.raises(
+        UserError, match=rf"lora.{key} trains .*unset it, or use `loraforge prepare`, `train` and"
+    ):
         run(recipe(pocket_base, lora={key: value}), store, SILENT)
 
 
 def agree(rank: int, folder: str) -> None:
     import torch.distributed as dist
 
-    from pipelines.train.agree import least_of_ranks
+    from pipelines.train.engine.collectives import all_reduce_min
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     cpu = torch.device("cpu")
-    told = [least_of_ranks(number, cpu) for number in ((80 << 30) - rank, None, None if rank else 7)]
+    told = [
+        all_reduce_min(number, cpu) for number in ((80 << 30) - rank, None, None if rank else 7)
+    ]
     torch.save(told, f"{folder}/{rank}")
     dist.barrier()
     os._exit(0)

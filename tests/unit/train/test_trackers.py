@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.contracts import UserError
-from pipelines.recipe import load_recipe
-from pipelines.train import trackers
-from pipelines.train.metrics import MetricsLog, read_metrics
+from pipelines.config.load import load_recipe
+from pipelines.core.errors import UserError
+from pipelines.train.track import trackers
+from pipelines.train.track.metrics_log import MetricsLog, read_metrics
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "pocket_lora_person_cpu.yaml"
 RUN_ID = "ab" * 32
@@ -29,12 +29,20 @@ def broken_then_finished(folder: Path, names: list[str]) -> list[int]:
         log.write(step, {"loss": float("nan") if step == 3 else 100.0 + step, "lr": 1e-3})
     log = MetricsLog(folder, 5, names, about())
     for step in range(6, 13):
-        log.write(step, {"loss": 200.0 + step, "lr": 1e-3} | ({"heldout_loss": 9.0} if step == 12 else {}))
+        log.write(
+            step, {"loss": 200.0 + step, "lr": 1e-3} | ({"heldout_loss": 9.0} if step == 12 else {})
+        )
     log.close()
     return [line["step"] for line in read_metrics(folder)]
 
 
-LOSSES = [(1, 101.0), (2, 102.0), (4, 104.0), (5, 105.0), *((step, 200.0 + step) for step in range(6, 13))]
+LOSSES = [
+    (1, 101.0),
+    (2, 102.0),
+    (4, 104.0),
+    (5, 105.0),
+    *((step, 200.0 + step) for step in range(6, 13)),
+]
 
 
 def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
@@ -48,7 +56,9 @@ def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
     assert [e.step for e in board.Scalars("train/heldout_loss")] == [12]
 
 
-def test_mlflow_reads_every_step_once_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_reads_every_step_once_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     broken_then_finished(tmp_path, ["mlflow"])
@@ -61,7 +71,9 @@ def test_mlflow_reads_every_step_once_in_one_run(tmp_path: Path, monkeypatch: py
     assert sorted(told) == told and [step for step, _ in told] == [step for step, _ in LOSSES]
 
 
-def test_wandb_writes_the_whole_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_writes_the_whole_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     broken_then_finished(tmp_path, ["wandb"])
@@ -82,7 +94,9 @@ class Server:
         module: Any = ModuleType("mlflow")
         module.exceptions = SimpleNamespace(MlflowException=ConnectionError)
         module.entities = SimpleNamespace(
-            Metric=lambda key, value, timestamp, step: SimpleNamespace(key=key, value=value, step=step),
+            Metric=lambda key, value, timestamp, step: SimpleNamespace(
+                key=key, value=value, step=step
+            ),
             Param=lambda key, value: SimpleNamespace(key=key, value=value),
         )
         module.MlflowClient = lambda uri: self
@@ -129,22 +143,32 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-def test_values_go_out_together_and_what_a_death_swallowed_is_told_again(server: Server, tmp_path: Path) -> None:
+def test_values_go_out_together_and_what_a_death_swallowed_is_told_again(
+    server: Server, tmp_path: Path
+) -> None:
     assert broken_then_finished(tmp_path, ["mlflow"]) == list(range(1, 13))
     losses = [(m.step, m.value) for m in server.metrics if m.key == "loss"]
     assert losses == LOSSES and server.status == "FINISHED" and server.params["train.lr"] == "0.003"
     assert server.requests < 12, "not a request a step"
 
 
-def test_a_long_history_goes_out_in_requests_that_the_server_takes(server: Server, tmp_path: Path) -> None:
-    lines = (json.dumps({"step": step, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0}) for step in range(1, 2001))
+def test_a_long_history_goes_out_in_requests_that_the_server_takes(
+    server: Server, tmp_path: Path
+) -> None:
+    lines = (
+        json.dumps({"step": step, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0})
+        for step in range(1, 2001)
+    )
     (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     MetricsLog(tmp_path, 2000, ["mlflow"], about()).close()
     assert [m.step for m in server.metrics if m.key == "loss"] == list(range(1, 2001))
 
 
 def test_a_server_that_dies_on_the_way_costs_the_run_nothing(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(trackers, "_FLUSH_S", 0.0)
     log = MetricsLog(tmp_path, 0, ["mlflow"], about())
@@ -154,19 +178,26 @@ def test_a_server_that_dies_on_the_way_costs_the_run_nothing(
         log.write(step, {"loss": 1.0, "lr": 1.0})
     asked = server.requests
     log.close(finished=False)
-    assert len(read_metrics(tmp_path)) == 8 and server.requests == asked, "it is asked once and then left alone"
-    assert [r.message for r in caplog.records] == ["MLflow failed, the run goes on without it: nobody answers"]
+    assert len(read_metrics(tmp_path)) == 8 and server.requests == asked, (
+        "it is asked once and then left alone"
+    )
+    assert [r.message for r in caplog.records] == [
+        "MLflow failed, the run goes on without it: nobody answers"
+    ]
 
 
 def test_a_server_that_is_down_at_the_start_is_one_line(server: Server, tmp_path: Path) -> None:
     server.down = True
     with pytest.raises(
-        UserError, match=r"MLflow at sqlite:///.*cannot be used \(nobody answers\); set MLFLOW_TRACKING"
+        UserError,
+        match=r"MLflow at sqlite:///.*cannot be used \(nobody answers\); set MLFLOW_TRACKING",
     ):
         MetricsLog(tmp_path, 0, ["mlflow"], about())
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="train.trackers names wandb, which is not installed: pip install wandb, or"):
+    with pytest.raises(
+        UserError, match="train.trackers names wandb, which is not installed: pip install wandb, or"
+    ):
         trackers.check_trackers(["wandb"])

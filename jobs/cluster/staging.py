@@ -1,0 +1,103 @@
+"""What travels with a submitted job: a folder with the code, the recipe and the local files that it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.config.recipe import Recipe, with_paths
+from pipelines.core.digests import digest_of
+from pipelines.core.errors import UserError
+from pipelines.sources.files import files_at
+from pipelines.storage import sha256_file
+
+PACKAGES = ("pipelines", "jobs", "serve_app")
+RECIPE_FILE = "recipe.yaml"
+MAX_BYTES = 50 << 20  # Ray itself refuses above 100 MB, after the upload has begun
+_SKIPPED = {"__pycache__"}
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Files to copy, target -> source, and the recipe whose local paths point at the targets."""
+
+    recipe: Recipe
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of all that travels: code, recipe, data and base; the same wherever it lies here."""
+        contents = {target: sha256_file(path) for target, path in self.files.items()}
+        return digest_of({"files": contents, "recipe": self.recipe.model_dump(mode="json")})
+
+    def write(self, folder: Path) -> None:
+        """Copy everything into an empty folder."""
+        for target, path in self.files.items():
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / target)
+        (folder / RECIPE_FILE).write_text(self.recipe.to_yaml())
+
+
+def stage(recipe: Recipe, shared: Sequence[Path] = ()) -> Staged:
+    """Decide what travels. Paths below a `shared` folder, URIs and Hub ids stay as they are.
+
+    Raises UserError for a missing file, and above `MAX_BYTES`, naming the five largest files.
+    """
+    files: dict[str, Path] = {}
+    for package in PACKAGES:
+        files |= dict(_package_files(package))
+    moved: dict[str, str] = {}
+    named = [
+        (f"data/{i}", source.path, f"data.sources.{i}.path")
+        for i, source in enumerate(recipe.data.sources)
+    ]
+    named += [
+        (f"benchmarks/{i}", path, f"data.benchmarks.{i}")
+        for i, path in enumerate(recipe.data.benchmarks)
+    ]
+    for folder, path, key in named:
+        if path in moved or _stays(path, shared):
+            continue
+        found = [Path(file.path) for file in files_at(path, key)]
+        files |= {f"{folder}/{index:05d}-{file.name}": file for index, file in enumerate(found)}
+        moved[path] = f"./{folder}"
+    base = Path(recipe.model.base)
+    if base.is_dir() and not _stays(recipe.model.base, shared):
+        files |= {f"base/{path.name}": path for path in sorted(base.iterdir()) if path.is_file()}
+        moved[recipe.model.base] = "./base"
+    staged = Staged(with_paths(recipe, lambda path: moved.get(path, path)), files)
+    _check_size(staged)
+    return staged
+
+
+def _package_files(package: str) -> Iterator[tuple[str, Path]]:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not _SKIPPED & set(path.parts):
+            yield f"{package}/{path.relative_to(root).as_posix()}", path
+
+
+def _stays(path: str, shared: Sequence[Path]) -> bool:
+    return "://" in path or any(
+        Path(path).is_relative_to(folder.expanduser().resolve()) for folder in shared
+    )
+
+
+def _check_size(staged: Staged) -> None:
+    if staged.num_bytes <= MAX_BYTES:
+        return
+    largest = sorted(staged.files.values(), key=lambda path: path.stat().st_size, reverse=True)[:5]
+    named = ", ".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in largest)
+    raise UserError(
+        f"{staged.num_bytes / 1e6:.1f} MB would travel with the job, the limit is {MAX_BYTES / 1e6:.0f} MB; largest: {named}; "
+        "put large files where every node sees them and give that folder with --shared, or use a Hub id for model.base"
+    )

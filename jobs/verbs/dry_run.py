@@ -1,0 +1,125 @@
+"""`loraforge train --dry-run`: what a run would do and take, from eight real rows and a model without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.chat import ChatRenderer
+from pipelines.config.recipe import Recipe
+from pipelines.core.errors import UserError
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.stage import find_prepared
+from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.model.base import meta_model, resolve_dtype
+from pipelines.model.supported import check_base
+from pipelines.plan.memory import MemoryPlan, choose, device_bytes, matmul_flops
+from pipelines.plan.shape import ModelShape, shape_of
+from pipelines.sources.files import find_files
+from pipelines.storage import Store
+from pipelines.train.row_order import RowOrder
+from pipelines.train.stage import check_startable
+from pipelines.train.track.throughput import matmul_rate
+
+if TYPE_CHECKING:
+    import torch
+
+NUM_ROWS = 8
+
+
+def show_plan(recipe: Recipe, store: Store, console: Console) -> None:
+    """Print the parts of `dry_run` as they come."""
+    for part in dry_run(recipe, store):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:
+    """What to show a person, part by part. Writes nothing and needs no Ray.
+
+    Raises UserError for whatever the run itself would refuse before its first step: sources, tokenizer, base, targets,
+    and a plan that fits no worker.
+    """
+    import torch
+
+    check_startable(recipe, store)
+    yield _rows_table(recipe)
+    check_base(meta_model(recipe.model).config, recipe.data.row_tokens)
+    shape = shape_of(recipe)
+    yield _parameters_table(shape)
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and recipe.resources.gpus_per_worker else "cpu"
+    )
+    plan = choose(
+        recipe, shape, recipe.data.row_tokens, recipe.resources.max_workers, device_bytes(device)
+    )
+    yield _memory_table(plan)
+    yield _time_line(recipe, store, shape, plan, device)
+    yield from recipe.serving_notes()
+
+
+def _rows_table(recipe: Recipe) -> Table:
+    renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
+    chunks = cut_chunks(find_files(recipe.data.sources))
+    if not chunks:
+        raise UserError(
+            f"data.sources: {', '.join(source.path for source in recipe.data.sources)}: no row in it"
+        )
+    rows: pa.Table = next(iter(ChunkTokenizer(renderer, recipe.data).tables(0, chunks[0]))).slice(
+        0, NUM_ROWS
+    )
+    table = Table(
+        "row",
+        "tokens",
+        "trained",
+        "stop trained",
+        "ends with",
+        title="first rows",
+        title_justify="left",
+    )
+    for number, row in enumerate(rows.to_pylist(), 1):
+        ids, weights = row["input_ids"] or [], row["loss_weights"] or []
+        if row["reason"] or not ids:
+            table.add_row(str(number), "-", "-", "-", f"left out: {row['reason']}")
+            continue
+        trained = [token for token, weight in zip(ids, weights, strict=True) if weight]
+        stop, end = "no" if row["without_stop"] else "yes", repr(renderer.decode(trained[-12:]))
+        table.add_row(str(number), f"{len(ids):,}", f"{len(trained):,}", stop, end)
+    return table
+
+
+def _parameters_table(shape: ModelShape) -> Table:
+    table = Table("module", "trainable", "share", title="parameters", title_justify="left")
+    for name, count in shape.trainable.items():
+        table.add_row(name, f"{count:,}", f"{count / shape.total:.4%}")
+    total = shape.num_trainable
+    table.add_row("all", f"{total:,} of {shape.total:,}", f"{total / shape.total:.4%}")
+    table.add_row("saved", f"{shape.saved_bytes:,} bytes ({shape.saved_bytes / 1e6:,.1f} MB)", "")
+    return table
+
+
+def _memory_table(plan: MemoryPlan) -> Table:
+    head = f"memory a worker: zero {plan.zero}, offload {plan.offload}, checkpointing {plan.gradient_checkpointing}"
+    table = Table("part", "GiB", title=head, title_justify="left", min_width=len(head))
+    for name, size in plan.parts.items():
+        table.add_row(name, f"{size / 2**30:,.2f}")
+    table.add_row("all, with a reserve", f"{plan.bytes / 2**30:,.2f}")
+    return table
+
+
+def _time_line(
+    recipe: Recipe, store: Store, shape: ModelShape, plan: MemoryPlan, device: torch.device
+) -> str:
+    prepared = find_prepared(recipe, store)
+    rate = matmul_rate(device, resolve_dtype(recipe.model, device.type))
+    recompute, full = plan.gradient_checkpointing != "off", recipe.train.method == "full"
+    step = matmul_flops(shape, recipe.train.global_batch * recipe.data.row_tokens, recompute, full)
+    seconds = step / (rate * recipe.resources.max_workers)
+    said = f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s or more"
+    if prepared is None:
+        return f"{said}; the number of steps is known after `loraforge prepare`"
+    steps = RowOrder(prepared.train.num_rows, recipe.train).num_steps
+    return f"{said}, and {steps:,} steps {steps * seconds:,.0f} s"

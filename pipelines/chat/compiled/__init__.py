@@ -1,0 +1,1 @@
+"""The fast path of rendering: chat templates compiled to segments."""

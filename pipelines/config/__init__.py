@@ -1,0 +1,1 @@
+"""Recipes: the schema of their sections, loading, checks and error messages."""

@@ -1,0 +1,43 @@
+"""One training conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. `train` False keeps an assistant turn out of the loss; `weight` scales it.
+
+    `tool_calls` holds OpenAI-style calls of an assistant turn; `content` may be empty then.
+    """
+
+    role: str
+    content: str
+    train: bool = True
+    weight: float = 1.0
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of one sample, oldest first, the tools offered in it, and where it came from (`path:line`)."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    origin: str = ""
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The turns as the OpenAI-style dicts that chat templates take."""
+        out = []
+        for turn in self.turns:
+            message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+            if turn.tool_calls:
+                message["tool_calls"] = [dict(call) for call in turn.tool_calls]
+            if turn.name:
+                message["name"] = turn.name
+            out.append(message)
+        return out

@@ -1,0 +1,1 @@
+"""What the loss will see, and what is wrong with it."""

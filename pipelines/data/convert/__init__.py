@@ -1,0 +1,1 @@
+"""Rows to conversations, and which of them are kept."""

@@ -1,0 +1,1 @@
+"""Rows of source files, one reader a file type."""

@@ -1,0 +1,95 @@
+"""The rows of a CSV file: a quote that is not closed costs its line, not all that follows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import deque
+from collections.abc import Iterator
+from typing import IO
+
+from pipelines.core.errors import UserError
+from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken, printable
+
+
+def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
+    """The rows, readable or not, each with its first line. Raises UserError when the header is not one."""
+    csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB a field
+    lines = _Lines(
+        io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    )
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = _header(rows, path)
+    while True:
+        lines.begin()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # Mostly a quote that is not closed: what follows the record's first line may be good rows.
+            yield broken(lines.number, f"not CSV: {error}", lines.give_back())
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+            continue
+        if len(row) == len(header):
+            yield RawRow(lines.number, dict(zip(header, row, strict=True)))
+        elif row:
+            reason = f"{len(row)} fields, the header has {len(header)}"
+            yield broken(lines.number, reason, "".join(lines.record))
+
+
+def _header(rows: Iterator[list[str]], path: str) -> list[str]:
+    try:
+        header = next(filter(None, rows), [])  # behind blank lines
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: its first line is no CSV header ({error}); mend the file"
+        ) from error
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"{path}: the header names {printable(twice[0])!r} twice; rename one of the columns"
+        )
+    return header
+
+
+class _Lines:
+    """A text's lines, of which those of the present record can be given back; `number` counts the lines before it."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+        self._waiting: deque[str] = deque()
+        self.record: list[str] = []
+        self.number = 0
+        self._size = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else self._read()
+        if not line:
+            raise StopIteration
+        self.record.append(line)
+        self._size += len(line)
+        if self._size > MAX_ROW_BYTES:
+            raise csv.Error(f"more than {MAX_ROW_BYTES} characters in one row")
+        return line
+
+    def _read(self) -> str:
+        """The next line; of one that is longer than a row may be only as much as shows it."""
+        line = rest = self._stream.readline(MAX_ROW_BYTES + 1)
+        while len(rest) > MAX_ROW_BYTES and not rest.endswith(("\n", "\r")):
+            rest = self._stream.readline(MAX_ROW_BYTES + 1)
+        return line
+
+    def begin(self) -> None:
+        """A new record begins with the next line."""
+        self.number += len(self.record)
+        self.record, self._size = [], 0
+
+    def give_back(self) -> str:
+        """Let all lines of the record but its first come again; the first is returned."""
+        self._waiting.extendleft(reversed(self.record[1:]))
+        del self.record[1:]
+        return self.record[0] if self.record else ""

@@ -1,0 +1,1 @@
+"""Everything fast: attention, fused decoder layers, LoRA linears, fp8 and their kernels."""

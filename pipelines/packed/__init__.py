@@ -1,0 +1,1 @@
+"""The packed format: schema, packing, writer, reader, and the feed for trainers."""

@@ -1,0 +1,1 @@
+"""Sizes of a base, memory and operations of a run, computed from configurations alone."""

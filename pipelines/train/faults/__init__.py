@@ -1,0 +1,1 @@
+"""Worker failures, preemption and hangs."""

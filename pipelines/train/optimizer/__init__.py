@@ -1,0 +1,1 @@
+"""Optimizers: AdamW of torch and of bitsandbytes."""

@@ -1,0 +1,1 @@
+"""Metrics, trackers, throughput and progress."""

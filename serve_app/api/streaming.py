@@ -1,0 +1,62 @@
+"""Streaming."""
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from serve_app.api.errors import as_api_error
+from serve_app.api.protocol import (
+    MAX_BODY_BYTES,
+    ApiError,
+    chunk,
+    event,
+    usage_chunk,
+)
+from serve_app.engines.protocol import Delta
+
+T = TypeVar("T")
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, read no further than one byte over the limit. Raises ApiError 413."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(
+                413, f"the body has more than {MAX_BODY_BYTES:,} bytes", "body_too_large"
+            )
+    return body
+
+
+async def from_replica(answer: Awaitable[T]) -> T:
+    """A replica's answer. Raises ApiError; Serve overrides any exception handler of the API for its own errors."""
+    try:
+        return await answer
+    except (RayError, RayServeException) as error:
+        raise as_api_error(error) from error
+
+
+async def stream_events(
+    request_id: str, model: str, first: Delta, rest: Any, include_usage: bool
+) -> AsyncIterator[str]:
+    """Chunks of one answer: role, text pieces, finish reason, usage when asked for, and the closing mark."""
+    yield event(chunk(request_id, model, {"role": "assistant", "content": ""}))
+    delta = first
+    try:
+        while True:
+            if delta.text:
+                yield event(chunk(request_id, model, {"content": delta.text}))
+            if delta.finish_reason:
+                break
+            delta = await from_replica(anext(rest))
+    except ApiError as error:
+        yield event(error.body())
+        return
+    yield event(chunk(request_id, model, {}, delta.finish_reason))
+    if include_usage:
+        yield event(usage_chunk(request_id, model, delta))
+    yield event("[DONE]")

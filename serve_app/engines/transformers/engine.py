@@ -1,0 +1,317 @@
+"""Continuous batching with transformers: on CPU or any GPU, rows with different adapters in one batch.
+
+One thread owns the model. Each turn of its loop admits waiting requests into free slots (prompts are prefilled
+together), then decodes one token for all rows. Rows in use are always the first n slots: when one ends, the last takes
+its place, so a step computes nothing for empty slots. A row's numbers do not depend on its neighbours' but for fp
+rounding, and its answer in fp32 is the one that it gets alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import queue
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.chat import ChatRenderer, TemplateError
+from pipelines.config.schema import ServeConfig
+from pipelines.core.errors import UserError
+from pipelines.model.multi_lora import MultiLora
+from serve_app.engines.protocol import (
+    AdapterRef,
+    Delta,
+    EngineFailure,
+    FinishReason,
+    GenerationRequest,
+    RequestError,
+)
+from serve_app.engines.transformers.adapters import AdapterCache
+from serve_app.engines.transformers.sampling import make_generator, sample
+from serve_app.engines.transformers.slots import SlotCache
+from serve_app.engines.transformers.text import TextStream
+
+Answer = Delta | Exception
+
+
+@dataclass(eq=False)
+class Row:
+    """A request in the batch. `answer` is called from the engine's thread."""
+
+    request: GenerationRequest
+    prompt: list[int]
+    limit: int
+    stream: bool
+    answer: Callable[[Answer], object]
+    text: TextStream
+    generator: torch.Generator | None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    pieces: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+    last: int = 0
+
+    @property
+    def adapter(self) -> str | None:
+        return self.request.adapter.key if self.request.adapter else None
+
+    @property
+    def position(self) -> int:
+        """Where the last token stands."""
+        return len(self.prompt) + self.num_tokens - 1
+
+
+class TransformersEngine:
+    """Serves one loaded model; `max_batch` rows at a time, each of at most `max_model_tokens` with its prompt.
+
+    `fetch` gives the local folder of an adapter that is asked for the first time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        renderer: ChatRenderer,
+        config: ServeConfig,
+        fetch: Callable[[AdapterRef], Path],
+    ) -> None:
+        self._model, self._renderer, self._fetch = model, renderer, fetch
+        self._max_batch = config.max_batch
+        self._max_tokens = min(config.max_model_tokens, model.config.max_position_embeddings)
+        self._cache = SlotCache(
+            model.config, config.max_batch, self._max_tokens, model.dtype, model.device
+        )
+        self._by_row = MultiLora(model)
+        self._adapters = AdapterCache(config.max_adapters, self._load, self._by_row.remove)
+        self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._rows: list[Row] = []
+        self._counts: Counter[str] = Counter()
+        self._closing = self._ended = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # -- for requests, on the event loop -----------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest, stream: bool) -> AsyncIterator[Delta]:
+        """See `serve_app.engines.protocol.Engine`."""
+        loop, answers = asyncio.get_running_loop(), asyncio.Queue[Answer]()
+        row = self._admit(
+            request, stream, lambda answer: loop.call_soon_threadsafe(answers.put_nowait, answer)
+        )
+        self._waiting.put(row)
+        if self._ended:
+            raise EngineFailure("the engine has stopped")
+        try:
+            while True:
+                answer = await answers.get()
+                while (
+                    isinstance(answer, Delta) and not answers.empty()
+                ):  # a slow reader gets several at once
+                    answer = joined(answer, answers.get_nowait())
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+                if answer.finish_reason:
+                    return
+        finally:
+            row.cancelled.set()
+
+    def stats(self) -> dict[str, int]:
+        """See `serve_app.engines.protocol.Engine`."""
+        now = {
+            "running": sum(row.limit > 0 for row in self._rows),
+            "waiting": self._waiting.qsize(),
+            "adapters": len(self._adapters),
+        }
+        return now | {name: self._counts[name] for name in ("finished", "cancelled", "failed")}
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine's thread has died; every request that was running got the error."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop the thread. Requests that run or wait get an EngineFailure."""
+        self._closing = True
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _admit(
+        self, request: GenerationRequest, stream: bool, answer: Callable[[Answer], object]
+    ) -> Row:
+        try:
+            prompt = self._renderer.prompt_ids(list(request.messages)).tolist()
+        except TemplateError as error:
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", "messages"
+            ) from error
+        room = self._max_tokens - len(prompt)
+        if room < 1 or (request.max_tokens or 1) > room:
+            asked = f" and max_tokens={request.max_tokens}" if request.max_tokens else ""
+            raise RequestError(
+                f"the messages have {len(prompt)} tokens{asked}, but this model's context holds {self._max_tokens}; "
+                "shorten the messages or lower max_tokens",
+                "messages",
+            )
+        generator = make_generator(request, self._model.device)
+        text = TextStream(self._renderer.decode, request.stop, at_once=not stream)
+        return Row(request, prompt, request.max_tokens or room, stream, answer, text, generator)
+
+    # -- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while not self._closing:
+                    self._join_waiting()
+                    if self._rows:
+                        self._decode()
+        finally:  # after an error too, which goes on to the log and, through `alive`, to the health check
+            self._ended = True
+            failure = EngineFailure("the engine has stopped")
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._rows += filter(None, [self._waiting.get_nowait()])
+            for row in self._rows:
+                row.answer(failure)
+
+    def _join_waiting(self) -> None:
+        """Prefill what waits and fits; sleep while there is nothing to do."""
+        joined: list[Row] = []
+        while len(self._rows) + len(joined) < self._max_batch:
+            try:
+                row = self._waiting.get(block=not (self._rows or joined))
+            except queue.Empty:
+                break
+            if row is None:
+                break
+            if row.cancelled.is_set():
+                self._counts["cancelled"] += 1
+            elif self._acquire(row):
+                joined.append(row)
+        if joined:
+            self._prefill(joined)
+
+    def _acquire(self, row: Row) -> bool:
+        """Pin the row's adapter; a failure to load it is the row's answer and nobody else's."""
+        if row.request.adapter:
+            try:
+                self._adapters.acquire(row.request.adapter)
+            except (ValueError, RuntimeError, OSError) as error:  # ValueError: UserError too
+                self._counts["failed"] += 1
+                row.answer(
+                    error
+                    if isinstance(error, UserError)
+                    else EngineFailure(f"{row.adapter}: {error}")
+                )
+                return False
+        return True
+
+    def _load(self, adapter: AdapterRef) -> None:
+        self._by_row.add(adapter.key, self._fetch(adapter))
+
+    def _prefill(self, joined: list[Row]) -> None:
+        """All prompts end in the last column. Padding before a shorter one stands at the positions after its end."""
+        longest = max(len(row.prompt) for row in joined)
+        ids, positions = [], []
+        for row in joined:
+            size = len(row.prompt)
+            ids.append([0] * (longest - size) + row.prompt)
+            positions.append([*range(size, longest), *range(size)])
+        first = len(self._rows)
+        self._rows += joined
+        self._take_tokens(joined, self._forward(ids, positions, first, joined))
+
+    def _decode(self) -> None:
+        ids, positions = [[row.last] for row in self._rows], [[row.position] for row in self._rows]
+        self._take_tokens(list(self._rows), self._forward(ids, positions, 0, self._rows))
+
+    def _forward(
+        self, ids: list[list[int]], positions: list[list[int]], first: int, rows: list[Row]
+    ) -> torch.Tensor:
+        """Logits [n, V] (fp32) of the last column."""
+        device = self._model.device
+        at = torch.tensor(positions, device=device)
+        self._by_row.use([row.adapter for row in rows])
+        output = self._model(
+            input_ids=torch.tensor(ids, device=device),
+            position_ids=at,
+            attention_mask=self._cache.begin(first, at),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def _take_tokens(self, rows: list[Row], logits: torch.Tensor) -> None:
+        highest, greedy = (values.tolist() for values in logits.max(-1))
+        for i, row in enumerate(rows):
+            if not math.isfinite(highest[i]):
+                self._fail(row)
+                continue
+            row.last = (
+                greedy[i]
+                if row.generator is None
+                else sample(logits[i], row.request, row.generator)
+            )
+            self._advance(row)
+        self._rows = self._without_ended()
+
+    def _advance(self, row: Row) -> None:
+        """Count the row's new token and say what it makes certain; an ended row has `limit` 0."""
+        ends = row.last in self._renderer.stop_ids
+        row.num_tokens += 1
+        piece = "" if ends else row.text.push(row.last)
+        if row.cancelled.is_set():
+            self._counts["cancelled"] += 1
+            row.limit = 0
+        elif ends or row.text.stopped:
+            self._finish(row, piece + row.text.finish(), "stop")
+        elif row.num_tokens >= row.limit:
+            self._finish(row, piece + row.text.finish(), "length")
+        elif row.stream and piece:
+            row.answer(Delta(piece))
+        else:
+            row.pieces.append(piece)
+
+    def _finish(self, row: Row, piece: str, reason: FinishReason) -> None:
+        row.limit = 0
+        self._counts["finished"] += 1
+        row.answer(Delta("".join(row.pieces) + piece, reason, len(row.prompt), row.num_tokens))
+
+    def _fail(self, row: Row) -> None:
+        """End a row whose logits are not finite. Its slot is wiped: a NaN is seen through any mask, as 0 x NaN."""
+        row.limit = 0
+        self._counts["failed"] += 1
+        self._cache.wipe(self._rows.index(row))
+        row.answer(EngineFailure(f"{row.adapter or 'the base'}: its numbers are not finite"))
+
+    def _without_ended(self) -> list[Row]:
+        """The rows still running, packed into the first slots: the last row moves into an ended one's place."""
+        rows = list(self._rows)
+        at = 0
+        while at < len(rows):
+            if rows[at].limit:
+                at += 1
+                continue
+            if rows[at].adapter:
+                self._adapters.release(rows[at].adapter or "")
+            last = rows.pop()
+            if at < len(rows):
+                self._cache.move(len(rows), at)
+                rows[at] = last
+        return rows
+
+
+def joined(delta: Delta, following: Answer) -> Answer:
+    """Two answers as one; an error takes the place of what came before it."""
+    return (
+        replace(following, text=delta.text + following.text)
+        if isinstance(following, Delta)
+        else following
+    )

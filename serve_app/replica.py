@@ -1,0 +1,58 @@
+"""A replica."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from pipelines.config.schema import ModelConfig, ServeConfig
+from pipelines.registry.registry import Registry
+from pipelines.storage import Store
+from serve_app.engines.protocol import Delta, GenerationRequest
+
+
+class EngineReplica:
+    """One process with one model: the base, or a merged copy when `version_id` is given."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: ServeConfig,
+        store_uri: str,
+        cpus: float,
+        version_id: str | None,
+    ):
+        import torch
+
+        from pipelines.chat import ChatRenderer
+        from pipelines.model.base import load_base
+        from pipelines.model.merge import merge_adapter
+        from serve_app.engines.transformers.engine import TransformersEngine
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(max(1, int(cpus)))
+        registry = Registry(Store(store_uri))
+
+        def fetch(name: str) -> Path:
+            return registry.adapter_dir(registry.get(name))
+
+        loaded = merge_adapter(model, fetch(version_id)) if version_id else load_base(model)
+        renderer = ChatRenderer.load(model.base, model.revision)
+        self._engine = TransformersEngine(
+            loaded, renderer, config, lambda adapter: fetch(adapter.version_id)
+        )
+
+    async def answer(self, request: GenerationRequest) -> Delta:
+        """The whole answer at once."""
+        async for delta in self._engine.generate(request, stream=False):
+            return delta
+        raise AssertionError("the engine ended without an answer")
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        async for delta in self._engine.generate(request, stream=True):
+            yield delta
+
+    async def stats(self) -> dict[str, int]:
+        return self._engine.stats()
+
+    def check_health(self) -> None:
+        if not self._engine.alive:
+            raise RuntimeError("the engine's thread has died")

@@ -1,0 +1,1 @@
+"""From a request's model name to what answers it."""

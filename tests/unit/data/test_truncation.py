@@ -1,0 +1,85 @@
+"""What becomes of conversations longer than a pack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.chat import ChatRenderer
+from pipelines.core.conversation import Conversation, Turn
+from pipelines.data.convert.truncation import shortened
+
+
+@pytest.fixture(scope="module")
+def renderer(pocket_base):
+    return ChatRenderer.load(pocket_base)
+
+
+def talk(trained: str, long: str = "") -> Conversation:
+    """A system turn and an exchange for each letter, which is trained if it says T; those numbered in `long` fill a pack."""
+    turns = [Turn("system", "s")]
+    for i, letter in enumerate(trained):
+        words = "word " * (200 if str(i) in long else 1)
+        turns += [
+            Turn("user", f"question {i}"),
+            Turn("assistant", f"answer {i} {words}", train=letter == "T"),
+        ]
+    return Conversation(tuple(turns))
+
+
+def tokens(renderer: ChatRenderer, conversation: Conversation) -> int:
+    return len(renderer.render(conversation).input_ids)
+
+
+def pieces(
+    renderer: ChatRenderer, conversation: Conversation, num_exchanges: int, policy: str = "split"
+) -> list[str]:
+    """The numbers of the exchanges in each piece, of packs that just hold so many."""
+    row_tokens = tokens(renderer, talk("T" * num_exchanges))
+    found = shortened(conversation, renderer, row_tokens, policy)
+    assert all(
+        piece.turns[0].role == "system" and tokens(renderer, piece) <= row_tokens for piece in found
+    )
+    assert all(renderer.render(piece).num_loss_tokens for piece in found)
+    return [
+        "".join(t.content.split()[1] for t in piece.turns if t.role == "user") for piece in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"),
+    [
+        ("TTTTTTT", ["012", "345", "6"]),
+        ("UTTTTTT", ["012", "345", "6"]),  # what is not trained is context of what follows
+        ("UUTTTTT", ["012", "345", "6"]),
+        ("UUUUUTT", ["345", "6"]),  # of context the latest that fits
+        ("UUUUUUT", ["456"]),
+        ("TUUTTTT", ["0", "123", "456"]),  # and it comes once, where it helps
+        ("TTUUUUU", ["01"]),
+        ("UTUUUUT", ["01", "456"]),
+    ],
+)
+def test_untrained_exchanges_are_the_context_of_trained_ones(renderer, trained, expected):
+    assert pieces(renderer, talk(trained), 3) == expected
+
+
+def test_an_exchange_that_fits_in_no_pack_is_left_out(renderer):
+    assert pieces(renderer, talk("TTTT", long="1"), 3) == ["0", "23"]
+    assert pieces(renderer, talk("UUTT", long="1"), 3) == ["23"]
+    assert pieces(renderer, talk("UTUU", long="1"), 3) == []
+
+
+def test_the_latest_exchanges_are_kept_if_one_of_them_is_trained(renderer):
+    assert pieces(renderer, talk("TTTTT"), 3, "truncate") == ["234"]
+    assert pieces(renderer, talk("UUUTU"), 3, "truncate") == ["234"]
+    assert pieces(renderer, talk("TTUUU"), 3, "truncate") == []
+
+
+def test_an_empty_or_weightless_answer_trains_nothing(renderer):
+    conversation = talk("TTTTT")
+    turns = [
+        replace(t, weight=0.0) if t.content.startswith("answer 4") else t
+        for t in conversation.turns
+    ]
+    assert pieces(renderer, replace(conversation, turns=tuple(turns)), 2) == ["01", "23"]

@@ -1,0 +1,85 @@
+"""`loraforge train --dry-run`: says what matters, writes nothing, and refuses what the run would refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipelines.core.errors import UserError
+from pipelines.storage import local_base_dir
+
+RECIPE = str(Path(__file__).parents[3] / "recipes" / "pocket_lora_person_cpu.yaml")
+
+
+def test_dry_run_shows_rows_parameters_memory_and_time(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(
+        app, ["train", RECIPE, "--store", str(tmp_path), "--dry-run", "-s", "lora.dora=true"]
+    )
+    assert shown.exit_code == 0, shown.output
+    for part in (
+        "q_proj",
+        "115,456 of 1,771,200",
+        "optimizer",
+        "TFLOP/s",
+        "lora.dora trains",
+        "loraforge prepare",
+    ):
+        assert part in shown.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_refuses_targets_that_are_not_there(tmp_path: Path) -> None:
+    given = ["train", RECIPE, "--store", str(tmp_path), "--dry-run", "-s", "lora.targets=[wq]"]
+    error = CliRunner().invoke(app, given).exception
+    assert isinstance(error, UserError) and "q_proj" in str(error)
+
+
+LLAMA3_8B = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256, "hidden_size": 4096,
+    "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_dry_run_needs_no_weights_and_counts_exactly(tmp_path: Path, pocket_base: str) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in [*Path(pocket_base).glob("tokenizer*"), *Path(pocket_base).glob("*.jinja")]:
+        shutil.copy(file, base)
+    (base / "config.json").write_text(json.dumps(LLAMA3_8B))
+    given = [
+        "train",
+        RECIPE,
+        "--store",
+        str(tmp_path / "store"),
+        "-s",
+        f"model.base={base}",
+        "-s",
+        "model.dtype=bf16",
+    ]
+    shown = CliRunner().invoke(app, [*given, "--dry-run", "-s", "lora.r=16"])
+    assert shown.exit_code == 0, shown.output
+    assert "41,943,040 of 8,030,261,248" in shown.output and "167.8 MB" in shown.output
+    error = CliRunner().invoke(app, given).exception
+    assert isinstance(error, UserError) and "no *.safetensors" in str(error)
+
+
+def test_only_what_is_wanted_is_fetched_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(base: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    local_base_dir("org/name", weights=False)
+    local_base_dir("org/name")
+    assert ["*.safetensors" in patterns for patterns in asked] == [False, True]
+    assert all({"*.json", "tokenizer*", "*.jinja"} <= set(patterns) for patterns in asked)
