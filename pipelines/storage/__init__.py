@@ -15,7 +15,7 @@ from pipelines.storage.folders import (
     verify,
 )
 from pipelines.storage.hub import local_base_dir
-from pipelines.storage.os_errors import as_user_error
+from pipelines.storage.os_errors import as_user_error, client_errors
 from pipelines.storage.store import Artifact, Draft, Store
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Store",
     "as_user_error",
     "claimed",
+    "client_errors",
     "local_base_dir",
     "nearest_path",
     "remove",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipelines.core.errors import UserError
+from pipelines.core.errors import UserError, one_line
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -28,13 +28,15 @@ _FIRST_REASONS = {
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ELSEWHERE = "choose another place with --store"
-# Object stores' own errors, by module; they exist only where the module is loaded already.
-_REMOTE_ERRORS = {
+# Base errors of the clients that fsspec's file systems use; they share no base class of their own.
+_CLIENT_ERRORS = {
     "botocore.exceptions": "BotoCoreError",
     "google.auth.exceptions": "GoogleAuthError",
     "gcsfs.retry": "HttpError",
     "azure.core.exceptions": "AzureError",
     "aiohttp": "ClientError",
+    "httpx": "HTTPError",
+    "httpx2": "HTTPError",
 }
 
 
@@ -71,19 +73,19 @@ def remote_as_user_error(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, *_remote_errors()) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (OSError, *client_errors()) as error:
         raise UserError(
-            f"{path}: the object store refused ({reason}); check the address, the credentials and the network, "
+            f"{path}: the object store refused ({one_line(error)}); check the address, the credentials and the network, "
             f"or {_ELSEWHERE}"
         ) from error
 
 
-def _remote_errors() -> list[type[Exception]]:
-    found = (
-        getattr(sys.modules.get(module), name, None) for module, name in _REMOTE_ERRORS.items()
+def client_errors() -> list[type[Exception]]:
+    """Base errors of the network clients that this process has imported: no other can be raised."""
+    errors = (
+        getattr(sys.modules.get(module), name, None) for module, name in _CLIENT_ERRORS.items()
     )
-    return [error for error in found if error is not None]
+    return [error for error in errors if error is not None]
 
 
 def _code(error: Exception) -> int:
