@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.adapter_format.folder import WEIGHTS_FILE
-from pipelines.config.schema import LoraConfig
+from pipelines.config.schema import TARGET_PRESETS, LoraConfig
 from pipelines.core.errors import UserError
 from pipelines.model.lora_init import as_plain_lora
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER = "default"
-PRESETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
@@ -39,7 +38,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     import torch
 
     targets = (
-        PRESETS.get(config.targets, config.targets)
+        TARGET_PRESETS.get(config.targets, config.targets)
         if isinstance(config.targets, str)
         else config.targets
     )

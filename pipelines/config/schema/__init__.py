@@ -3,7 +3,7 @@
 from pipelines.config.schema.data import AuditConfig, DataConfig, SourceConfig
 from pipelines.config.schema.eval import EvalConfig
 from pipelines.config.schema.gate import GateConfig
-from pipelines.config.schema.lora import LoraConfig
+from pipelines.config.schema.lora import TARGET_PRESETS, LoraConfig
 from pipelines.config.schema.model import ModelConfig
 from pipelines.config.schema.registry import RegistryConfig
 from pipelines.config.schema.resources import ResourcesConfig
@@ -12,6 +12,7 @@ from pipelines.config.schema.serve import ServeConfig
 from pipelines.config.schema.train import TrainConfig
 
 __all__ = [
+    "TARGET_PRESETS",
     "AuditConfig",
     "DataConfig",
     "EvalConfig",
