@@ -1,10 +1,16 @@
-"""The nouns handed between stages."""
+"""The frozen types that stages hand to each other, and their JSON form.
+
+Later areas may add fields. A new field needs a default, so that what an older version wrote stays
+readable; `from_json` fills in the default.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,10 +21,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """Where a finished artifact lies and what it was made from.
+    """Identity and location of a finished artifact.
 
-    `key` is the digest of the inputs (it names the folder and tells whether the work is already done); `digest` is the
-    digest of what came out (kind, parents and every file's sha256); `parents` maps a role to a parent's digest.
+    `key` is the digest of the artifact's inputs: it names the folder, and an artifact with the same
+    key need not be built again. `digest` is the digest of the result (kind, parents and the sha256
+    of every file). `parents` maps a role to a parent's digest.
     """
 
     kind: str
@@ -29,12 +36,16 @@ class ArtifactRef:
 
     @property
     def name(self) -> str:
-        return short(self.digest)
+        """The artifact's id: the name of its folder, which the terminal prints and commands take."""
+        return short(self.key)
 
 
 @dataclass(frozen=True)
 class SplitStats:
-    """What one split of a prepared dataset holds; `num_rows` counts packs, `num_loss_tokens` unmasked labels."""
+    """Sizes of one split of a prepared dataset.
+
+    `num_rows` counts packed rows, `num_loss_tokens` the label positions that enter the loss.
+    """
 
     num_samples: int
     num_rows: int
@@ -42,13 +53,13 @@ class SplitStats:
     num_loss_tokens: int
 
     def fill(self, row_tokens: int) -> float:
-        """Share of the packs' positions that hold a real token, 0..1."""
+        """Share of the packed rows' positions that hold a token and not padding, 0..1."""
         return self.num_tokens / (self.num_rows * row_tokens) if self.num_rows else 0.0
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Packed, masked Parquet: `train.parquet`/`heldout.parquet` shards and `heldout_samples` for generation."""
+    """Packed Parquet shards of the train and held-out splits, and the held-out samples to score."""
 
     ref: ArtifactRef
     row_tokens: int
@@ -61,7 +72,7 @@ class PreparedDataset:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified adapter with what training needs to go on from it. `metrics` are those of its step."""
+    """A verified adapter with the state from which training resumes; `metrics` belong to its step."""
 
     ref: ArtifactRef
     run_id: str
@@ -71,13 +82,20 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished run: its kept checkpoints, best first by held-out loss, and the folder with its logs."""
+    """A finished run with its remaining checkpoints, best held-out loss first, then the last one.
+
+    `gpu_seconds` is the wall time of the run times its GPUs; 0.0 when it ran on CPUs or was not
+    measured. `saved_bytes` counts the tensors of one checkpoint that serving loads.
+    """
 
     ref: ArtifactRef
     run_id: str
     num_steps: int
     checkpoints: tuple[Checkpoint, ...]
     metrics: Mapping[str, float]
+    gpu_seconds: float = 0.0
+    num_trainable_parameters: int = 0
+    saved_bytes: int = 0
 
     @property
     def best(self) -> Checkpoint:
@@ -86,7 +104,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Answer:
-    """One held-out prompt with the reference and what a candidate generated for it."""
+    """One held-out prompt with its reference answer and the text that a candidate generated."""
 
     sample_id: str
     prompt: str
@@ -97,8 +115,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate's held-out results. `candidate` is "base" or a checkpoint's digest; `exact_match` is a share 0..1.
-    `error` says why it could not be scored; its numbers are NaN then, and it can never be promoted."""
+    """A candidate's held-out results.
+
+    `candidate` is "base" or a checkpoint's digest; `exact_match` is a share 0..1. A candidate that
+    could not be scored has the reason in `error`, NaN as its numbers, and is never promoted.
+    """
 
     candidate: str
     label: str
@@ -125,17 +146,38 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """Whether a candidate may be promoted, and the numbers that decided it in words."""
+    """Whether a candidate may be promoted, with the numbers behind it as words in `reason`.
+
+    `candidate` is a checkpoint's digest, or "" when no candidate could be scored, and `version_id`
+    the version registered from it. The decision was made against the version `incumbent`, where
+    the alias stood at `alias_revision`; "" and 0 mean that the alias did not exist. `report` is the
+    key of the EvalReport and `gate_set` the digest of the rows that decided. `ref` is None until
+    the decision is stored.
+    """
 
     passed: bool
     candidate: str
     metric: str
     reason: str
+    version_id: str = ""
+    incumbent: str = ""
+    alias_revision: int = 0
+    report: str = ""
+    gate_set: str = ""
+    ref: ArtifactRef | None = None
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """An immutable registry entry `name@digest12`: an adapter, its base and the digests it descends from."""
+    """An immutable registry entry `name@digest12`: an adapter, its base and its ancestry.
+
+    `lineage` maps a role to a digest (dataset, recipe, ...); `parents` maps a role to a version id
+    or digest of another model that this one was made from (merge, resumed training). `engine` is
+    the engine that gave the `metrics`. `quantization`, `dtype`, `template_digest` and
+    `template_arguments` describe how the base was loaded and prompted. `row_ids_uri` is a file with
+    the ids of the training rows, `canonical_uri` the adapter in canonical form next to the
+    original. A field that is unknown is "" or empty.
+    """
 
     name: str
     digest: str
@@ -145,6 +187,14 @@ class ModelVersion:
     lineage: Mapping[str, str]
     metrics: Mapping[str, float]
     created: str
+    parents: Mapping[str, str] = field(default_factory=dict)
+    quantization: str = ""
+    dtype: str = ""
+    template_digest: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    row_ids_uri: str = ""
+    canonical_uri: str = ""
 
     @property
     def id(self) -> str:
@@ -153,27 +203,45 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Alias:
-    """A movable name `model:alias`. `revision` counts its moves from 1; a move names the revision it replaces."""
+    """A movable name `model:alias` for a version.
+
+    `revision` counts the moves from 1; a move names the revision that it replaces. `targets` are
+    pairs of version id and weight that share the alias's requests; by default all of them go to
+    `version_id`.
+    """
 
     model: str
     alias: str
     version_id: str
     revision: int
+    targets: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", ((self.version_id, 1.0),))
 
 
 @dataclass(frozen=True)
 class AliasMove:
-    """One entry of an alias's history: where it went, by "promote" or "rollback", why, and when (ISO 8601, UTC)."""
+    """One entry of an alias's history: the alias after the move, who moved it, why and when.
+
+    `action` is "promote" or "rollback", `created` a time in ISO 8601 (UTC). `decision` is the
+    digest of the GateDecision behind the move, "" without one; `override` is True when the move
+    was made against that decision.
+    """
 
     alias: Alias
     action: str
     reason: str
     created: str
+    actor: str = ""
+    decision: str = ""
+    override: bool = False
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A live OpenAI-compatible HTTP server and the model names that it answers to."""
+    """A running OpenAI-compatible HTTP server and the model names that it serves."""
 
     url: str
     models: tuple[str, ...]
@@ -185,26 +253,37 @@ def to_json(noun: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Rebuild a noun from `to_json`'s output, nested nouns and tuples included. Raises TypeError on missing fields."""
-    hints = _hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(
-        **{name: _revive(hints[name], value) for name, value in data.items() if name in known}
-    )
+    """Rebuild a noun, nested nouns and tuples included, from the output of `to_json`.
+
+    Unknown keys are ignored and missing fields get their default. Raises TypeError when a field
+    without a default is missing.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{k: _from_plain(hints[k], v) for k, v in data.items() if k in names})
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    import typing
+def map_uris(noun: T, change: Callable[[str], str]) -> T:
+    """A copy of a noun in which `change` was applied to the URI of every ArtifactRef in it."""
+    if isinstance(noun, ArtifactRef):
+        return dataclasses.replace(noun, uri=change(noun.uri))
+    if isinstance(noun, tuple):
+        return tuple(map_uris(item, change) for item in noun)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(noun) and not isinstance(noun, type):
+        changed = {name: map_uris(value, change) for name, value in vars(noun).items()}
+        return dataclasses.replace(noun, **changed)
+    return noun
 
-    return typing.get_type_hints(cls)
 
-
-def _revive(hint: Any, value: Any) -> Any:
-    import typing
-
+def _from_plain(hint: Any, value: Any) -> Any:
+    """The value of a field with this type hint, from its JSON form."""
+    if value is None:
+        return None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value)
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
-        return tuple(_revive(item, v) for v in value)
+        return tuple(_from_plain(item, v) for v in value)
+    if typing.get_origin(hint) is types.UnionType:  # only `Noun | None` occurs
+        return _from_plain(typing.get_args(hint)[0], value)
     return value

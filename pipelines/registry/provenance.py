@@ -1,18 +1,18 @@
-"""Provenance."""
+"""Where a model version comes from: its ancestors, the code's commit, and who moved an alias."""
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 from pathlib import Path
 
 from pipelines.config.recipe import Recipe
-from pipelines.core.artifacts import (
-    Checkpoint,
-    EvalReport,
-    PreparedDataset,
-)
+from pipelines.core.artifacts import Checkpoint, EvalReport, PreparedDataset
 
+# A submitted job sets both, since its code travels without `.git` and runs as another user.
 COMMIT_VARIABLE = "LORAFORGE_COMMIT"
+ACTOR_VARIABLE = "LORAFORGE_ACTOR"
 
 
 def lineage(
@@ -22,7 +22,11 @@ def lineage(
     report: EvalReport,
     commit: str | None,
 ) -> dict[str, str]:
-    """What a version descends from, role -> digest: checkpoint, report, dataset, its source files, recipe, commit."""
+    """A version's ancestors as role -> digest.
+
+    Roles are the checkpoint, the evaluation report, the dataset with its own parents, the recipe,
+    the held-out set and, when known, the git commit.
+    """
     roles = {
         "checkpoint": checkpoint.ref.digest,
         "evals": report.ref.digest,
@@ -34,9 +38,9 @@ def lineage(
 
 
 def git_commit(folder: Path | None) -> str | None:
-    """The commit that a folder's HEAD stands at, read from `.git`; None where there is no repository.
+    """LORAFORGE_COMMIT, else the HEAD commit of the repository in `folder`, else None.
 
-    A submitted job, whose code travels without `.git`, is told in LORAFORGE_COMMIT.
+    Reads `.git` itself, so that no git program is needed.
     """
     if os.environ.get(COMMIT_VARIABLE):
         return os.environ[COMMIT_VARIABLE]
@@ -44,12 +48,23 @@ def git_commit(folder: Path | None) -> str | None:
     if git is None or not (git / "HEAD").is_file():
         return None
     head = (git / "HEAD").read_text().strip()
-    if not head.startswith("ref: "):
+    if not head.startswith("ref: "):  # a detached HEAD is the commit itself
         return head or None
-    name = head.removeprefix("ref: ")
-    if (git / name).is_file():
-        return (git / name).read_text().strip()
-    packed = (
-        (git / "packed-refs").read_text().splitlines() if (git / "packed-refs").is_file() else []
-    )
-    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+    branch = head.removeprefix("ref: ")
+    if (git / branch).is_file():
+        return (git / branch).read_text().strip()
+    packed = git / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {branch}")), None)
+
+
+def current_actor() -> str:
+    """Who acts, for the history of aliases: LORAFORGE_ACTOR, else `user@host`."""
+    actor = os.environ.get(ACTOR_VARIABLE)
+    if actor:
+        return actor
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = f"uid{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

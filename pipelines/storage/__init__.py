@@ -1,8 +1,9 @@
-"""Artifact folders on a local disk or an object store: written whole or not at all, with the manifest last.
+"""Artifact folders on a local disk or an object store, each published atomically.
 
-A store is a folder tree `STORE/<kind>/<key12>/` whose `manifest.json` names every file with its size and sha256. A local
-artifact is built under a hidden temporary name, synced and renamed; on an object store the files go up first and the
-manifest last. A folder without a manifest is not an artifact, whatever lies in it.
+A store is a folder tree `STORE/<kind>/<key12>/` whose `manifest.json` lists every file with its size
+and sha256. A local artifact is built under a hidden temporary name, synced and renamed; on an object
+store the files are uploaded first and the manifest last. A folder without a manifest is not an
+artifact. References in manifests are relative to the store, so that a store may be moved or copied.
 """
 
 from pipelines.storage.folders import (
@@ -17,6 +18,7 @@ from pipelines.storage.folders import (
 from pipelines.storage.hub import local_base_dir
 from pipelines.storage.os_errors import as_user_error, client_errors
 from pipelines.storage.store import Artifact, Draft, Store
+from pipelines.storage.upgrade import schema_note
 
 __all__ = [
     "MANIFEST",
@@ -29,6 +31,7 @@ __all__ = [
     "local_base_dir",
     "nearest_path",
     "remove",
+    "schema_note",
     "sha256_file",
     "sync_tree",
     "verify",

@@ -56,7 +56,7 @@ class RemoteFiles:
             prefix = self._fs._strip_protocol(uri).rstrip("/") + "/"
             return {str(path).removeprefix(prefix) for path in self._fs.find(uri)}
 
-    def create(self, uri: str, data: bytes) -> bool:
+    def create_file(self, uri: str, data: bytes) -> bool:
         """Write a file in one conditional request; False when it exists.
 
         Raises UserError for a kind of store that can only look first and write then, since two writers could both win.
@@ -83,7 +83,7 @@ class RemoteFiles:
         try:
             with remote_as_user_error(uri):
                 self._fs.pipe_file(probe, b"probe")
-                exclusive = not self.create(probe, b"probe")
+                exclusive = not self.create_file(probe, b"probe")
                 self._fs.rm_file(probe)
         except FileNotFoundError as error:
             raise UserError(

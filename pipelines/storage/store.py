@@ -1,4 +1,4 @@
-"""The store: artifacts found by their key, written whole or not at all, and small files created once."""
+"""The store: artifacts found by their key and written atomically, and small files created once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines.core.artifacts import ArtifactRef
+from pipelines.core.artifacts import ArtifactRef, from_json, map_uris, to_json
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
 from pipelines.storage.folders import (
@@ -25,13 +25,20 @@ from pipelines.storage.folders import (
 )
 from pipelines.storage.os_errors import as_user_error
 from pipelines.storage.remote import RemoteFiles
+from pipelines.storage.schema import SCHEMA, is_readable
+
+T = TypeVar("T")
 
 _PROBE_BYTES = 4096
+_MIN_PREFIX = 4
 
 
 @dataclass
 class Draft:
-    """An artifact being written: put files under `path` and what the noun says into `metadata`; `ref` is set at the end."""
+    """An artifact being written: put its files under `path` and the noun's fields into `metadata`.
+
+    `ref` is None until the artifact is finished.
+    """
 
     path: Path
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +48,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact: its reference, the facts of its noun and its files' sizes and sha256."""
+    """A finished artifact: its reference, its noun's fields, and each file's size and sha256."""
 
     ref: ArtifactRef
     metadata: Mapping[str, Any]
@@ -49,9 +56,10 @@ class Artifact:
 
 
 class Store:
-    """All artifacts below one URI: a local folder, `file://`, or any fsspec URI (`s3://`, `gs://`, `memory://`).
+    """All artifacts below one URI.
 
-    Raises UserError when the store is read-only, full or cannot be reached, naming the path.
+    The URI is a local folder, `file://`, or any fsspec URI (`s3://`, `gs://`, `memory://`). Methods
+    raise UserError, naming the path, when the store is read-only, full or cannot be reached.
     """
 
     def __init__(self, uri: str | Path, cache_dir: Path | None = None) -> None:
@@ -67,7 +75,7 @@ class Store:
         )
 
     def check_writable(self) -> None:
-        """Raise UserError, before any work is done, when nothing can be written here."""
+        """Raise UserError when nothing can be written here; to be called before any work."""
         if not self.is_local:
             self._remote.check_writable(self.uri, f"{self.uri}/.probe-{secrets.token_hex(4)}")
             return
@@ -80,42 +88,55 @@ class Store:
     # -- artifacts -----------------------------------------------------------------------------------------------
 
     def folder(self, kind: str, key: str) -> str:
-        """The URI where the artifact of this key lies or will lie."""
+        """The URI of the folder for the artifact of this key, whether it exists or not."""
         return f"{self.uri}/{kind}/{short(key)}"
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact of this key, or None. A manifest of another key or a missing file counts as none."""
+        """The finished artifact of this key, or None; also None when one of its files is missing."""
         artifact = self.read(self.folder(kind, key))
         return artifact if artifact and artifact.ref.key == key else None
 
     def list(self, kind: str) -> list[Artifact]:
-        """Every finished artifact of a kind, in the order of their keys."""
-        found = (self.read(f"{self.uri}/{kind}/{name}") for name in self.names(kind))
-        return [artifact for artifact in found if artifact]
+        """Every finished artifact of a kind, sorted by key."""
+        artifacts = (self.read(f"{self.uri}/{kind}/{name}") for name in self.names(kind))
+        return [artifact for artifact in artifacts if artifact]
 
-    def by_digest(self, kind: str, digest: str) -> Artifact:
-        """The artifact whose digest starts with `digest` (12 characters or more). Raises UserError when there is none."""
-        found = self.list(kind)
-        for artifact in found:
-            if len(digest) >= 12 and artifact.ref.digest.startswith(digest):
-                return artifact
-        there = ", ".join(artifact.ref.name for artifact in found) or "none"
-        raise UserError(
-            f"{self.uri}: no finished artifact of kind {kind!r} has the digest {digest}; there are {there}"
-        )
+    def by_id(self, kind: str, prefix: str) -> Artifact:
+        """The one artifact whose id (its key) starts with `prefix`.
+
+        Raises UserError, listing the ids, when the prefix is shorter than 4 characters or matches
+        no artifact or several.
+        """
+        artifacts = self.list(kind)
+        matches = [artifact for artifact in artifacts if artifact.ref.key.startswith(prefix)]
+        if len(prefix) >= _MIN_PREFIX and len(matches) == 1:
+            return matches[0]
+        ids = ", ".join(artifact.ref.name for artifact in artifacts) or "none"
+        problem = f"no finished artifact of kind {kind!r} has the id {prefix}; there are {ids}"
+        if len(prefix) < _MIN_PREFIX:
+            problem = f"{prefix!r} is too short for an id, give {_MIN_PREFIX} characters or more; "
+            problem += f"of kind {kind!r} there are {ids}"
+        elif matches:
+            ids = ", ".join(artifact.ref.name for artifact in matches)
+            problem = f"several ids of kind {kind!r} start with {prefix}: {ids}; give more of it"
+        raise UserError(f"{self.uri}: {problem}")
 
     def read(self, uri: str) -> Artifact | None:
-        """The artifact in the folder `uri`, or None where no whole one lies there."""
+        """The artifact in the folder `uri`, or None when it is unfinished or of a past schema."""
         text = self.read_text(f"{uri}/{MANIFEST}")
         try:
             manifest = json.loads(text or "")
             ref = ArtifactRef(
                 manifest["kind"], manifest["key"], manifest["digest"], uri, manifest["parents"]
             )
-            artifact = Artifact(ref, dict(manifest["facts"]), dict(manifest["files"]))
+            schema = int(manifest["schema"])
+            metadata = manifest["metadata" if schema > 1 else "facts"]
+            artifact = Artifact(ref, dict(metadata), dict(manifest["files"]))
         except (ValueError, KeyError, TypeError):
             return None
-        # A manifest from elsewhere shall not make anyone read or write outside of its own folder.
+        if not is_readable(ref.kind, schema):
+            return None
+        # A foreign manifest must not make anyone read or write outside of its own folder.
         if any(
             PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
             for name in artifact.files
@@ -127,9 +148,10 @@ class Store:
     def create_artifact(
         self, kind: str, key: str, parents: Mapping[str, str] | None = None
     ) -> Iterator[Draft]:
-        """Write one artifact: on a clean exit it appears whole under its final name, on an error nothing does.
+        """Write one artifact: a clean exit publishes it under its final name, an error discards it.
 
-        When another process finished the same key first, its artifact stays and this draft is dropped.
+        When another process finished the same key first, its artifact stays and this draft is
+        dropped.
         """
         root = Path(self.uri) / kind if self.is_local else self._cache_dir
         base = self.uri if self.is_local else str(root)
@@ -140,7 +162,10 @@ class Store:
             draft.ref = self._commit(draft, kind, key)
 
     def local_dir(self, ref: ArtifactRef) -> Path:
-        """A local folder with the artifact's files, fetched and checked against their sha256 when the store is remote."""
+        """A local folder with the artifact's files.
+
+        Files of a remote store are fetched into the cache and checked against their sha256.
+        """
         if self.is_local:
             return Path(ref.uri)
         name = f"{PurePosixPath(ref.kind).name}-{ref.digest[:24]}"
@@ -149,7 +174,7 @@ class Store:
             return target
         artifact = self.read(ref.uri)
         if artifact is None:
-            raise UserError(f"{ref.uri}: the artifact is gone from the store")
+            raise UserError(f"{ref.uri}: the artifact no longer exists in the store")
         with (
             as_user_error(str(self._cache_dir), str(target)),
             scratch_folder(self._cache_dir, name) as work,
@@ -157,7 +182,9 @@ class Store:
             for file in [*artifact.files, MANIFEST]:
                 self._remote.get(f"{ref.uri}/{file}", work / file)
             if verify(work)["digest"] != ref.digest:
-                raise UserError(f"{ref.uri}: holds another artifact than {ref.name} by now")
+                raise UserError(
+                    f"{ref.uri}: now contains another artifact than digest {short(ref.digest)}"
+                )
             publish(work, target, target.exists)
         return target
 
@@ -169,13 +196,13 @@ class Store:
             "files": {n: f["sha256"] for n, f in files.items()},
         }
         manifest = {
-            "schema": 1,
+            "schema": SCHEMA,
             "kind": kind,
             "key": key,
             "digest": digest_of(identity),
             "parents": draft.parents,
         }
-        manifest |= {"facts": draft.metadata, "files": files}
+        manifest |= {"metadata": draft.metadata, "files": files}
         final = self.folder(kind, key)
         (draft.path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         if self.is_local:
@@ -193,10 +220,31 @@ class Store:
             return all(os.path.isfile(f"{uri}/{name}") for name in artifact.files)
         return artifact.files.keys() <= self._remote.files(uri)
 
+    # -- references ----------------------------------------------------------------------------------------------
+
+    def relative(self, uri: str) -> str:
+        """A URI inside this store as a path relative to it; any other URI unchanged."""
+        return uri.removeprefix(f"{self.uri}/")
+
+    def resolve(self, uri: str) -> str:
+        """The inverse of `relative`: a relative path joined to this store's URI."""
+        return uri if "://" in uri or uri.startswith("/") else f"{self.uri}/{uri}"
+
+    def noun_to_json(self, noun: Any) -> dict[str, Any]:
+        """A noun as JSON for an artifact's metadata: its references are relative to this store."""
+        return to_json(map_uris(noun, self.relative))
+
+    def noun_from_json(self, cls: type[T], data: Mapping[str, Any]) -> T:
+        """Rebuild a noun from `noun_to_json`; its references point into this store."""
+        return map_uris(from_json(cls, data), self.resolve)
+
     # -- small files ---------------------------------------------------------------------------------------------
 
     def read_text(self, uri: str) -> str | None:
-        """The text of one file, or None when there is none; bytes that are no UTF-8 come as replacement characters."""
+        """The text of one file, or None when it does not exist.
+
+        Bytes that are not UTF-8 come back as replacement characters.
+        """
         with as_user_error(self.uri, uri):
             try:
                 data = Path(uri).read_bytes() if self.is_local else self._remote.read(uri)
@@ -204,24 +252,25 @@ class Store:
                 return None
         return data.decode(errors="replace")
 
-    def create(self, uri: str, text: str) -> bool:
-        """Create a file that did not exist, whole and at once; False (and no change) when it exists.
+    def create_file(self, uri: str, text: str) -> bool:
+        """Create a file atomically; False (and no change) when it exists.
 
-        The one atomic step that compare-and-swap stands on: a hard link locally, a conditional put elsewhere.
+        Compare-and-swap builds on this one atomic step: a hard link locally, a conditional put
+        elsewhere.
         """
         if not self.is_local:
-            return self._remote.create(uri, text.encode())
+            return self._remote.create_file(uri, text.encode())
         with as_user_error(self.uri, uri):
             return create_file(Path(uri), text)
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder of the store (relative to the store's URI), sorted; hidden ones left out."""
+        """Names in a folder of the store (relative to the store's URI), sorted, without hidden ones."""
         uri = f"{self.uri}/{folder}"
         try:
-            found = sorted(os.listdir(uri)) if self.is_local else self._remote.names(uri)
+            names = sorted(os.listdir(uri)) if self.is_local else self._remote.names(uri)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [name for name in found if not name.startswith(".")]
+        return [name for name in names if not name.startswith(".")]
 
     @property
     def _remote(self) -> RemoteFiles:

@@ -110,7 +110,7 @@ def test_a_digest_depends_on_the_content_and_on_nothing_else() -> None:
     assert (
         short(digest_of(value))
         == digest_of(value)[:12]
-        == dataclasses.replace(REF, digest=digest_of(value)).name
+        == dataclasses.replace(REF, key=digest_of(value)).name
     )
     with pytest.raises(TypeError, match="set has no JSON form"):
         digest_of({"a": {1, 2}})

@@ -66,7 +66,7 @@ def shown(store, digest, **options) -> tuple[str, Audit]:
 
 def test_the_terminal_shows_trained_tokens_in_colour(dataset):
     _, store, prepared = dataset
-    text, found = shown(store, prepared.ref.digest, num_examples=1)
+    text, found = shown(store, prepared.ref.key, num_examples=1)
     assert not found.problems and "nothing wrong was found" in text
     green, off = "\x1b[30;42m", "\x1b[0m"
     (trained,) = [part.split(off)[0] for part in text.split(green)[1:]]
@@ -103,9 +103,9 @@ def test_tokens_that_spell_a_character_together_are_shown_as_one(pocket_base):
 
 def test_examples_are_spread_over_the_samples(dataset):
     _, store, prepared = dataset
-    _, found = shown(store, prepared.ref.digest, num_examples=5)
+    _, found = shown(store, prepared.ref.key, num_examples=5)
     assert len({example.sample_id for example in found.examples}) == 5
-    _, every = shown(store, prepared.ref.digest, num_examples=1000)
+    _, every = shown(store, prepared.ref.key, num_examples=1000)
     assert len(every.examples) == prepared.train.num_samples
     names = [example.sample_id for example in every.examples]
     assert [names.index(example.sample_id) for example in found.examples] == [
@@ -116,13 +116,13 @@ def test_examples_are_spread_over_the_samples(dataset):
 def test_without_colours_brackets_show_what_is_trained(dataset):
     _, store, prepared = dataset
     screen = io.StringIO()
-    inspect(store, prepared.ref.digest, Console(file=screen, width=160), num_examples=1)
+    inspect(store, prepared.ref.key, Console(file=screen, width=160), num_examples=1)
     assert "<|assistant|>⟦It is " in screen.getvalue() and "<|end|>⟧" in screen.getvalue()
 
 
 def test_the_page_is_whole_and_needs_nothing_else(dataset):
     folder, store, prepared = dataset
-    _, found = shown(store, prepared.ref.digest, page=folder / "audit.html")
+    _, found = shown(store, prepared.ref.key, page=folder / "audit.html")
     parsed = _Parsed()
     parsed.feed((folder / "audit.html").read_text())
     assert parsed.open == [] and parsed.links == []
@@ -142,7 +142,7 @@ def test_the_page_is_whole_and_needs_nothing_else(dataset):
 )
 def test_a_crossed_threshold_is_a_problem_that_names_its_key(dataset, limits, problem):
     _, store, prepared = dataset
-    text, found = shown(store, prepared.ref.digest, limits=AuditConfig(**limits))
+    text, found = shown(store, prepared.ref.key, limits=AuditConfig(**limits))
     assert len(found.problems) == 1 and problem in found.problems[0] and "wrong: " in text
 
 
@@ -159,7 +159,7 @@ def test_a_template_without_a_stop_or_a_border_is_refused(ray_cluster, pocket_ba
     prepared = prepare(
         parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), store, SILENT
     )
-    _, found = shown(store, prepared.ref.digest)
+    _, found = shown(store, prepared.ref.key)
     assert any("do not end in a stop token" in problem for problem in found.problems)
 
 
@@ -254,7 +254,7 @@ def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_
 
 def test_the_manifest_counts_what_was_checked(dataset):
     _, store, prepared = dataset
-    checks = store.by_digest("prepared", prepared.ref.digest).metadata["checks"]
+    checks = store.by_id("prepared", prepared.ref.key).metadata["checks"]
     kept = prepared.train.num_samples + prepared.heldout.num_samples
     assert checks["stop_trained_checked"] == checks["other_turns_masked_checked"] == kept
     assert checks["prefix_matches_checked"] >= prepared.heldout.num_samples

@@ -70,7 +70,7 @@ def test_the_manifest_names_files_tokenizer_template_and_recipe(prepared_once):
     import hashlib
 
     folder, store, recipe, prepared = prepared_once
-    artifact = store.by_digest("prepared", prepared.ref.digest)
+    artifact = store.by_id("prepared", prepared.ref.key)
     (source,) = artifact.metadata["sources"]
     assert source["file"] == "rows.jsonl"
     assert source["sha256"] == hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()

@@ -45,7 +45,7 @@ def test_every_row_of_a_public_dataset_is_accounted_for(ray_cluster, pocket_base
     assert (counts["read"], counts["train"], counts["heldout"]) == (read, train, heldout)
     folder = store.local_dir(prepared.ref)
     assert {kind.reason: kind.count for kind in reject_kinds(folder / "rejects.jsonl")} == lost
-    checks = store.by_digest("prepared", prepared.ref.digest).metadata["checks"]
+    checks = store.by_id("prepared", prepared.ref.key).metadata["checks"]
     assert checks["stop_trained_checked"] and checks["prefix_matches_checked"]
     assert not any(count for check, count in checks.items() if check.endswith("_failed"))
 

@@ -210,7 +210,7 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
     tolerant = recipe_for(pocket_base, few_bad, max_rejects_share=0.2, heldout_share=0.2)
     strict = recipe_for(pocket_base, few_bad, max_rejects_share=0.05, heldout_share=0.2)
     made = prepare(tolerant, store, SILENT, serially)
-    assert dataset_digest(tolerant, store, SILENT, nullcontext) == made.ref.digest and prepared_of(
+    assert dataset_digest(tolerant, store, SILENT, nullcontext) == made.ref.name and prepared_of(
         tolerant, store, None
     )
     for find in (
@@ -222,7 +222,7 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
             UserError, match=r"2 of 22 rows cannot be used: .*rows.jsonl:21.*max_rejects_share=0.05"
         ):
             find()
-    assert prepared_of(strict, store, made.ref.digest) == made
+    assert prepared_of(strict, store, made.ref.name) == made
 
 
 @pytest.mark.parametrize(

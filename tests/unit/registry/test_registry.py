@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from pipelines.core.artifacts import from_json, to_json
 from pipelines.core.errors import UserError
-from pipelines.registry.registry import AliasMovedError, Registry
+from pipelines.registry.aliases import AliasMovedError
+from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -262,7 +263,7 @@ def test_a_move_from_a_revision_that_is_not_the_present_one_loses(
     registry.promote("bot", "production", a, 0)
     for stale in (0, 2, 7):
         with pytest.raises(
-            AliasMovedError, match=rf"expected revision {stale}, but it stands at {a}, revision 1"
+            AliasMovedError, match=rf"expected revision {stale}, but it is at {a}, revision 1"
         ):
             registry.promote("bot", "production", b, stale)
     assert len(registry.history("bot", "production")) == 1

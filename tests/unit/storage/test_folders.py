@@ -41,7 +41,7 @@ def leftovers(store: Store) -> list[str]:
     return [p.name for p in Path(store.uri, "things").iterdir() if p.name.startswith(".")]
 
 
-def test_a_written_artifact_is_found_by_key_and_by_digest_with_its_facts_and_files(
+def test_a_written_artifact_is_found_by_key_and_by_id_with_its_metadata_and_files(
     store: Store,
 ) -> None:
     ref = write(store)
@@ -49,7 +49,7 @@ def test_a_written_artifact_is_found_by_key_and_by_digest_with_its_facts_and_fil
     assert found is not None and found.ref == ref and found.metadata == {"text": "hello"}
     assert sorted(found.files) == ["deep/er/0.txt", "deep/er/1.txt", "deep/er/2.txt", "top.bin"]
     assert found.files["top.bin"]["bytes"] == 256
-    assert store.list("things") == [found] == [store.by_digest("things", ref.digest[:12])]
+    assert store.list("things") == [found] == [store.by_id("things", KEY[:12])]
     assert store.local_dir(ref) == Path(store.uri, "things", KEY[:12])
     assert verify(store.local_dir(ref))["parents"] == {"made-from": "p" * 64} == ref.parents
     assert (
@@ -59,7 +59,7 @@ def test_a_written_artifact_is_found_by_key_and_by_digest_with_its_facts_and_fil
     )
 
 
-def test_the_digest_is_of_the_content_and_the_parents_not_of_time_or_facts(
+def test_the_digest_is_of_the_content_and_the_parents_not_of_time_or_metadata(
     store: Store, tmp_path: Path
 ) -> None:
     ref = write(store)
@@ -69,15 +69,30 @@ def test_the_digest_is_of_the_content_and_the_parents_not_of_time_or_facts(
     assert write(other, "c" * 64, num_files=4).digest != ref.digest
 
 
-def test_a_digest_that_is_not_there_or_too_short_is_refused_with_those_that_are(
+def test_an_id_that_is_missing_or_too_short_is_refused_with_the_ids_that_exist(
     store: Store,
 ) -> None:
     ref = write(store)
-    for digest in ("0" * 64, ref.digest[:11]):
-        with pytest.raises(
-            UserError, match=rf"no finished artifact of kind 'things'.*there are {ref.name}"
-        ):
-            store.by_digest("things", digest)
+    for prefix, problem in (
+        ("0" * 64, "no finished artifact of kind 'things' has the id 0"),
+        (ref.digest, "no finished artifact of kind 'things'"),
+        (KEY[:3], "too short for an id"),
+        ("", "too short for an id"),
+    ):
+        with pytest.raises(UserError, match=rf"{problem}.*there are {ref.name}"):
+            store.by_id("things", prefix)
+    with pytest.raises(UserError, match="there are none"):
+        store.by_id("nothing", KEY)
+
+
+def test_a_prefix_of_several_ids_is_refused_with_those_ids(store: Store) -> None:
+    keys = ["abcd" + letter * 60 for letter in "12"]
+    refs = [write(store, key) for key in (*keys, "f" * 64)]
+    with pytest.raises(UserError, match=r"several ids .* abcd: abcd1{8}, abcd2{8}; give more"):
+        store.by_id("things", "abcd")
+    for prefix in ("abcd1", refs[0].name, keys[0]):
+        assert store.by_id("things", prefix).ref == refs[0]
+    assert store.by_id("things", "ffff").ref == refs[2]
 
 
 def test_an_error_inside_leaves_nothing_at_all(store: Store) -> None:
@@ -191,10 +206,10 @@ DAMAGED = {
     "text": b'"x"',
     "null": b"null",
     "no UTF-8": b"\xff\xfe{}",
-    "no files": b'{"kind": "things", "key": "KEY", "digest": "d", "parents": {}, "facts": {}}',
-    "files no mapping": b'{"kind": "things", "key": "KEY", "digest": "d", "parents": {}, "facts": {}, "files": 3}',
-    "outside": b'{"kind": "t", "key": "KEY", "digest": "d", "parents": {}, "facts": {}, "files": {"../../../x": {}}}',
-    "absolute": b'{"kind": "t", "key": "KEY", "digest": "d", "parents": {}, "facts": {}, "files": {"/etc/passwd": {}}}',
+    "no files": b'{"kind": "things", "key": "KEY", "digest": "d", "parents": {}, "schema": 2, "metadata": {}}',
+    "files no mapping": b'{"kind": "things", "key": "KEY", "digest": "d", "parents": {}, "schema": 2, "metadata": {}, "files": 3}',
+    "outside": b'{"kind": "t", "key": "KEY", "digest": "d", "parents": {}, "schema": 2, "metadata": {}, "files": {"../../../x": {}}}',
+    "absolute": b'{"kind": "t", "key": "KEY", "digest": "d", "parents": {}, "schema": 2, "metadata": {}, "files": {"/etc/passwd": {}}}',
 }
 
 
@@ -252,7 +267,7 @@ def test_files_get_the_users_own_permissions(store: Store) -> None:
     plain.mkdir()
     assert store.local_dir(ref).stat().st_mode == plain.stat().st_mode
     (plain / "file").touch()
-    store.create(f"{store.uri}/once", "x")
+    store.create_file(f"{store.uri}/once", "x")
     assert Path(store.uri, "once").stat().st_mode == (plain / "file").stat().st_mode
 
 
@@ -260,7 +275,7 @@ def _create_in_rounds(uri: str, who: int, barrier: Any, wins: Any) -> None:
     store = Store(uri)
     for number in range(20):
         barrier.wait(timeout=30)
-        if store.create(f"{uri}/deep/folder/{number}.json", json.dumps([who] * 2000)):
+        if store.create_file(f"{uri}/deep/folder/{number}.json", json.dumps([who] * 2000)):
             with wins.get_lock():
                 wins[number] += 1
 

@@ -119,7 +119,7 @@ def test_a_folder_without_permission_is_refused(foreign_folder: Path) -> None:
     assert said.startswith(str(foreign_folder)) and "no permission" in said
     assert "no permission" in as_stranger(lambda: fill(Store(foreign_folder), 1))
     assert "no permission" in as_stranger(
-        lambda: Store(foreign_folder).create(f"{foreign_folder}/a/b", "x")
+        lambda: Store(foreign_folder).create_file(f"{foreign_folder}/a/b", "x")
     )
     assert list(foreign_folder.iterdir()) == []
 

@@ -64,11 +64,12 @@ def test_fsspecs_own_memory_store_does_it_all(tmp_path: Path) -> None:
     ref = write(store)
     assert (
         store.names("") == ["runs"]
-        and store.create(f"{store.uri}/once", "a")
+        and store.create_file(f"{store.uri}/once", "a")
         and store.names("runs/abc") == ["k" * 12]
     )
     assert (
-        not store.create(f"{store.uri}/once", "b") and store.read_text(f"{store.uri}/once") == "a"
+        not store.create_file(f"{store.uri}/once", "b")
+        and store.read_text(f"{store.uri}/once") == "a"
     )
     assert (store.local_dir(ref) / "deep" / "file.txt").read_text() == "hello"
 
@@ -79,7 +80,7 @@ def test_an_artifact_is_found_listed_and_fetched_as_from_a_local_store(
     ref = write(remote)
     found = remote.find("runs/abc", KEY)
     assert found is not None and found.ref == ref and found.metadata == {"text": "hello"}
-    assert remote.list("runs/abc") == [found] == [remote.by_digest("runs/abc", ref.digest)]
+    assert remote.list("runs/abc") == [found] == [remote.by_id("runs/abc", KEY)]
     assert ref.digest == write(Store(tmp_path / "local")).digest
     folder = remote.local_dir(ref)
     assert (folder / "deep" / "file.txt").read_text() == "hello" and (
@@ -127,7 +128,7 @@ def test_a_copy_is_checked_and_a_bad_one_is_not_kept(remote: Store, tmp_path: Pa
     with pytest.raises(UserError, match="deep/file.txt: its bytes differ"):
         remote.local_dir(ref)
     Scripted().rm_file(path_in(remote, "deep/file.txt"))
-    with pytest.raises(UserError, match="gone from the store"):
+    with pytest.raises(UserError, match="no longer exists in the store"):
         remote.local_dir(ref)
     assert list((tmp_path / "cache").iterdir()) == []
     assert remote.find("runs/abc", KEY) is None, "a missing file is not finished"
@@ -138,7 +139,7 @@ def test_another_artifact_under_the_same_folder_is_not_taken_for_the_one_asked_f
 ) -> None:
     write(remote)
     old = ArtifactRef("runs/abc", KEY, "0" * 64, remote.folder("runs/abc", KEY))
-    with pytest.raises(UserError, match="another artifact than 000000000000"):
+    with pytest.raises(UserError, match="another artifact than digest 000000000000"):
         remote.local_dir(old)
 
 
@@ -168,7 +169,7 @@ def test_a_store_that_looks_first_and_writes_then_is_refused(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Scripted, "pipe_file", AbstractFileSystem.pipe_file)
-    for refused in (lambda: remote.create(f"{remote.uri}/once", "a"), remote.check_writable):
+    for refused in (lambda: remote.create_file(f"{remote.uri}/once", "a"), remote.check_writable):
         with pytest.raises(
             UserError, match="two promotions could both win; use a local folder, s3://"
         ):
@@ -205,9 +206,9 @@ def test_a_refusal_that_does_not_name_the_condition_and_a_conflict_are_understoo
         pipe(self, path, value)
 
     monkeypatch.setattr(Scripted, "pipe_file", busy_at_first)
-    assert remote.create(f"{remote.uri}/once", "a") and not answers
+    assert remote.create_file(f"{remote.uri}/once", "a") and not answers
     assert (
-        not remote.create(f"{remote.uri}/once", "b")
+        not remote.create_file(f"{remote.uri}/once", "b")
         and remote.read_text(f"{remote.uri}/once") == "a"
     )
 
@@ -222,7 +223,7 @@ def test_what_the_store_refuses_is_said_with_the_path(
         monkeypatch.setattr(Scripted, method, denied)
     for refused in (
         remote.check_writable,
-        lambda: remote.create(f"{remote.uri}/once", "a"),
+        lambda: remote.create_file(f"{remote.uri}/once", "a"),
         lambda: remote.read_text(f"{remote.uri}/once"),
         lambda: remote.names("things"),
         lambda: remote.find("things", KEY),
@@ -263,7 +264,7 @@ def test_what_another_process_writes_is_seen_though_the_file_system_would_cache_
         return found if detail else [entry["name"] for entry in found]
 
     monkeypatch.setattr(Scripted, "ls", cached)
-    remote.create(f"{remote.uri}/moves/1", "a")
+    remote.create_file(f"{remote.uri}/moves/1", "a")
     assert remote.names("moves") == ["1"]
     path = Scripted._strip_protocol(f"{remote.uri}/moves")
     Scripted.store[f"{path}/2"] = Scripted.store[f"{path}/1"]

@@ -55,7 +55,7 @@ def test_no_flipped_bit_of_a_manifest_goes_unseen(store: Store) -> None:
     good, dice, unseen = manifest.read_bytes(), random.Random(1), 0
     newest = latest_verified(store, RUN)[0]
     assert newest is not None and newest.step == 6
-    facts = dict(json.loads(good)["facts"])
+    facts = dict(json.loads(good)["metadata"])
     for at in range(len(good)):
         manifest.write_bytes(
             good[:at] + bytes([good[at] ^ 1 << dice.randrange(8)]) + good[at + 1 :]
