@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT, Progress
 from pipelines.storage.folders import nearest_path
 
 _TEXT = ("*.json", "*.jinja", "tokenizer*")
 _WEIGHTS = "*.safetensors"
+_MB = 1_000_000
+_STOP_S = 2.0  # the time a stopped download has to remove its partial files
+_snapshots: dict[tuple[str, str | None, bool], Path] = {}
 
 
-def local_base_dir(base: str, revision: str | None = None, weights: bool = True) -> Path:
-    """The folder with a base's files: `base` itself, or the Hub snapshot, fetched once into the Hub's own cache.
+def local_base_dir(
+    base: str, revision: str | None = None, weights: bool = True, progress: Progress | None = None
+) -> Path:
+    """The folder with a base's files: `base` itself, or the Hub's snapshot of it.
 
-    Without `weights` only configuration and tokenizer are fetched.
+    A snapshot is downloaded once into the Hub's own cache, with a bar on `progress`. A process asks
+    the Hub once, so all stages of one command see the same commit of a branch that moves. Without
+    `weights` only configuration and tokenizer are downloaded.
 
-    Raises UserError when neither a model folder nor a reachable Hub id is given.
+    Raises UserError when `base` is neither a model's folder nor the id of a model that the Hub
+    gives. Ctrl-C ends a download at once.
     """
     folder = Path(base).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"model.base={base}: the folder holds no config.json, so it is no model"
+                f"model.base={base}: the folder has no config.json, so it is not a model; "
+                "set the folder that holds config.json and the weights"
             )
         return folder
     if base.startswith(("/", ".", "~")) or base.count("/") > 1:
@@ -31,24 +49,82 @@ def local_base_dir(base: str, revision: str | None = None, weights: bool = True)
             f"did you mean {near}?" if near else "set a model's folder or a Hub id such as org/name"
         )
         raise UserError(f"model.base={base}: no such folder; {hint}")
-    return _snapshot(base, revision, [*_TEXT, _WEIGHTS] if weights else list(_TEXT))
+    for with_weights in {True, weights}:
+        snapshot = _snapshots.get((base, revision, with_weights))
+        if snapshot is not None and snapshot.is_dir():
+            return snapshot
+    patterns = (*_TEXT, _WEIGHTS) if weights else _TEXT
+    snapshot = _download(base, revision, patterns, progress or SILENT)
+    _snapshots[base, revision, weights] = snapshot
+    return snapshot
 
 
-def _snapshot(base: str, revision: str | None, patterns: list[str]) -> Path:
-    import huggingface_hub
-    import huggingface_hub.errors
+def _download(base: str, revision: str | None, patterns: Sequence[str], progress: Progress) -> Path:
+    """The snapshot's folder, downloaded by a `pipelines.storage.hub_download` process.
 
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(base, revision=revision, allow_patterns=patterns)
-        )
-    except (
-        OSError,
-        huggingface_hub.errors.HfHubHTTPError,
-        huggingface_hub.errors.HFValidationError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.base={base}: not a folder, and the Hub did not give it ({reason}); "
-            "set a folder, or check the id, the network and HF_TOKEN"
-        ) from error
+    A separate process, because huggingface_hub's threads cannot be interrupted: Ctrl-C would wait
+    for the files that are on their way, which may take hours.
+    """
+    request = {"base": base, "revision": revision, "patterns": patterns}
+    with tempfile.TemporaryFile("w+") as chatter, _child(request, chatter) as lines:
+        for line in lines:
+            if "download_bytes" in line:
+                progress.note(
+                    f"model.base={base}: downloading {line['num_files']:,} files, "
+                    f"{line['download_bytes'] / 1e9:,.2f} GB, into {line['cache']}"
+                )
+                line = _draw(lines, base, line["download_bytes"], progress)
+            if "error" in line:
+                raise UserError(line["error"])
+            if "path" in line:
+                return Path(line["path"])
+        chatter.seek(0)
+        last = (chatter.read().strip().splitlines() or ["it was killed"])[-1]
+    raise UserError(
+        f"model.base={base}: the download ended without a result ({last}); run the command again"
+    )
+
+
+def _draw(
+    lines: Iterator[dict[str, Any]], base: str, num_bytes: int, progress: Progress
+) -> dict[str, Any]:
+    """Draw a bar in MB until the download ends; returns its last line, {} if the process died."""
+    total = -(-num_bytes // _MB)
+    done = 0
+    with progress.bar(f"download {base} (MB)", total=total) as advance:
+        for line in lines:
+            if "done_bytes" not in line:
+                if "path" in line:
+                    advance(total - done)
+                return line
+            new = min(total, line["done_bytes"] // _MB) - done
+            if new > 0:
+                advance(new)
+                done += new
+    return {}
+
+
+@contextmanager
+def _child(request: Mapping[str, Any], chatter: IO[str]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The JSON lines of a download process, which is stopped when the block is left."""
+    root = str(Path(__file__).parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # -P: a folder named `pipelines` in the user's working directory must not be imported instead.
+    command = [sys.executable, "-P", "-m", "pipelines.storage.hub_download", json.dumps(request)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=chatter,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            yield (json.loads(line) for line in process.stdout)
+        finally:
+            process.stdin.close()  # the signal to stop; the end of this process sends it too
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -6,12 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipelines.core.errors import UserError
-from pipelines.storage import local_base_dir
 
 RECIPE = str(Path(__file__).parents[3] / "recipes" / "pocket_lora_person_cpu.yaml")
 
@@ -67,19 +65,3 @@ def test_dry_run_needs_no_weights_and_counts_exactly(tmp_path: Path, pocket_base
     assert "41,943,040 of 8,030,261,248" in shown.output and "167.8 MB" in shown.output
     error = CliRunner().invoke(app, given).exception
     assert isinstance(error, UserError) and "no *.safetensors" in str(error)
-
-
-def test_only_what_is_wanted_is_fetched_from_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def fetch(base: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    local_base_dir("org/name", weights=False)
-    local_base_dir("org/name")
-    assert ["*.safetensors" in patterns for patterns in asked] == [False, True]
-    assert all({"*.json", "tokenizer*", "*.jinja"} <= set(patterns) for patterns in asked)
