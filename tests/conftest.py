@@ -39,7 +39,8 @@ def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) 
 
     from pipelines.config.schema import LoraConfig, ModelConfig
     from pipelines.model.base import load_base
-    from pipelines.model.lora import attach, save_adapter, trainable
+    from pipelines.model.lora import attach, trainable_parameters
+    from pipelines.model.lora_save import save_adapter
 
     folders = {}
     for seed, name in enumerate(("ada", "bob", "cyn")):
@@ -47,7 +48,7 @@ def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) 
             load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=4, alpha=8), seed
         )
         generator = torch.Generator().manual_seed(seed)
-        for parameter in trainable(model).values():
+        for parameter in trainable_parameters(model).values():
             parameter.data += 0.15 * torch.randn(parameter.shape, generator=generator)
         folders[name] = tmp_path_factory.mktemp(name)
         save_adapter(model, folders[name], pocket_base)
@@ -56,7 +57,7 @@ def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def fingerprint(pocket_base: str) -> str:
-    from pipelines.model.base import base_fingerprint
+    from pipelines.sources.base_files import base_fingerprint
 
     return base_fingerprint(pocket_base)
 

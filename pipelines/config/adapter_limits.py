@@ -1,4 +1,4 @@
-"""What no engine serves."""
+"""Which adapters can be served and registered, judged from the recipe before training."""
 
 from __future__ import annotations
 
@@ -17,46 +17,50 @@ _NEEDS_MORE = {
     "alpha_pattern": "another scale in some modules",
     "modules_to_save": "whole modules beside A and B",
 }
+_ENGINES = {
+    "transformers": "the transformers engine does not serve",
+    "vllm": "vLLM does not serve",
+    None: "no engine here serves",
+}
 
 
 def unservable_keys(lora: LoraConfig, engine: str | None) -> list[str]:
-    """One line for each key of `lora` whose adapter `engine` (None: any that is known) cannot serve as it was trained.
+    """One line for each key of `lora` whose adapter `engine` cannot serve as it was trained; None
+    means any engine.
 
     rsLoRA, LoRA+ and every `init` are plain LoRA once saved, PiSSA with twice the rank.
     """
-    who = {"transformers": "the transformers engine", "vllm": "vLLM", None: "no engine here"}[
-        engine
-    ]
-    does = "serves" if engine is None else "does not serve"
     lines = [
-        f"lora.{key} trains {what}, which {who} {does} and the registry refuses: unset it"
-        for key, what in _NEEDS_MORE.items()
+        f"lora.{key} trains {addition}, which {_ENGINES[engine]} and the registry refuses: unset it"
+        for key, addition in _NEEDS_MORE.items()
         if getattr(lora, key)
     ]
-    rank = saved_rank(lora)
-    if engine == "vllm" and rank > VLLM_RANKS[-1]:
-        halved = " (twice lora.r, as PiSSA is saved)" if rank != lora.r else ""
-        lines.append(
-            f"the adapter's rank is {rank}{halved} and vLLM's highest is {VLLM_RANKS[-1]}: set lora.r lower"
-        )
+    if engine == "vllm" and saved_rank(lora) > VLLM_RANKS[-1]:
+        lines.append(_rank_line(lora, "vLLM", VLLM_RANKS[-1]))
     return lines
 
 
 def unregistrable_keys(lora: LoraConfig) -> list[str]:
     """One line for each reason why the registry would refuse the adapter that `lora` trains."""
-    lines, rank = unservable_keys(lora, None), saved_rank(lora)
-    if rank > REGISTRY_MAX_RANK:
-        halved = " (twice lora.r, as PiSSA is saved)" if rank != lora.r else ""
-        lines.append(
-            f"the adapter's rank is {rank}{halved} and the registry's highest is {REGISTRY_MAX_RANK}: set lora.r lower"
-        )
+    lines = unservable_keys(lora, None)
+    if saved_rank(lora) > REGISTRY_MAX_RANK:
+        lines.append(_rank_line(lora, "the registry", REGISTRY_MAX_RANK))
     scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
     if scale > REGISTRY_MAX_SCALE:
         lines.append(
-            f"lora.alpha={lora.alpha:g} at lora.r={lora.r} scales the adapter by {scale:g} and the registry's highest is "
-            f"{REGISTRY_MAX_SCALE:g}: set lora.alpha lower"
+            f"lora.alpha={lora.alpha:g} at lora.r={lora.r} scales the adapter by {scale:g} and the "
+            "registry's highest "
+            f"is {REGISTRY_MAX_SCALE:g}: set lora.alpha lower"
         )
     return lines
+
+
+def _rank_line(lora: LoraConfig, owner: str, highest: int) -> str:
+    doubled = " (twice lora.r, as PiSSA is saved)" if saved_rank(lora) != lora.r else ""
+    return (
+        f"the adapter's rank is {saved_rank(lora)}{doubled} and {owner}'s highest is {highest}: "
+        "set lora.r lower"
+    )
 
 
 def saved_rank(lora: LoraConfig) -> int:
@@ -65,5 +69,7 @@ def saved_rank(lora: LoraConfig) -> int:
 
 
 def vllm_max_rank(lora: LoraConfig) -> int:
-    """The least --max-lora-rank that vLLM takes for the adapter; `unservable_keys` has said if there is none."""
+    """The least --max-lora-rank with which vLLM takes the adapter. `unservable_keys` refuses ranks
+    without one.
+    """
     return next(rank for rank in VLLM_RANKS if rank >= saved_rank(lora))

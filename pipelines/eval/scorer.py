@@ -78,7 +78,7 @@ class Scorer:
 
         from pipelines.chat import ChatRenderer
         from pipelines.model.base import load_base
-        from pipelines.model.lora import add_adapter
+        from pipelines.model.lora_load import add_adapter
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._max_new_tokens = spec.max_new_tokens
@@ -108,7 +108,7 @@ class Scorer:
         return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
 
     def _result(self, name: str, work: EvalBatch) -> dict[str, Any]:
-        from pipelines.model.lora import one_adapter
+        from pipelines.model.lora_load import use_adapter
 
         result: dict[str, Any] = {
             "candidate": name,
@@ -119,7 +119,7 @@ class Scorer:
             return result | {"error": self._errors[name]}
         model = self._whole.get(name, self._adapted)
         try:
-            with one_adapter(model, None if name == BASE or name in self._whole else name):
+            with use_adapter(model, None if name == BASE or name in self._whole else name):
                 if work.kind == "loss":
                     nll, weight, num_labels = weighted_nll(model, work.tokens, work.weights)
                     return result | {"nll": nll, "weight": weight, "num_labels": num_labels}

@@ -1,1 +1,1 @@
-"""The frozen base, the adapter on it, and what the two become when merged. Knows nothing of Ray or of distribution."""
+"""The frozen base, its adapter, and the merged model. Knows nothing about Ray or distribution."""

@@ -1,4 +1,5 @@
-"""Full fine-tuning, to compare adapters against: every weight trains, and what is saved is a base of its own."""
+"""Full fine-tuning, as a reference for adapters: every weight trains, and a complete base is saved.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.model.lora import trainable
+from pipelines.model.lora import trainable_parameters
 from pipelines.storage import local_base_dir
 
 if TYPE_CHECKING:
@@ -25,9 +26,14 @@ def unfreeze(model: PreTrainedModel) -> PreTrainedModel:
 def save_full(
     model: PreTrainedModel, folder: Path, base: str, weights: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a folder that `model.base` can name: weights in the base's dtype, configuration, tokenizer and template."""
+    """Write a folder that `model.base` can name.
+
+    It contains `weights` (by parameter name) in the base's dtype, the configuration, the tokenizer
+    and the chat template.
+    """
     dtype = model.dtype
     state = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    # The folder must load without this package, so it must not name our attention function.
     attention = model.config._attn_implementation
     model.config._attn_implementation = "sdpa"
     model.save_pretrained(str(folder), state_dict=state)
@@ -37,44 +43,51 @@ def save_full(
             shutil.copy(file, folder / file.name)
 
 
-def audit_full(folder: Path, model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a saved model whose tensors are not the gathered ones, bit for bit in the base's dtype, and finite."""
+def verify_saved_full(
+    folder: Path, model: PreTrainedModel, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Verify that the saved tensors equal `weights` bit for bit in the base's dtype and are finite.
+
+    A tied head has no tensor of its own in the file. Raises ValueError naming the tensor.
+    """
     import torch
 
     saved = _read(folder)
     if saved.keys() - {"lm_head.weight"} != weights.keys() - {"lm_head.weight"}:
-        odd = sorted(saved.keys() ^ weights.keys())
-        raise ValueError(f"{folder}: {len(odd)} tensors missing or unexpected, first {odd[0]}")
+        differing = sorted(saved.keys() ^ weights.keys())
+        raise ValueError(
+            f"{folder}: {len(differing)} tensors missing or unexpected, first {differing[0]}"
+        )
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder}: {name} holds a value that is not finite")
+            raise ValueError(f"{folder}: {name} contains a value that is not finite")
         if name in saved and not torch.equal(saved[name], tensor.to(model.dtype)):
             raise ValueError(f"{folder}: {name} differs from the weights gathered from the ranks")
 
 
-def saved_full(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors of a saved model by the names that `model` trains. Raises ValueError when one misses or does not fit."""
+def read_saved_full(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a saved model, by parameter name.
+
+    Raises ValueError when a tensor that `model` trains is missing or has another shape.
+    """
     saved = _read(folder)
-    for name, parameter in trainable(model).items():
-        shape = getattr(
-            parameter, "ds_shape", parameter.shape
-        )  # under ZeRO-3 the local shard is empty
+    for name, parameter in trainable_parameters(model).items():
+        # Under ZeRO-3 the local shard is empty.
+        shape = getattr(parameter, "ds_shape", parameter.shape)
         if name not in saved or saved[name].shape != shape:
-            found = f"shape {tuple(saved[name].shape)}" if name in saved else "nothing"
-            raise ValueError(
-                f"{folder}: {name} should have shape {tuple(shape)}, and the file holds {found}"
-            )
+            actual = f"has shape {tuple(saved[name].shape)}" if name in saved else "is missing"
+            raise ValueError(f"{folder}: {name} {actual}, expected shape {tuple(shape)}")
     return saved
 
 
-def load_weight(parameter: torch.nn.Parameter, saved: torch.Tensor) -> bool:
-    """Put a saved tensor into a live weight; whether that changes a bit of it."""
+def load_into_weight(parameter: torch.nn.Parameter, saved: torch.Tensor) -> bool:
+    """Copy a saved tensor into a live weight; returns whether that changes any bit."""
     import torch
 
     saved = saved.to(parameter.device, parameter.dtype)
-    same = torch.equal(saved, parameter.data)
+    changed = not torch.equal(saved, parameter.data)
     parameter.data.copy_(saved)
-    return not same
+    return changed
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Fold an adapter into its base: W = W0 + scale * B A, so that serving costs nothing extra."""
+"""Fold an adapter into its base, W = W0 + scale * B A, so that serving it costs nothing extra."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.config.schema import ModelConfig
 from pipelines.model.base import load_base
-from pipelines.model.lora import add_adapter
+from pipelines.model.lora_load import add_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,8 +18,10 @@ def merge_adapter(
 ) -> PreTrainedModel:
     """A plain model in the base's dtype with the adapter folded in.
 
-    A 4-bit or 8-bit base is dequantized first, because that is the model the adapter was trained on; a float8 one is loaded
-    as it was before. It is always loaded afresh: bitsandbytes repacks a 4-bit weight for the CPU on its first forward, after which dequantizing reads it wrongly.
+    A 4-bit or 8-bit base is dequantized first, since the adapter was trained on those values; an
+    fp8 base is loaded in its own dtype instead. The base is always loaded again: bitsandbytes
+    repacks a 4-bit weight for the CPU in its first forward, after which dequantizing reads it
+    wrong.
     """
     if config.quantization == "fp8":
         config = config.model_copy(update={"quantization": "none"})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.recipe import Recipe
 from pipelines.model.base import meta_model
 from pipelines.model.full_finetune import unfreeze
-from pipelines.model.lora import attach, trainable
+from pipelines.model.lora import attach, trainable_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def shape_of(recipe: Recipe) -> ModelShape:
 
 def _saved_bytes(recipe: Recipe, model: torch.nn.Module) -> int:
     """An adapter is saved in fp32, A and B of PiSSA with twice the rank; a model that trained whole in its own dtype."""
-    held = trainable(model)
+    held = trainable_parameters(model)
     if recipe.train.method == "full":
         return sum(parameter.numel() * parameter.element_size() for parameter in held.values())
     doubled = recipe.lora.init == "pissa"
@@ -88,7 +88,7 @@ def _is_lora(parameter: str) -> bool:
 def trainable_table(model: torch.nn.Module) -> dict[str, int]:
     """Trainable parameters by the name of the module that they belong to, in the model's order; exact under ZeRO too."""
     counts: Counter[str] = Counter()
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         counts[owner_of(name)] += shape.numel()
     return dict(counts)

@@ -1,4 +1,8 @@
-"""Saving a checkpoint with all ranks: rank 0 writes it, it is read back into the live weights, and only then it gets its name."""
+"""Saving a checkpoint with all ranks.
+ Rank 0 writes the files, all ranks read them back into the live weights and compare their losses,
+and only then does the checkpoint get its name in the store. A checkpoint that can be seen is
+verified.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from pipelines.config.recipe import Recipe
-from pipelines.core.errors import UserError
-from pipelines.model.full_finetune import load_weight, saved_full
-from pipelines.model.lora import load_adapter, saved_adapter, trainable
+from pipelines.core.errors import UserError, one_line
+from pipelines.model.full_finetune import load_into_weight, read_saved_full
+from pipelines.model.lora import trainable_parameters
+from pipelines.model.lora_save import load_into_adapter, read_saved_adapter
 from pipelines.storage import Store, as_user_error
 from pipelines.train.batch import Row, collate
-from pipelines.train.build_model import BuiltModel
 from pipelines.train.checkpoint.files import (
     ADAPTER_DIR,
     MODEL_DIR,
@@ -35,9 +40,10 @@ from pipelines.train.engine.deepspeed import DeepSpeedEngine
 
 @dataclass(frozen=True)
 class CheckpointSaver:
-    """Saves the checkpoints of one run. Every rank has one and calls it equally often.
+    """Saves the checkpoints of one run. Each rank has one, and all call `save` equally often.
 
-    `probe` is the packed row on which this rank compares losses.
+    `pissa` is the part that lora.init=pissa moved out of the base. `probe` is the packed row on
+    which this rank compares the loss of the saved weights with that of the live ones.
     """
 
     store: Store
@@ -45,7 +51,9 @@ class CheckpointSaver:
     run_id: str
     parents: Mapping[str, str]
     engine: DeepSpeedEngine
-    built: BuiltModel
+    model: Any
+    pissa: Mapping[str, torch.Tensor] | None
+    num_trainable_parameters: int
     probe: Row
 
     def save(
@@ -55,31 +63,30 @@ class CheckpointSaver:
         history: tuple[Mapping[str, float], ...],
         finished: bool,
     ) -> str | None:
-        """Gather, write, verify and name the checkpoint of a step; returns its URI on rank 0. Collective.
+        """Gather, write, verify and name the checkpoint of a step, then delete superseded ones.
 
-        Raises UserError, alike on all ranks, when the disk refuses it or what the disk holds is not what trains; nothing
-        is then to be seen of it.
+        Returns its URI on rank 0, None elsewhere. Collective. Raises the same UserError on all
+        ranks if the disk refuses the files or if they differ from the live weights; the store then
+        shows nothing of this checkpoint.
         """
-        snapshot = TrainingState(
-            step, self.engine.gather(), metrics, history, self.built.pissa, finished
-        )
+        state = TrainingState(step, self.engine.gather(), metrics, history, self.pissa, finished)
         kind, device, draft = checkpoint_kind(self.run_id), self.engine.device, None
+        # The draft is named when the stack closes, and deleted if an exception closes it.
         with ExitStack() as unnamed:
             with (
                 raise_on_all_ranks(device),
-                _refusing(step),
+                _mismatch_as_user_error(step),
                 as_user_error(self.store.uri, f"{self.store.uri}/{kind}"),
             ):
                 if self.engine.rank == 0:
-                    check_space(self.store, self.built.num_trained)
-                    writing = self.store.create_artifact(
-                        kind, checkpoint_key(self.run_id, step), self.parents
+                    check_space(self.store, self.num_trainable_parameters)
+                    key = checkpoint_key(self.run_id, step)
+                    draft = unnamed.enter_context(
+                        self.store.create_artifact(kind, key, self.parents)
                     )
-                    draft = unnamed.enter_context(writing)
-                    facts = write_checkpoint(
-                        draft.path, self.built.model, self.recipe.model.base, snapshot
-                    )
-                    draft.metadata = with_checksum({"run_id": self.run_id, **facts})
+                    base = self.recipe.model.base
+                    metadata = write_checkpoint(draft.path, self.model, base, state)
+                    draft.metadata = with_checksum({"run_id": self.run_id, **metadata})
             self._compare_reloaded(draft.path if draft else None, step)
             with raise_on_all_ranks(device):
                 if draft:
@@ -88,60 +95,62 @@ class CheckpointSaver:
         return draft.ref.uri if draft and draft.ref else None
 
     def _compare_reloaded(self, folder: Path | None, step: int) -> None:
-        """What rank 0 reads from `folder`, put into the live weights, must give each rank's loss and change no bit.
+        """Load the saved weights into the live model: no bit and no rank's loss may change.
 
-        Collective. A file that is what trains leaves the live weights as they were; any other ends the run.
+        `folder` is given on rank 0 only. Collective. If the files are correct the live weights are
+        as before; if not, the run ends, so their change does no harm.
         """
         engine = self.engine
         batch = collate([self.probe], engine.device)
-        live, saved = engine.loss_sum(batch), None
-        with raise_on_all_ranks(engine.device), _refusing(step):
+        live_loss, saved = engine.loss_sum(batch), None
+        with raise_on_all_ranks(engine.device), _mismatch_as_user_error(step):
             if folder:
                 saved = self._read(folder)
         changed = self._load(saved)
-        reloaded = engine.loss_sum(batch)
-        tolerance = (
-            1e-5 if self.built.model.get_input_embeddings().weight.dtype == torch.float32 else 1e-2
-        )
-        with raise_on_all_ranks(engine.device), _refusing(step):
-            if not math.isclose(live, reloaded, rel_tol=tolerance, abs_tol=tolerance):
-                raise ValueError(f"reloaded they give loss {reloaded}, in training {live}")
+        reloaded_loss = engine.loss_sum(batch)
+        dtype = self.model.get_input_embeddings().weight.dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        with raise_on_all_ranks(engine.device), _mismatch_as_user_error(step):
+            if not math.isclose(live_loss, reloaded_loss, rel_tol=tolerance, abs_tol=tolerance):
+                raise ValueError(
+                    f"reloaded they give loss {reloaded_loss}, in training {live_loss}"
+                )
             if changed:
                 raise ValueError(f"reloaded they change {len(changed)} weights, first {changed[0]}")
 
     def _read(self, folder: Path) -> Mapping[str, torch.Tensor]:
         if (folder / ADAPTER_DIR).exists():
-            return saved_adapter(
-                folder / ADAPTER_DIR, self.built.model, self.built.pissa is not None
-            )
-        return saved_full(folder / MODEL_DIR, self.built.model)
+            return read_saved_adapter(folder / ADAPTER_DIR, self.model, self.pissa is not None)
+        return read_saved_full(folder / MODEL_DIR, self.model)
 
     def _load(self, saved: Mapping[str, torch.Tensor] | None) -> list[str]:
-        """Put rank 0's tensors into the live weights; the names of those that this changes. Collective under ZeRO-3."""
-        named, changed = trainable(self.built.model), []
-        if hasattr(self.built.model, "peft_config"):
-            with self.engine.whole(list(named.values())):
-                changed = load_adapter(self.built.model, saved) if saved else []
+        """Put rank 0's `saved` tensors into the live weights of all ranks.
+
+        Returns the names of the weights that this changes, on rank 0 only. Collective under ZeRO-3.
+        """
+        parameters, changed = trainable_parameters(self.model), []
+        if hasattr(self.model, "peft_config"):
+            with self.engine.gathered(list(parameters.values())):
+                changed = load_into_adapter(self.model, saved) if saved else []
             return changed
-        for (
-            name,
-            parameter,
-        ) in named.items():  # one at a time, because all of them are the whole model
-            with self.engine.whole([parameter]):
-                if saved and load_weight(parameter, saved[name]):
+        # One parameter at a time: together they are the model, which may not fit one GPU.
+        for name, parameter in parameters.items():
+            with self.engine.gathered([parameter]):
+                if saved and load_into_weight(parameter, saved[name]):
                     changed.append(name)
         return changed
 
 
 @contextmanager
-def _refusing(step: int) -> Iterator[None]:
-    """Turn what an audit of the written files finds into a UserError."""
+def _mismatch_as_user_error(step: int) -> Iterator[None]:
+    """Turn the ValueError of a failed verification, or of an unreadable file, into a UserError."""
     try:
         yield
     except UserError:
         raise
     except (ValueError, SafetensorError) as error:
         raise UserError(
-            f"step {step}: the checkpoint's files are not what training made ({' '.join(str(error).split())}), so they are "
-            "deleted and the one before is kept; look at the disk and the memory, then give the same command again"
+            f"step {step}: the checkpoint's files are not what training made ({one_line(error)}), so "
+            "they are deleted and the checkpoint before is kept; look at the disk and the memory, then "
+            "give the same command again"
         ) from error

@@ -115,12 +115,13 @@ def trained_adapter(
     import torch
 
     from pipelines.model.base import load_base
-    from pipelines.model.lora import attach, save_adapter, trainable
+    from pipelines.model.lora import attach, trainable_parameters
+    from pipelines.model.lora_save import save_adapter
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = attach(load_base(recipe.model), recipe.lora, seed=0)
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2)
     turns = [Conversation((Turn("user", q), Turn("assistant", ANSWER))) for q in QUESTIONS]
     rendered = [renderer.render(c) for c in turns]
     longest = max(len(r.input_ids) for r in rendered)

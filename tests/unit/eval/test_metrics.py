@@ -45,9 +45,9 @@ def sample(name: str, length: int) -> Sample:
 def test_every_sample_leaves_its_pack_whole(heldout: HeldoutSet, renderer: Any) -> None:
     assert [s.sample_id for s in heldout.samples] == [f"s{n}" for n in range(15)]
     first = heldout.samples[1]
-    text = renderer.decode(first.input_ids, skip_control=False)
+    text = renderer.decode(first.input_ids, skip_special_tokens=False)
     assert text == "<|user|>Stow the deck please<|assistant|>Aye, captain.<|end|>"
-    trained = renderer.decode(first.input_ids[first.loss_weights > 0], skip_control=False)
+    trained = renderer.decode(first.input_ids[first.loss_weights > 0], skip_special_tokens=False)
     assert trained == "Aye, captain.<|end|>"
 
 
@@ -155,7 +155,7 @@ def test_a_model_that_trained_whole_is_scored_beside_adapters(
 ) -> None:
     from pipelines.model.base import load_base
     from pipelines.model.full_finetune import save_full
-    from pipelines.model.lora import add_adapter
+    from pipelines.model.lora_load import add_adapter
 
     whole: Any = load_base(recipe.model, "cpu")
     for parameter in whole.parameters():

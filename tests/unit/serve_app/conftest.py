@@ -39,7 +39,7 @@ def overflowing_folder(
 def _rewritten(source: Path, target: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
     from safetensors.torch import load_file, save_file
 
-    from pipelines.adapter_format.folder import CONFIG_FILE, WEIGHTS_FILE
+    from pipelines.adapter_format.peft_files import CONFIG_FILE, WEIGHTS_FILE
 
     tensors = {
         name: change(tensor).contiguous()
