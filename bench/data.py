@@ -64,7 +64,7 @@ def renderers(folder: Path) -> dict[str, ChatRenderer]:
     template = (POCKET / "chat_template.jinja").read_text()
     spec = TokenizerSpec(long_vocabulary_tokenizer(folder), template, {"eos_token": "<|end|>"})
     made = {"pocket": ChatRenderer.load(str(POCKET)), "100k BPE": ChatRenderer(spec)}
-    return {name: renderer.sped_up()[0] for name, renderer in made.items()}
+    return {name: renderer.with_fastokens()[0] for name, renderer in made.items()}
 
 
 LLAMA3_WORDS = (  # fastokens knows this one by heart; that of the benchmark's own tokenizer, but for a part the same, it does not
@@ -76,7 +76,7 @@ def split_as_llama3(renderer: ChatRenderer) -> ChatRenderer:
     """The same vocabulary behind the published expression that cuts words for Llama-3."""
     data = json.loads(renderer.spec.tokenizer_json)
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMA3_WORDS
-    return ChatRenderer(replace(renderer.spec, tokenizer_json=json.dumps(data))).sped_up()[0]
+    return ChatRenderer(replace(renderer.spec, tokenizer_json=json.dumps(data))).with_fastokens()[0]
 
 
 def tokenize_mask_pack(renderer: ChatRenderer, conversations: Sequence[Conversation]) -> int:
@@ -135,7 +135,7 @@ def measure_function(folder: Path, num_rows: int) -> Iterator[Measure]:
         )
         bare = ChatRenderer(renderer.spec)
         texts = [bare.text(conversation) for conversation in conversations[:2000]]
-        plain = best_of(2, lambda bare=bare, texts=texts: len(bare._encoder.encode(texts).ids))
+        plain = best_of(2, lambda bare=bare, texts=texts: len(bare.encoder.encode(texts).ids))
         yield Measure(
             f"the same tokenizer alone, tokenizers library: {name}",
             plain / 1e6,
@@ -285,7 +285,7 @@ def measure_fill(folder: Path, alpaca: Path | None) -> Iterator[Measure]:
         rows = json.loads(alpaca.read_text())
         path.write_text("".join(json.dumps(rows[i % len(rows)]) + "\n" for i in range(50_000)))
     name = alpaca.name if alpaca else "generated rows"
-    renderer = ChatRenderer.load(str(POCKET)).sped_up()[0]
+    renderer = ChatRenderer.load(str(POCKET)).with_fastokens()[0]
     conversations = [to_conversation(json.loads(line)) for line in path.open()]
     batches = [
         renderer.render_batch(conversations[i : i + 1024])

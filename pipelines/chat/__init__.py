@@ -1,8 +1,11 @@
-"""The one renderer: a conversation becomes token ids and loss weights, a list of messages becomes a generation prompt."""
+"""The one renderer of conversations, for training and for serving.
+
+It turns a conversation into token ids and loss weights, and messages into a generation prompt.
+"""
 
 from pipelines.chat.renderer import ChatRenderer, Rendered, RenderedBatch
 from pipelines.chat.template import MARKS, ROW_FAULTS, TemplateError
-from pipelines.chat.tokenizer import TokenizerSpec
+from pipelines.chat.tokenizer_spec import TokenizerSpec
 
 __all__ = [
     "MARKS",

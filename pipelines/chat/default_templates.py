@@ -1,10 +1,10 @@
-"""Templates for bases that come without one. A turn ends with the tokenizer's own end token."""
+"""Chat templates for bases that come without one. The tokenizer's end token ends an answer."""
 
 from __future__ import annotations
 
 import json
 
-from pipelines.chat.tokenizer import TokenizerSpec
+from pipelines.chat.tokenizer_spec import TokenizerSpec
 from pipelines.core.errors import UserError
 
 ALPACA_TEMPLATE = """\
@@ -49,19 +49,18 @@ INST_TEMPLATE = """\
 
 
 def template_for(spec: TokenizerSpec) -> str:
-    """The tokenizer's own template, else `[INST]` for a tokenizer of the Llama-2 kind, else the alpaca prompt.
+    """The tokenizer's own template, else `[INST]` for a tokenizer like Llama-2's, else the alpaca
+    prompt.
 
-    Raises UserError when there is neither a template nor an end token that could close an answer.
+    Raises UserError when there is neither a template nor an end token that could end an answer.
     """
     if spec.template:
         return spec.template
     if "eos_token" not in spec.named_tokens:
         raise UserError(
-            "model.base: its tokenizer has neither a chat template nor an end token; set one of them"
+            "model.base: its tokenizer has neither a chat template nor an end token; add a "
+            "chat_template.jinja to its folder, or an eos_token to its tokenizer_config.json"
         )
-    falls_back = json.loads(spec.tokenizer_json)["model"].get("byte_fallback", False)
-    return (
-        INST_TEMPLATE
-        if falls_back and spec.named_tokens.get("bos_token") == "<s>"
-        else ALPACA_TEMPLATE
-    )
+    byte_fallback = json.loads(spec.tokenizer_json)["model"].get("byte_fallback", False)
+    like_llama2 = byte_fallback and spec.named_tokens.get("bos_token") == "<s>"
+    return INST_TEMPLATE if like_llama2 else ALPACA_TEMPLATE

@@ -1,6 +1,7 @@
-"""Messages fitted to what a template can show. Whatever it would drop without a word is written into the text instead.
+"""Fallbacks for what a chat template cannot show: tools, tool calls, roles.
 
-Training and serving fit messages the same way, so a model always sees what it was trained on.
+A template may drop these silently. Then they are written into the text of a turn instead, in
+training and in serving, so that a model always gets the form that it was trained on.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ _CALLS_INTRO = 'To call one, answer with <tool_call>{"name": ..., "arguments": .
 
 @dataclass(frozen=True)
 class TemplateCapabilities:
-    """What a template shows: system turns, a list of tools, an assistant's tool calls, its text beside these, turns of the
-    role tool.
+    """What a template shows: system turns, the list of tools, an assistant's tool calls, its text in
+    a turn with tool calls, and turns of the role tool.
     """
 
     system: bool
     tools: bool
     tool_calls: bool
-    text_beside_calls: bool
+    text_with_calls: bool
     tool_role: bool
 
 
 def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
-    """Find out by rendering small conversations with words to look for."""
+    """Probe a template: render small conversations and look for their words in the text."""
     ask, answer = (
         {"role": "user", "content": "question"},
         {"role": "assistant", "content": "answer"},
@@ -44,28 +45,24 @@ def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
         "parameters": {"type": "object", "properties": {}},
     }
     tools = [{"type": "function", "function": schema}]
-    calls = _shows(template, [ask, calling, result, answer], tools, ("probe-call", "probe-key"))
-    calls_only = calls or _shows(
-        template, [ask, calling, ask, answer], tools, ("probe-call", "probe-key")
-    )
+    call_words = ("probe-call", "probe-key")
+    calls_and_results = _shows(template, [ask, calling, result, answer], tools, call_words)
+    # Some templates show calls and refuse the role tool.
+    calls = calls_and_results or _shows(template, [ask, calling, ask, answer], tools, call_words)
     both = {**calling, "content": "probe-text"}
-    beside = any(
+    text_with_calls = any(
         _shows(template, [ask, both, *then, answer], tools, ("probe-text",))
         for then in ([result], [ask])
     )
+    system = [{"role": "system", "content": "probe-system"}, ask, answer]
+    with_result = [ask, calling if calls_and_results else answer, result, answer]
     return TemplateCapabilities(
-        system=_shows(
-            template,
-            [{"role": "system", "content": "probe-system"}, ask, answer],
-            (),
-            ("probe-system",),
-        ),
+        system=_shows(template, system, (), ("probe-system",)),
         tools=_shows(template, [ask, answer], tools, ("probe-tool",)),
-        tool_calls=calls_only,
-        text_beside_calls=beside or not calls_only,  # else both become one text, see adapt
-        tool_role=_shows(
-            template, [ask, calling if calls else answer, result, answer], (), ("probe-result",)
-        ),
+        tool_calls=calls,
+        # Without tool calls the fallback makes one text of both, so the text is shown.
+        text_with_calls=text_with_calls or not calls,
+        tool_role=_shows(template, with_result, (), ("probe-result",)),
     )
 
 
@@ -80,52 +77,55 @@ def _shows(
 
 
 def apply_fallbacks(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], can: TemplateCapabilities
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], capabilities: TemplateCapabilities
 ) -> tuple[list[Mapping[str, Any]], Sequence[Any], list[int]]:
-    """The messages and tools as the template can show them, and for each given message its number in the new list."""
+    """The messages and tools in a form that the template shows.
+
+    Also returns the message index: for each given message its index in the new list.
+    """
     out: list[dict[str, Any]] = []
-    places: list[int] = []
+    message_index: list[int] = []
     for message in messages:
         message = {**message, "content": message.get("content") or ""}
         calls = message.get("tool_calls")
-        if calls and not can.tool_calls:
+        if calls and not capabilities.tool_calls:
             del message["tool_calls"]
             parts = [message["content"], *(_call_text(call) for call in calls)]
             message["content"] = "\n".join(part for part in parts if part)
-        if message["role"] == "tool" and not can.tool_role:
+        if message["role"] == "tool" and not capabilities.tool_role:
             message = {
                 "role": "user",
                 "content": f"<tool_response>\n{message['content']}\n</tool_response>",
             }
-            if (
-                out and out[-1]["role"] == "user"
-            ):  # templates that alternate take no two user turns in a row
+            # Many templates refuse two user turns in a row, so results join the turn before.
+            if out and out[-1]["role"] == "user":
                 out[-1]["content"] += "\n" + message["content"]
-                places.append(len(out) - 1)
+                message_index.append(len(out) - 1)
                 continue
-        places.append(len(out))
+        message_index.append(len(out))
         out.append(message)
-    if tools and not can.tools:
-        out, places = _with_system_text(out, places, _tools_text(tools))
+    if tools and not capabilities.tools:
+        out, message_index = _with_system_text(out, message_index, _tools_text(tools))
         tools = ()
     if (
-        not can.system
+        not capabilities.system
         and out
         and out[0]["role"] == "system"
         and len(out) > 1
         and out[1]["role"] == "user"
     ):
         joined = {**out[1], "content": f"{out[0]['content']}\n\n{out[1]['content']}"}
-        out, places = [joined, *out[2:]], [max(0, place - 1) for place in places]
-    return list(out), tools, places
+        out, message_index = [joined, *out[2:]], [max(0, i - 1) for i in message_index]
+    return list(out), tools, message_index
 
 
 def _with_system_text(
-    out: list[dict[str, Any]], places: list[int], text: str
+    out: list[dict[str, Any]], message_index: list[int], text: str
 ) -> tuple[list[dict[str, Any]], list[int]]:
+    """The messages with the text added to their system turn, or in a new one."""
     if out and out[0]["role"] == "system":
-        return [{**out[0], "content": f"{out[0]['content']}\n\n{text}"}, *out[1:]], places
-    return [{"role": "system", "content": text}, *out], [place + 1 for place in places]
+        return [{**out[0], "content": f"{out[0]['content']}\n\n{text}"}, *out[1:]], message_index
+    return [{"role": "system", "content": text}, *out], [i + 1 for i in message_index]
 
 
 def _tools_text(tools: Sequence[Any]) -> str:
@@ -134,6 +134,5 @@ def _tools_text(tools: Sequence[Any]) -> str:
 
 
 def _call_text(call: Mapping[str, Any]) -> str:
-    return (
-        f"<tool_call>\n{json.dumps(call.get('function', call), ensure_ascii=False)}\n</tool_call>"
-    )
+    function = json.dumps(call.get("function", call), ensure_ascii=False)
+    return f"<tool_call>\n{function}\n</tool_call>"

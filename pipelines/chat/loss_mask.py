@@ -1,117 +1,116 @@
-"""Loss weights of tokens from the places of the answers, and what is counted about them on the tokens themselves."""
+"""Loss weights of tokens from the spans of the answers, and counts that check them token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.chat.encoder import Encoded
+from pipelines.chat.spans import ByteSpans
 
-# L: texts, T: tokens of all of them
-
-
-class Places(NamedTuple):
-    """Of one text, in bytes: `trained` holds start, end and weight of each trained answer, `others` start and end of what
-    other turns said (where that shows), one behind another without a tuple for each. The last answer's generation prompt
-    ends at `prompt`; -1 where that is not known.
-    """
-
-    trained: Sequence[float]
-    others: Sequence[int]
-    prompt: int = -1
+# L: texts, T: tokens of all texts, A: answers with a loss of all texts, C: context spans of all texts
 
 
 @dataclass(frozen=True)
 class LossMasks:
-    """`weights` float32 [T]. Of each text, int64 [L]: `turns` that are trained, those among them whose last trained
-    token is `without_stop`, texts of `others` (system, user, tool turns), and tokens of these that are `wrongly` trained;
-    `prompts`: number of tokens before the end of the last answer's prompt, -1 where none begins just there.
+    """`weights` float32 [T], and counts for each text, int64 [L].
+
+    `num_loss_turns`: assistant turns with a loss; `num_missing_stop`: those of them whose last token
+    with a loss is no stop token. `num_context_spans`: texts of system, user and tool turns;
+    `num_leaked_tokens`: tokens that touch one of these and have a loss all the same.
+    `num_prompt_tokens`: tokens up to the end of the last answer's generation prompt, -1 where no
+    token begins exactly there.
     """
 
     weights: np.ndarray
-    turns: np.ndarray
-    without_stop: np.ndarray
-    others: np.ndarray
-    wrongly: np.ndarray
-    prompts: np.ndarray
+    num_loss_turns: np.ndarray
+    num_missing_stop: np.ndarray
+    num_context_spans: np.ndarray
+    num_leaked_tokens: np.ndarray
+    num_prompt_tokens: np.ndarray
 
     @classmethod
-    def joined(cls, parts: Sequence[LossMasks]) -> LossMasks:
-        names = ("weights", "turns", "without_stop", "others", "wrongly", "prompts")
+    def concatenate(cls, parts: Sequence[LossMasks]) -> LossMasks:
+        names = [field.name for field in fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     @classmethod
-    def none(cls, count: int) -> LossMasks:
+    def empty(cls, count: int) -> LossMasks:
         """The masks of `count` texts without tokens."""
         zeros = np.zeros(count, np.int64)
         return cls(np.empty(0, np.float32), zeros, zeros, zeros, zeros, zeros - 1)
 
 
-def loss_masks(encoded: Encoded, places: Sequence[Places], stop_ids: np.ndarray) -> LossMasks:
-    """A token belongs to an answer that holds it whole. One that lies partly in another turn's text counts as its."""
-    turns = np.fromiter((len(one.trained) for one in places), np.int64, len(places)) // 3
-    spans = np.fromiter(chain.from_iterable(one.trained for one in places), np.float64).reshape(
-        -1, 3
-    )
+def loss_masks(encoded: Encoded, spans: Sequence[ByteSpans], stop_ids: np.ndarray) -> LossMasks:
+    """The masks of encoded texts with these spans.
+
+    A token has a loss if it is completely inside an answer. A token that touches the text of a
+    system, user or tool turn belongs to that text.
+    """
+    turns = np.fromiter((len(s.label_spans) for s in spans), np.int64, len(spans)) // 3
+    answers = np.fromiter(chain.from_iterable(s.label_spans for s in spans), np.float64)
+    answers = answers.reshape(-1, 3)
     bases = np.repeat(encoded.bases[:-1], turns)
-    first = np.searchsorted(encoded.starts, bases + spans[:, 0].astype(np.int64))
-    last = np.searchsorted(encoded.ends, bases + spans[:, 1].astype(np.int64), side="right")
+    first = np.searchsorted(encoded.starts, bases + answers[:, 0].astype(np.int64))
+    last = np.searchsorted(encoded.ends, bases + answers[:, 1].astype(np.int64), side="right")
     last = np.maximum(last, first)
-    # Answers follow one another, so they cut the tokens into runs that are trained and not, by turns.
+    # Answers follow one another, so their bounds cut the tokens into runs without and with a loss,
+    # by turns: one np.repeat over the runs gives all weights.
     bounds = np.maximum.accumulate(np.stack([first, last], axis=1).reshape(-1))
-    values = np.stack(
-        [np.zeros(len(spans), np.float32), spans[:, 2].astype(np.float32)], axis=1
-    ).reshape(-1)
+    values = np.zeros((len(answers), 2), np.float32)
+    values[:, 1] = answers[:, 2]
     sizes = np.diff(bounds, prepend=0, append=len(encoded.ids))
-    weights = np.repeat(np.append(values, np.float32(0)), sizes)
-    ends_well = np.zeros(len(spans), bool)
-    some = last > first
-    ends_well[some] = np.isin(encoded.ids[last[some] - 1], stop_ids)
-    others = np.fromiter((len(one.others) for one in places), np.int64, len(places)) // 2
-    touched = _trained_in_others(encoded, places, others, bounds)
-    prompts = _prompt_tokens(
-        encoded, np.fromiter((one.prompt for one in places), np.int64, len(places))
-    )
+    weights = np.repeat(np.append(values.reshape(-1), np.float32(0)), sizes)
+    ends_with_stop = np.zeros(len(answers), bool)
+    nonempty = last > first
+    ends_with_stop[nonempty] = np.isin(encoded.ids[last[nonempty] - 1], stop_ids)
+    num_context = np.fromiter((len(s.context_spans) for s in spans), np.int64, len(spans)) // 2
+    leaked = _leaked_tokens(encoded, spans, num_context, bounds)
+    prompt_ends = np.fromiter((s.prompt_end for s in spans), np.int64, len(spans))
     return LossMasks(
-        weights, turns, _sums(turns, ~ends_well), others, _sums(others, touched), prompts
+        weights,
+        turns,
+        _sums(turns, ~ends_with_stop),
+        num_context,
+        _sums(num_context, leaked),
+        _prompt_tokens(encoded, prompt_ends),
     )
 
 
-def _prompt_tokens(encoded: Encoded, prompts: np.ndarray) -> np.ndarray:
-    ends = encoded.bases[:-1] + prompts
+def _prompt_tokens(encoded: Encoded, prompt_ends: np.ndarray) -> np.ndarray:
+    """Tokens of each text before its prompt's end, int64 [L]; -1 where no token begins there."""
+    ends = encoded.bases[:-1] + prompt_ends
     first = np.searchsorted(encoded.starts, ends)
-    inside = (prompts >= 0) & (first < encoded.offsets[1:])
-    begins = np.flatnonzero(inside)[encoded.starts[first[inside]] == ends[inside]]
-    found = np.full(len(prompts), -1, np.int64)
-    found[begins] = first[begins] - encoded.offsets[begins]
-    return found
+    inside = (prompt_ends >= 0) & (first < encoded.offsets[1:])
+    aligned = np.flatnonzero(inside)[encoded.starts[first[inside]] == ends[inside]]
+    counts = np.full(len(prompt_ends), -1, np.int64)
+    counts[aligned] = first[aligned] - encoded.offsets[aligned]
+    return counts
 
 
-def _trained_in_others(
-    encoded: Encoded, places: Sequence[Places], others: np.ndarray, bounds: np.ndarray
+def _leaked_tokens(
+    encoded: Encoded, spans: Sequence[ByteSpans], num_context: np.ndarray, bounds: np.ndarray
 ) -> np.ndarray:
-    """Of each text of another turn the number of trained tokens that touch it. `bounds` are the answers' tokens."""
-    spans = np.fromiter(chain.from_iterable(one.others for one in places), np.int64).reshape(-1, 2)
-    spans = spans + np.repeat(encoded.bases[:-1], others)[:, None]
+    """Tokens with a loss that touch each context span, int64 [C].
+
+    `bounds` int64 [2 A] are the first and the last + 1 token of every answer.
+    """
+    context = np.fromiter(chain.from_iterable(s.context_spans for s in spans), np.int64)
+    context = context.reshape(-1, 2) + np.repeat(encoded.bases[:-1], num_context)[:, None]
     if not len(bounds):
-        return np.zeros(len(spans), np.int64)
-    first = np.searchsorted(encoded.ends, spans[:, 0], side="right")
-    last = np.searchsorted(encoded.starts, spans[:, 1])
+        return np.zeros(len(context), np.int64)
+    first = np.searchsorted(encoded.ends, context[:, 0], side="right")
+    last = np.searchsorted(encoded.starts, context[:, 1])
+    # The number of tokens with a loss before a token is linear between two bounds: it grows by one a
+    # token inside an answer and not at all outside. So np.interp over the bounds gives it exactly.
     steps = np.diff(bounds, prepend=bounds[0])
     steps[::2] = 0
-    before = np.cumsum(
-        steps
-    )  # trained tokens before each bound; between two of them the count grows by all or by none
-    return np.maximum(
-        np.rint(np.interp(last, bounds, before) - np.interp(first, bounds, before)).astype(
-            np.int64
-        ),
-        0,
-    )
+    before = np.cumsum(steps)
+    counts = np.interp(last, bounds, before) - np.interp(first, bounds, before)
+    return np.maximum(np.rint(counts).astype(np.int64), 0)
 
 
 def _sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rendered conversations: their tokens and masks, one by one and as a batch, and the placed texts that they come from."""
+"""Rendered conversations: their tokens and loss weights, alone and as a batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.chat.compiled.segments import RenderedSpans
-from pipelines.chat.loss_mask import LossMasks, Places
+from pipelines.chat.loss_mask import LossMasks
+from pipelines.chat.spans import ByteSpans, RenderedSpans
 
-# L: conversations of a batch, T: their tokens
+# T: tokens of all conversations of a batch
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,33 @@ class Rendered:
         return int(np.count_nonzero(self.loss_weights))
 
 
-class Placed(NamedTuple):
-    """A text of `num_bytes` with its places; `layout` only when it must be cut around data. `prompt` is the fixed end of
-    the last answer's generation prompt, where that is known.
+class RenderedText(NamedTuple):
+    """A rendered text of `num_bytes` bytes and its spans, ready to be encoded.
+
+    `injection` is set only when a message spells a special token: the encoder must then keep the
+    spans in it plain text. `prompt_tail` is the fixed text that ends the last answer's generation
+    prompt, None where it is unknown.
     """
 
     text: str
     num_bytes: int
-    places: Places
-    layout: RenderedSpans | None = None
-    prompt: str | None = None
+    spans: ByteSpans
+    injection: RenderedSpans | None = None
+    prompt_tail: str | None = None
 
 
 @dataclass(frozen=True)
 class RenderedBatch:
-    """`ids` int32 [T] and their masks; conversation i has `offsets[i]:offsets[i + 1]`, nothing if it has an error.
-    `placed` are the texts, None of one that has an error.
+    """`ids` int32 [T] and their masks. Conversation i has the tokens `offsets[i]:offsets[i + 1]`.
+
+    A conversation with an error has no tokens, and None in `texts`.
     """
 
     ids: np.ndarray
     masks: LossMasks
     offsets: np.ndarray
     errors: Mapping[int, str]
-    placed: Sequence[Placed | None]
+    texts: Sequence[RenderedText | None]
 
     @property
     def weights(self) -> np.ndarray:

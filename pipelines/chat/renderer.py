@@ -1,69 +1,90 @@
-"""ChatRenderer: what training sees and what serving sends come from the same template and the same tokenizer."""
+"""ChatRenderer: training and serving use the same chat template and the same tokenizer."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipelines.chat.assistant_spans import AssistantSpanFinder, RenderedSpans
-from pipelines.chat.compiled.symbolic import Tracer
+from pipelines.chat.assistant_spans import AssistantSpanFinder, find_stop
+from pipelines.chat.compiled import CompiledTemplates
 from pipelines.chat.default_templates import template_for
-from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fast_encodes_alike
+from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fastokens_mismatch
 from pipelines.chat.fallbacks import apply_fallbacks, probe_capabilities
-from pipelines.chat.loss_mask import LossMasks, Places, loss_masks
-from pipelines.chat.prompt_prefix import PromptPrefixCheck
-from pipelines.chat.rendered import Placed, Rendered, RenderedBatch
-from pipelines.chat.special_tokens import SpecialTokens, plain_text
+from pipelines.chat.loss_mask import LossMasks, loss_masks
+from pipelines.chat.prompt_prefix import begins_with_prompt
+from pipelines.chat.rendered import Rendered, RenderedBatch, RenderedText
+from pipelines.chat.spans import ByteSpans, RenderedSpans
+from pipelines.chat.special_tokens import InjectionGuard, SpecialTokens, plain_text
 from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
-from pipelines.chat.tokenizer import TokenizerSpec, added_tokens, load_spec
-from pipelines.chat.typed_special_tokens import TypedText
+from pipelines.chat.tokenizer_spec import TokenizerSpec, added_tokens, load_spec
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.core.errors import UserError
 
 
 class ChatRenderer:
-    """Renders with the base's own chat template and tokenizer; cheap to pickle, rebuilt where it arrives.
+    """Renders with a base's own chat template and tokenizer. Cheap to pickle: workers rebuild it.
 
-    Trained tokens are those that lie wholly inside an assistant turn's text or its stop token. A token that the
-    tokenizer merges across the start of an answer also holds prompt text and stays masked.
+    Tokens have a loss if they are completely inside an assistant turn's text or its stop token. A
+    token that the tokenizer merges across the start of an answer contains prompt text and stays
+    masked.
+
+    `fast` encodes with fastokens. `compiled` False switches the fast path of rendering off, which
+    changes nothing but the time.
     """
 
-    def __init__(self, spec: TokenizerSpec, fast: bool = False) -> None:
+    def __init__(self, spec: TokenizerSpec, fast: bool = False, compiled: bool = True) -> None:
         self.spec = spec
         self.fast = fast
         source = template_for(spec)
         try:
             template = ChatTemplate(source, spec.named_tokens)
-            self._controls = SpecialTokens(
+            self.special_tokens = SpecialTokens(
                 added_tokens(spec), spec.named_tokens.values(), plain_text(template), source
             )
-            self._encoder = Encoder(spec, fast, self._controls)
-            self._layouter = AssistantSpanFinder(template, Tracer(source, spec.named_tokens))
-            self._find_stop(template)
+            self.encoder = Encoder(spec, fast, self.special_tokens)
+            stop = find_stop(template, self.special_tokens)
         except TemplateError as error:
             raise UserError(f"model.base: its chat template cannot be used: {error}") from error
+        self.stop_ids = self._all_stop_ids(stop)
+        self._stops = np.array(self.stop_ids, np.int64)
         self._template = template
-        self._typed = TypedText(template, self._controls)
-        self._prompts = PromptPrefixCheck(self._encoder, self.prompt_ids)
-        self._can = probe_capabilities(template)
-        self._plain_roles = {"user", "assistant", *(["system"] if self._can.system else [])}
+        self._finder = AssistantSpanFinder(template, stop[0] if stop else None)
+        self._guard = InjectionGuard(template, self.special_tokens)
+        self._capabilities = probe_capabilities(template)
+        self.compiled: CompiledTemplates | None = None
+        if compiled:
+            system = ["system"] if self._capabilities.system else []
+            self.compiled = CompiledTemplates(
+                source,
+                spec.named_tokens,
+                self._finder.locate,
+                stop[0] if stop else None,
+                self.encoder,
+                {"user", "assistant", *system},
+            )
 
     @classmethod
     def load(cls, base: str, revision: str | None = None) -> ChatRenderer:
-        """Read a base's tokenizer and template from a folder or the Hub. Raises UserError when it cannot."""
+        """Read a base's tokenizer and template from a folder or the Hub.
+
+        Raises UserError when they cannot be read or used.
+        """
         return cls(load_spec(base, revision))
 
-    def sped_up(self, texts: Sequence[str] = ()) -> tuple[ChatRenderer, str | None]:
-        """This renderer on fastokens if that encodes probes and `texts` alike, else itself and the reason."""
-        reason = fast_encodes_alike(self.spec, texts)
-        return (self, reason) if reason else (ChatRenderer(self.spec, fast=True), None)
+    def with_fastokens(self, texts: Sequence[str] = ()) -> tuple[ChatRenderer, str | None]:
+        """This renderer on fastokens if that gives the same ids for probes and `texts`; else this
+        renderer and the reason.
+        """
+        reason = fastokens_mismatch(self.spec, texts)
+        if reason:
+            return self, reason
+        return ChatRenderer(self.spec, True, self.compiled is not None), None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ChatRenderer, (self.spec, self.fast)
+        return ChatRenderer, (self.spec, self.fast, self.compiled is not None)
 
     @property
     def tokenizer_digest(self) -> str:
@@ -74,225 +95,193 @@ class ChatRenderer:
         return self.spec.template_digest
 
     @property
-    def shows_text_beside_calls(self) -> bool:
-        """Whether what an assistant says in a turn with tool calls is rendered; Llama-3.1's template leaves it out."""
-        return self._can.text_beside_calls
+    def shows_text_with_calls(self) -> bool:
+        """Whether the text of a turn with tool calls is rendered; Llama-3.1's template drops it."""
+        return self._capabilities.text_with_calls
 
     def render(self, conversation: Conversation) -> Rendered:
-        """Ids and loss weights of one conversation. Raises TemplateError when the template refuses it."""
+        """Ids and loss weights of one conversation. Raises TemplateError when it is refused."""
         batch = self.render_batch([conversation])
         if batch.errors:
             raise TemplateError(batch.errors[0])
         return batch[0]
 
     def render_batch(self, conversations: Sequence[Conversation]) -> RenderedBatch:
-        """As `render`, for many conversations encoded together; a refused one has its error instead of tokens."""
-        placed: list[Placed | None] = []
+        """As `render`, for many conversations encoded together.
+
+        A conversation that cannot be rendered has its error in `errors` and no tokens.
+        """
+        texts: list[RenderedText | None] = []
         errors: dict[int, str] = {}
         for i, conversation in enumerate(conversations):
             try:
-                placed.append(self._place(conversation))
-            except (
-                ROW_FAULTS
-            ) as error:  # a TemplateError is one of these; whatever it is, it costs this row alone
-                placed.append(None)
-                errors[i] = (
-                    str(error)
-                    if isinstance(error, TemplateError)
-                    else f"cannot be rendered: {error}"
-                )
-        if not errors and all(one.layout is None for one in placed if one):
-            done = [one for one in placed if one]
-            encoded = self._encoder.encode(
-                [one.text for one in done], [one.num_bytes for one in done]
-            )
-            masks = loss_masks(encoded, [one.places for one in done], self._stops)
-            return RenderedBatch(encoded.ids, masks, encoded.offsets, errors, placed)
-        return self._render_mixed(placed, errors)
+                texts.append(self._render_text(conversation))
+            except ROW_FAULTS as error:  # TemplateError among them: any fault costs its row only
+                texts.append(None)
+                refused = isinstance(error, TemplateError)
+                errors[i] = str(error) if refused else f"cannot be rendered: {error}"
+        if errors or any(text.injection for text in texts if text):
+            return self._encode_singly(texts, errors)
+        rendered = [text for text in texts if text]
+        encoded = self.encoder.encode(
+            [text.text for text in rendered], [text.num_bytes for text in rendered]
+        )
+        masks = loss_masks(encoded, [text.spans for text in rendered], self._stops)
+        return RenderedBatch(encoded.ids, masks, encoded.offsets, errors, texts)
 
     def prompt_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
-        """Generation prompt of OpenAI-style messages, int32 [T]. Raises TemplateError when the template refuses."""
-        fitted, tools, _ = apply_fallbacks([_without_marks(m) for m in messages], tools, self._can)
+        """Generation prompt of OpenAI-style messages, int32 [T].
+
+        Raises TemplateError when the template refuses them.
+        """
+        messages = [_replace_marks(m) for m in messages]
+        messages, tools, _ = apply_fallbacks(messages, tools, self._capabilities)
         try:
-            if self._typed.held_in(fitted, tools):
-                layout = self._layouter.lay_out(fitted, tools, prompt=True)
-                return self._encode_around(self._typed.cut(layout, fitted, tools, prompt=True)).ids
-            return self._encoder.encode(
-                [self._template.render(fitted, tools, prompt=True).text]
+            if self._guard.contains_special_tokens(messages, tools):
+                spans = self._finder.locate(messages, tools, prompt=True)
+                return self._encode_protected(
+                    self._guard.protect(spans, messages, tools, prompt=True)
+                ).ids
+            return self.encoder.encode(
+                [self._template.render(messages, tools, prompt=True).text]
             ).ids
         except UnicodeEncodeError as error:
             raise TemplateError(
-                f"the messages hold text that is not Unicode ({error.reason})"
+                f"the messages contain text that is not Unicode ({error.reason})"
             ) from error
 
     def begin_with_prompts(
         self, conversations: Sequence[Conversation], batch: RenderedBatch, rows: Sequence[int]
     ) -> list[bool | None]:
-        """Of each of `rows` whether it begins with the generation prompt of its last answer, that prompt's last token
-        masked; None when there is nothing to answer.
+        """For each of `rows`, whether it begins with the generation prompt of its last answer, that
+        prompt's last token masked; None when it has no prompt.
         """
-        return self._prompts.check(conversations, batch, rows)
+        quick = self.compiled.begin_with_prompts(batch, rows) if self.compiled else {}
+        return [
+            quick[i] if i in quick
+            else begins_with_prompt(conversations[i], batch, i, self.prompt_ids)
+            for i in rows
+        ]  # fmt: skip
 
     def text(self, conversation: Conversation) -> str:
-        """The whole rendered text of a conversation. Raises TemplateError when the template refuses it."""
-        fitted, tools, _ = apply_fallbacks(conversation.messages(), conversation.tools, self._can)
-        return self._template.render(fitted, tools).text
+        """The complete rendered text. Raises TemplateError when the template refuses it."""
+        messages, tools, _ = apply_fallbacks(
+            conversation.messages(), conversation.tools, self._capabilities
+        )
+        return self._template.render(messages, tools).text
 
-    def decode(self, ids: Sequence[int] | np.ndarray, skip_control: bool = True) -> str:
-        """Text of token ids; control tokens are left out unless `skip_control` is False."""
-        return self._encoder.decode(ids, skip_control)
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
+        """Text of token ids, without special tokens unless `skip_special_tokens` is False."""
+        return self.encoder.decode(ids, skip_special_tokens)
 
     def decode_each(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The text of every token by itself, for display."""
-        return [self._encoder.decode_one(token) for token in ids]
+        return [self.encoder.decode_token(token) for token in ids]
 
-    def check_fast(self, conversation: Conversation) -> None:
-        """Compare fastokens with the tokenizers library on one conversation. Raises UserError when they differ."""
+    def check_fastokens(self, conversation: Conversation) -> None:
+        """Compare fastokens with the tokenizers library on one conversation.
+
+        Raises UserError when their ids differ.
+        """
         text = self.text(conversation)
-        if not np.array_equal(
-            self._encoder.encode([text]).ids, self._encoder.encode_reference(text)
-        ):
+        ids = self.encoder.encode([text]).ids
+        if not np.array_equal(ids, self.encoder.encode_reference(text)):
             raise UserError(
                 f"fastokens encodes {text[:60]!r}... differently; set data.fast_tokenizer=false"
             )
 
-    # -- places --------------------------------------------------------------------------------------------------
+    def _all_stop_ids(self, stop: tuple[str, int] | None) -> tuple[int, ...]:
+        """Ids that end an answer: the template's stop, the tokenizer's end, the generation's."""
+        ids = [stop[1]] if stop else []
+        end = self.spec.named_tokens.get("eos_token")
+        if end in self.special_tokens.ids:
+            ids.append(self.special_tokens.ids[end])
+        return tuple(dict.fromkeys([*ids, *self.spec.extra_stop_ids]))
 
-    def _place(self, conversation: Conversation) -> Placed:
+    # -- text and spans --------------------------------------------------------------------------
+
+    def _render_text(self, conversation: Conversation) -> RenderedText:
         turns, tools = conversation.turns, conversation.tools
-        if not tools:
-            placed = self._place_planned(turns)
-            if placed is not None:
-                return placed
-        if any(_holds_marks(turn) for turn in turns) or (tools and MARKS.search(_spelled(tools))):
-            raise TemplateError("the text holds a Unicode noncharacter of U+FDD0 to U+FDD3")
-        messages, tools, places = apply_fallbacks(conversation.messages(), tools, self._can)
-        weights = _weights_of_turns(turns, places, len(messages))
-        layout = self._layouter.lay_out(messages, tools)
-        at = byte_offsets(layout.text)
-        trained: list[float] = []
-        for turn, a, b in sorted(layout.trained, key=lambda span: span[1]):
-            if weights[turn]:
-                trained += int(at[a]), int(at[b]), weights[turn]
-        others = at[np.array(layout.others, np.int64).reshape(-1)].tolist()
-        cut = (
-            self._typed.cut(layout, messages, tools)
-            if self._typed.held_in(messages, tools)
-            else None
+        if self.compiled and not tools:
+            rendered = self.compiled.render(turns)
+            if rendered is not None:
+                return rendered
+        if any(_contains_marks(turn) for turn in turns) or (tools and MARKS.search(_json(tools))):
+            raise TemplateError("the text contains a Unicode noncharacter of U+FDD0 to U+FDD3")
+        messages, tools, message_index = apply_fallbacks(
+            conversation.messages(), tools, self._capabilities
         )
-        return Placed(layout.text, int(at[-1]), Places(trained, others), cut)
+        weights = _message_weights(turns, message_index, len(messages))
+        spans = self._finder.locate(messages, tools)
+        to_byte = byte_offsets(spans.text)
+        label_spans: list[float] = []
+        for i, start, end in sorted(spans.assistant_spans, key=lambda span: span[1]):
+            if weights[i]:
+                label_spans += int(to_byte[start]), int(to_byte[end]), weights[i]
+        context = np.array(spans.context_spans, np.int64).reshape(-1)
+        injection = None
+        if self._guard.contains_special_tokens(messages, tools):
+            injection = self._guard.protect(spans, messages, tools)
+        byte_spans = ByteSpans(label_spans, to_byte[context].tolist())
+        return RenderedText(spans.text, int(to_byte[-1]), byte_spans, injection)
 
-    def _place_planned(self, turns: Sequence[Turn]) -> Placed | None:
-        """The way of nearly all rows, so it is kept short: plain text turns of a shape that has a plan."""
-        roles, contents = [], []
-        for turn in turns:
-            if turn.tool_calls or turn.name or turn.role not in self._plain_roles:
-                return None
-            content = turn.content
-            if self._controls.typed_in(content, turn.role == "assistant"):
-                return None
-            if not content.isascii() and MARKS.search(content):
-                return None
-            roles.append(turn.role)
-            contents.append(content)
-        plan = self._layouter.plan(roles, contents)
-        if plan is None:
-            return None
-        texts = plan.texts(contents)
-        text = "".join(texts)
-        sizes = map(len, texts) if text.isascii() else [len(t.encode()) for t in texts]
-        at = [*itertools.accumulate(sizes, initial=0)]
-        trained: list[float] = []
-        for answer in plan.answers:
-            turn = turns[answer.turn]
-            if turn.train and turn.weight:
-                trained += (
-                    at[answer.first] - answer.lead,
-                    at[answer.last] + answer.tail_bytes,
-                    turn.weight,
-                )
-        others: list[int] = []
-        for i in plan.others:
-            others += at[i], at[i + 1]
-        prompt = plan.prompt
-        if prompt is None:
-            return Placed(text, at[-1], Places(trained, others))
-        places = Places(trained, others, at[prompt.piece] + prompt.num_bytes)
-        return Placed(text, at[-1], places, None, prompt.text)
-
-    def _encode_around(self, layout: RenderedSpans) -> Encoded:
-        return self._encoder.encode_between_controls(
-            layout.text, layout.contents or (), layout.others
+    def _encode_protected(self, spans: RenderedSpans) -> Encoded:
+        return self.encoder.encode_protected(
+            spans.text, spans.content_spans or (), spans.context_spans
         )
 
-    def _render_mixed(
-        self, placed: Sequence[Placed | None], errors: dict[int, str]
+    def _encode_singly(
+        self, texts: Sequence[RenderedText | None], errors: dict[int, str]
     ) -> RenderedBatch:
-        """A batch in which some conversations have errors or hold control tokens' text: one by one."""
-        ids, masks, counts = [np.empty(0, np.int32)], [LossMasks.none(0)], []
-        for i, one in enumerate(placed):
-            count, found = 0, LossMasks.none(1)
-            if one is not None:
+        """A batch in which some conversations have errors or spell special tokens, one by one."""
+        ids, masks, counts = [np.empty(0, np.int32)], [LossMasks.empty(0)], []
+        for i, text in enumerate(texts):
+            count, mask = 0, LossMasks.empty(1)
+            if text is not None:
                 try:
                     encoded = (
-                        self._encode_around(one.layout)
-                        if one.layout
-                        else self._encoder.encode([one.text])
+                        self._encode_protected(text.injection)
+                        if text.injection
+                        else self.encoder.encode([text.text])
                     )
-                    found = loss_masks(encoded, [one.places], self._stops)
+                    mask = loss_masks(encoded, [text.spans], self._stops)
                     ids.append(encoded.ids)
                     count = len(encoded.ids)
                 except TemplateError as error:
                     errors[i] = str(error)
-            masks.append(found)
+            masks.append(mask)
             counts.append(count)
         offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-        return RenderedBatch(np.concatenate(ids), LossMasks.joined(masks), offsets, errors, placed)
-
-    # -- what the template ends a turn with ------------------------------------------------------------------------
-
-    def _find_stop(self, template: ChatTemplate) -> None:
-        """Find the text from the end of an answer through the control token that closes the turn, and the stop ids."""
-        probe = [
-            {"role": "user", "content": "question"},
-            {"role": "assistant", "content": "answer"},
-        ]
-        text = template.render(probe).text
-        content = template.find_contents(probe, (), text).get(1)
-        match = self._controls.pattern.search(text, content[1]) if content else None
-        stops = []
-        if content and match:
-            self._layouter.stop = text[content[1] : match.end()]
-            stops.append(self._controls.tokens[match.group()])
-        end = self.spec.named_tokens.get("eos_token")
-        if end in self._controls.tokens:
-            stops.append(self._controls.tokens[end])
-        self.stop_ids = tuple(dict.fromkeys([*stops, *self.spec.extra_stop_ids]))
-        self._stops = np.array(self.stop_ids, np.int64)
+        return RenderedBatch(
+            np.concatenate(ids), LossMasks.concatenate(masks), offsets, errors, texts
+        )
 
 
-def _weights_of_turns(turns: Sequence[Turn], places: Sequence[int], count: int) -> list[float]:
+def _message_weights(
+    turns: Sequence[Turn], message_index: Sequence[int], count: int
+) -> list[float]:
+    """The loss weight of each of `count` messages, as fallbacks may merge turns or add messages."""
     weights = [0.0] * count
-    for turn, place in zip(turns, places, strict=True):
+    for turn, i in zip(turns, message_index, strict=True):
         if turn.role == "assistant" and turn.train:
-            weights[place] = turn.weight
+            weights[i] = turn.weight
     return weights
 
 
-def _holds_marks(turn: Turn) -> bool:
+def _contains_marks(turn: Turn) -> bool:
     if not turn.content.isascii() and MARKS.search(turn.content):
         return True
     return (
         bool(turn.tool_calls or turn.name)
-        and MARKS.search(_spelled([turn.tool_calls, turn.name])) is not None
+        and MARKS.search(_json([turn.tool_calls, turn.name])) is not None
     )
 
 
-def _spelled(value: Any) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _without_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _replace_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:
     content = message.get("content")
     if isinstance(content, str) and MARKS.search(content):
         return {**message, "content": MARKS.sub("\ufffd", content)}

@@ -1,31 +1,41 @@
-"""Which of a tokenizer's added tokens are a template's own: text that was typed never becomes one of these.
+"""Special tokens of a template, and text in messages that spells them (special-token injection).
 
-A tokenizer's `special` flag does not tell: it only says what decoding may leave out. DeepSeek's `<｜User｜>` and Qwen's
-`<tool_call>` do not have it. So what counts is where a template writes a token.
+A message that contains `<|im_end|>` must not end its turn. So text from messages is never encoded
+as a special token: `SpecialTokens` knows which tokens these are, `InjectionGuard` finds the text of
+a render that must stay plain. A tokenizer's own `special` flag is not enough, as it only controls
+what decoding leaves out: DeepSeek's `<｜User｜>` and Qwen's `<tool_call>` do not have it. What
+counts is where the template writes a token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
-from pipelines.chat.template import ChatTemplate, TemplateError
+from pipelines.chat.spans import RenderedSpans, Span
+from pipelines.chat.template import ChatTemplate, Messages, TemplateError
 
-_BRACKETED = re.compile(
-    r"[<\[{].*[>\]}]", re.DOTALL
-)  # no white space, HTML aside no text: others are ordinary vocabulary
+# Added tokens of other forms (runs of spaces, say) are ordinary vocabulary.
+_BRACKETED = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
 _PROBE = (
     {"role": "system", "content": "system"},
     {"role": "user", "content": "q"},
     {"role": "assistant", "content": "a"},
 )
+_PLACEHOLDER = "\ufdd4"  # a noncharacter: no template writes it and JSON does not escape it
+_STRUCTURAL_KEYS = ("role", "content")  # contents have marks of their own, see assistant_spans
 
 
 class SpecialTokens:
-    """`tokens` part or end turns (and all that are special): nothing typed becomes one, whoever says it. `markers` are
-    what a template writes inside a turn, such as `<think>` and `<tool_call>`: an assistant's text and calls become them, as
-    what the model generates does, and what users, systems and tools say does not. Both map text to id.
+    """The tokens that messages must not inject. Both dicts map a token's text to its id.
+
+    `ids`: tokens that separate or end turns, and all that the tokenizer calls special. No text of a
+    message becomes one, whatever its role. `marker_ids`: tokens that the template writes inside a
+    turn, such as `<think>` and `<tool_call>`. An assistant's text and calls may become these, as
+    the model generates them; the text of system, user and tool turns may not.
     """
 
     def __init__(
@@ -35,47 +45,194 @@ class SpecialTokens:
         plain: str = "",
         source: str = "",
     ):
-        """`plain` is what the template writes around turns of plain text, `source` the template itself."""
-        ids = {token["content"]: token["id"] for token in added}
-        sure = {token["content"] for token in added if token["special"]} | (set(named) & set(ids))
-        maybe = [text for text in ids if text not in sure and _BRACKETED.fullmatch(text)]
-        pairs = {text.replace("/", "", 1) for text in maybe if "/" in text}
-        parting = {
-            text for text in maybe if text in plain and text.replace("/", "", 1) not in pairs
-        }
-        self.tokens = {
-            text: index for text, index in ids.items() if text in sure or text in parting
-        }
-        self.markers = {text: ids[text] for text in maybe if text in source and text not in parting}
-        self.pattern, self.marker_pattern = _any_of(self.tokens), _any_of(self.markers)
-        self.either = _any_of([*self.tokens, *self.markers])
-        self._starts = tuple({text[:2] for text in self.tokens})
-        self._marker_starts = tuple({text[:2] for text in self.markers})
+        """`added`: the tokenizer's added tokens; `named`: the texts of its bos, eos and so on.
 
-    def typed_in(self, text: str, by_assistant: bool) -> bool:
-        """Whether a text holds what must not become a token when `by_assistant`, or anyone else, says it."""
-        for start in self._starts:  # almost no text gets past this
-            if start in text:
+        `plain` is what the template writes around turns of plain text, `source` its Jinja source.
+        """
+        ids = {token["content"]: token["id"] for token in added}
+        special = {token["content"] for token in added if token["special"]}
+        special |= set(named) & set(ids)
+        others = [text for text in ids if text not in special and _BRACKETED.fullmatch(text)]
+        # A token that has a closing partner (`<think>`, `</think>`) is written inside turns.
+        paired = {text.replace("/", "", 1) for text in others if "/" in text}
+        separators = {
+            text for text in others if text in plain and text.replace("/", "", 1) not in paired
+        }
+        self.ids = {text: i for text, i in ids.items() if text in special or text in separators}
+        markers = [text for text in others if text in source and text not in separators]
+        self.marker_ids = {text: ids[text] for text in markers}
+        self.pattern, self.marker_pattern = _any_of(self.ids), _any_of(self.marker_ids)
+        self.any_pattern = _any_of([*self.ids, *self.marker_ids])
+        self._prefixes = tuple({text[:2] for text in self.ids})
+        self._marker_prefixes = tuple({text[:2] for text in self.marker_ids})
+
+    def occur_in(self, text: str, by_assistant: bool) -> bool:
+        """Whether a text spells a token that it must not become, coming from this kind of turn."""
+        for prefix in self._prefixes:  # quick: almost no text passes this test
+            if prefix in text:
                 if self.pattern.search(text) is not None:
                     return True
                 break
         if by_assistant:
             return False
         return (
-            any(start in text for start in self._marker_starts)
+            any(prefix in text for prefix in self._marker_prefixes)
             and self.marker_pattern.search(text) is not None
         )
 
 
 def plain_text(template: ChatTemplate) -> str:
     """What a template writes around turns of plain text and before an answer."""
-    written = []
+    texts = []
     for first, last, prompt in ((0, 2, True), (1, 2, True), (0, 3, False), (1, 3, False)):
         try:
-            written.append(template.render(_PROBE[first:last], (), prompt).text)
-        except TemplateError:  # many take no system turn
+            texts.append(template.render(_PROBE[first:last], (), prompt).text)
+        except TemplateError:  # many templates take no system turn
             continue
-    return "\n".join(written)
+    return "\n".join(texts)
+
+
+class InjectionGuard:
+    """Finds special tokens spelled in messages and tools, and where one template writes them.
+
+    Contents are located by their marks. For names, tools and tool calls a second render, with
+    placeholder characters in place of the special tokens' text, shows where that text is written,
+    whatever the template does with the rest.
+    """
+
+    def __init__(self, template: ChatTemplate, special_tokens: SpecialTokens) -> None:
+        self._template = template
+        self._special_tokens = special_tokens
+
+    def contains_special_tokens(self, messages: Messages, tools: Sequence[Any]) -> bool:
+        """Whether any text of the messages and tools spells a token that it must not become."""
+        occur_in = self._special_tokens.occur_in
+        return any(
+            occur_in(m["content"], m["role"] == "assistant") for m in messages
+        ) or self._outside_contents(messages, tools)
+
+    def protect(
+        self, spans: RenderedSpans, messages: Messages, tools: Sequence[Any], prompt: bool = False
+    ) -> RenderedSpans:
+        """The spans, with those added that names, tools and tool calls spell special tokens in.
+
+        Special tokens go to `content_spans`, markers outside calls to `context_spans`. Raises
+        TemplateError when a message spells a special token and the template hides where.
+        """
+        tokens = self._special_tokens
+        if spans.content_spans is not None:
+            if not self._outside_contents(messages, tools):
+                return spans
+            special, markers = (
+                changed_spans(
+                    spans.text,
+                    self._template.render(
+                        *_with_placeholders(messages, tools, pattern, assistant), prompt
+                    ).text,
+                )
+                for pattern, assistant in ((tokens.pattern, True), (tokens.marker_pattern, False))
+            )
+            if special is not None and markers is not None:
+                contents = tuple(sorted([*spans.content_spans, *special]))
+                context = (*spans.context_spans, *markers)
+                return replace(spans, content_spans=contents, context_spans=context)
+        texts = [*(m["content"] for m in messages), *(t for t, _ in _side_texts(messages, tools))]
+        if any(tokens.pattern.search(text) for text in texts):
+            raise TemplateError(
+                "a message spells a special token, and the chat template hides where it writes it"
+            )
+        context = (*spans.context_spans, *_unique_contents(spans.text, messages))
+        return replace(spans, content_spans=(), context_spans=context)
+
+    def _outside_contents(self, messages: Messages, tools: Sequence[Any]) -> bool:
+        return any(self._special_tokens.occur_in(*text) for text in _side_texts(messages, tools))
+
+
+def _unique_contents(text: str, messages: Messages) -> list[Span]:
+    """Spans of contents that occur in the text just once, found without marks.
+
+    A template may look for markers in a content, and so treat a marked content differently.
+    """
+    contents = [m["content"].strip() for m in messages if m["role"] != "assistant"]
+    return [
+        (text.find(content), text.find(content) + len(content))
+        for content in contents
+        if text.count(content) == 1
+    ]
+
+
+def _side_texts(messages: Messages, tools: Sequence[Any]) -> Iterator[tuple[str, bool]]:
+    """Every text in messages and tools except roles and contents, keys included.
+
+    With each text, whether it comes from an assistant turn.
+    """
+    for message in messages:
+        by_assistant = message["role"] == "assistant"
+        yield from ((text, by_assistant) for text in _strings(_side_fields(message)))
+    yield from ((text, False) for text in _strings(tools))
+
+
+def _with_placeholders(
+    messages: Messages, tools: Sequence[Any], pattern: re.Pattern[str], assistant: bool
+) -> tuple[list[Mapping[str, Any]], list[Any]]:
+    """The messages and tools with placeholders of the same length for matches of the pattern.
+
+    Only their side texts change, those of assistant turns only if `assistant`.
+    """
+    replaced = [
+        {
+            **{key: message[key] for key in _STRUCTURAL_KEYS if key in message},
+            **_replace_matches(_side_fields(message), pattern),
+        }
+        if assistant or message["role"] != "assistant"
+        else message
+        for message in messages
+    ]
+    return replaced, [_replace_matches(tool, pattern) for tool in tools]
+
+
+def changed_spans(plain: str, other: str) -> list[Span] | None:
+    """Spans where `other` has placeholders and `plain` has text; None if they differ elsewhere."""
+    if len(plain) != len(other):
+        return None
+    changed = [i for i, (a, b) in enumerate(zip(plain, other, strict=True)) if a != b]
+    if any(other[i] != _PLACEHOLDER for i in changed):
+        return None
+    # Position minus rank is the same for all positions of a run.
+    runs = [
+        [position for _, position in run]
+        for _, run in groupby(enumerate(changed), lambda pair: pair[1] - pair[0])
+    ]
+    return [(run[0], run[-1] + 1) for run in runs]
+
+
+def _side_fields(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in _STRUCTURAL_KEYS}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _replace_matches(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(lambda match: _PLACEHOLDER * len(match.group()), value)
+    if isinstance(value, Mapping):
+        return {
+            _replace_matches(key, pattern): _replace_matches(item, pattern)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_replace_matches(item, pattern) for item in value]
+    return value
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

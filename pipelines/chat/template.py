@@ -1,8 +1,9 @@
-"""A chat template rendered once, with the places known where the messages' text and the answers came to lie.
+"""A chat template that reports where it wrote the messages' text and the answers.
 
-Two kinds of places are marked with Unicode noncharacters while the template runs and cut out afterwards: what
-`{% generation %}` blocks wrote, and what came from a message's `content`. A marked render counts only when its text
-without the marks equals the plain render; so marking can never change what is trained.
+While the template runs, Unicode noncharacters mark two kinds of spans: what `{% generation %}`
+blocks write, and text that comes from a message's `content`. The marks are cut out afterwards. A
+marked render counts only when its text without marks equals the plain render, so marks can never
+change the text that a model is trained on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
+from pipelines.chat.spans import Span
+
 GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = (
     "\ufdd0",
     "\ufdd1",
@@ -26,25 +29,27 @@ GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = (
     "\ufdd3",
 )
 MARKS = re.compile("[\ufdd0-\ufdd3]")
-TURN_BASE = 0xE000  # a turn's number travels as one private-use character behind CONTENT_OPEN
+TURN_BASE = 0xE000  # the message index follows CONTENT_OPEN as one private-use character
 
-# What a template's own code raises on messages that it was not written for.
+# What a template's own code raises on messages that it was not written for. The cost is one row.
 ROW_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
 
 
 class TemplateError(ValueError):
-    """The template refuses a conversation, or its render does not show where the assistant's text lies."""
+    """The template refuses a conversation, or its render does not show the assistant's text."""
 
 
 @dataclass(frozen=True)
 class MarkedText:
-    """A render: its text, what generation blocks wrote, and each turn's content by turn number (character offsets)."""
+    """A render without its marks. Spans are character offsets.
+
+    `generation_spans`: what generation blocks wrote. `content_spans`: contents by message index.
+    """
 
     text: str
-    generations: tuple[Span, ...]
-    contents: dict[int, Span]
+    generation_spans: tuple[Span, ...]
+    content_spans: dict[int, Span]
 
 
 class _Generation(jinja2.ext.Extension):
@@ -59,7 +64,7 @@ class _Generation(jinja2.ext.Extension):
             jinja2.nodes.Output([jinja2.nodes.TemplateData(mark)]).set_lineno(line)
             for mark in (GENERATION_OPEN, GENERATION_CLOSE)
         )
-        # A scope of its own, as in a call block: what is set inside stays inside.
+        # A scope of its own, as a call block has: variables set inside stay inside.
         return jinja2.nodes.Scope([opening, *body, closing]).set_lineno(line)
 
 
@@ -83,8 +88,8 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def compile_template(source: str) -> jinja2.Template:
-    """Compile in the sandbox and with the helpers that chat templates expect. Raises TemplateError on bad syntax."""
+def parse_template(source: str) -> jinja2.Template:
+    """Compile a template in the sandbox. Raises TemplateError on bad syntax."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     prepare_environment(environment)
     try:
@@ -105,44 +110,47 @@ def prepare_environment(environment: jinja2.Environment) -> None:
 
 
 class ChatTemplate:
-    """A compiled template and the named special tokens that it may write."""
+    """A template and the named special tokens (bos, eos and so on) that it may write."""
 
     def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
-        self._template = compile_template(source)
+        self._template = parse_template(source)
         self._named_tokens = dict(named_tokens)
-        self.has_generation = "{% generation" in source or "{%- generation" in source
 
     def render(
         self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False
     ) -> MarkedText:
-        """One render of the messages as they are, generation blocks marked. `prompt` adds the generation prompt."""
+        """Render the messages as they are. `prompt` adds the generation prompt.
+
+        Raises TemplateError when the template refuses them.
+        """
         return parse_marks(self.render_raw(messages, tools, prompt))
 
-    def find_contents(
+    def find_content_spans(
         self, messages: Messages, tools: Sequence[Any], plain: str, prompt: bool = False
     ) -> dict[int, Span]:
-        """Where each turn's content lies in the render `plain`, by renders with marked contents.
+        """Each message's content in the render `plain`, by renders with marked contents.
 
-        Templates that trim are met by marking the trimmed text. A turn whose text the template cuts or rebuilds is left
-        out; so are turns without text.
+        For templates that trim, the trimmed text is marked. Messages without text are left out, and
+        so are those whose text the template cuts or rebuilds.
         """
         roles = sorted({str(m["role"]) for m in messages})
-        everything = range(len(messages))
+        all_turns = range(len(messages))
+        # Nearly every template trims all roles, none, or one of them: try these together first.
         for trimmed in (
             set(),
             set(roles),
             *({role} for role in roles),
             *(set(roles) - {role} for role in roles),
         ):
-            found = self._marked_render(messages, tools, prompt, everything, trimmed)
-            if found and found.text == plain:
-                return found.contents
+            marked = self._marked_render(messages, tools, prompt, all_turns, trimmed)
+            if marked and marked.text == plain:
+                return marked.content_spans
         spans: dict[int, Span] = {}
-        for turn in everything:
+        for turn in all_turns:
             for trimmed in (set(), set(roles)):
-                found = self._marked_render(messages, tools, prompt, [turn], trimmed)
-                if found and found.text == plain:
-                    spans |= found.contents
+                marked = self._marked_render(messages, tools, prompt, [turn], trimmed)
+                if marked and marked.text == plain:
+                    spans |= marked.content_spans
                     break
         return spans
 
@@ -164,7 +172,7 @@ class ChatTemplate:
             return None
 
     def render_raw(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
-        """The render with its marks still in it."""
+        """The render with its marks. Raises TemplateError when the template refuses the messages."""
         try:
             return self._template.render(
                 messages=messages,
@@ -190,7 +198,10 @@ def mark_content(message: Mapping[str, Any], turn: int, trimmed: bool = False) -
 
 
 def parse_marks(marked: str) -> MarkedText:
-    """Cut the marks out of a render and return where they stood. Raises TemplateError when they do not pair up."""
+    """Cut the marks out of a render and note their positions.
+
+    Raises TemplateError when the marks do not pair up.
+    """
     if not MARKS.search(marked):
         return MarkedText(marked, (), {})
     pieces, length = [], 0
@@ -214,11 +225,12 @@ def parse_marks(marked: str) -> MarkedText:
             open_content = -1
         else:
             raise TemplateError(
-                "the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template repeats a turn"
+                "the text contains a Unicode noncharacter of U+FDD0 to U+FDD3, or the template "
+                "repeats a turn"
             )
     if open_generation >= 0 or open_content >= 0:
         raise TemplateError(
-            "the text holds a Unicode noncharacter U+FDD0-U+FDD3, or the template cuts a turn"
+            "the text contains a Unicode noncharacter of U+FDD0 to U+FDD3, or the template cuts a turn"
         )
     pieces.append(marked[position:])
     return MarkedText("".join(pieces), tuple(generations), contents)

@@ -1,1 +1,8 @@
-"""The fast path of rendering: chat templates compiled to segments."""
+"""The fast path of rendering: a chat template compiled to fixed segments. Serves only speed.
+
+`CompiledTemplates` is the one entry; `ChatRenderer(spec, compiled=False)` renders without it.
+"""
+
+from pipelines.chat.compiled.fast_path import CompiledTemplates
+
+__all__ = ["CompiledTemplates"]

@@ -1,4 +1,4 @@
-"""The plan of a shape of conversation: fixed pieces with slots for the turns' texts, and where the answers lie among them."""
+"""A template compiled for one shape of conversation: fixed segments with slots for the contents."""
 
 from __future__ import annotations
 
@@ -8,28 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.chat.compiled.symbolic import AS_IS, LSTRIP, RSTRIP, STRIP, ContentCondition
-from pipelines.chat.template import Span
+from pipelines.chat.compiled.symbolic_text import AS_IS, LSTRIP, RSTRIP, STRIP, ContentCondition
+from pipelines.chat.spans import RenderedSpans
 
 _TRIM = {STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
 
 
 @dataclass(frozen=True)
-class RenderedSpans:
-    """A rendered text; `trained` holds (turn, start, end), `contents` what came from messages, all in characters.
+class AnswerSegments:
+    """The segments `first:last` of the answer of message `turn`.
 
-    `contents` is None where the template hides it. `others` is what of it other than assistant turns said.
+    It also includes the last `lead` characters of the segment before, which are ASCII, and the
+    first `tail` characters (`tail_bytes` bytes) of the segment after.
     """
-
-    text: str
-    trained: tuple[tuple[int, int, int], ...]
-    contents: tuple[Span, ...] | None
-    others: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class PlannedAnswer:
-    """The pieces `first:last` of an answer, with `lead` characters of the piece before and `tail` of the next."""
 
     turn: int
     first: int
@@ -40,52 +31,56 @@ class PlannedAnswer:
 
 
 @dataclass(frozen=True)
-class PlannedPrompt:
-    """The last answer's generation prompt: the pieces before number `piece`, then the fixed `text`, of `num_bytes`."""
+class PromptSegments:
+    """The last answer's generation prompt: the first `count` segments, then the fixed text `tail`
+    of `num_bytes` bytes.
+    """
 
-    piece: int
-    text: str
+    count: int
+    tail: str
     num_bytes: int
 
 
 @dataclass(frozen=True)
 class CompiledTemplate:
-    """Fixed pieces and slots (turn, mode), and where the answers lie among them. `prompt` is None where the template does
-    not tell the prompt of all such conversations alike, or does not begin the whole with it.
+    """Fixed segments and slots (message index, trim mode), and which of them are answers.
+
+    Valid for contents that meet the conditions. `prompt` is None where the template's generation
+    prompt depends on the contents, or the conversation's render does not begin with it.
     """
 
-    pieces: tuple[str | tuple[int, str], ...]
-    answers: tuple[PlannedAnswer, ...]
-    absent: tuple[ContentCondition, ...]
-    prompt: PlannedPrompt | None = None
+    segments: tuple[str | tuple[int, str], ...]
+    answers: tuple[AnswerSegments, ...]
+    conditions: tuple[ContentCondition, ...]
+    prompt: PromptSegments | None = None
 
-    def fits(self, contents: Sequence[str]) -> bool:
-        return all(absence.holds(contents[absence.turn]) for absence in self.absent)
+    def accepts(self, contents: Sequence[str]) -> bool:
+        return all(condition.holds(contents[condition.turn]) for condition in self.conditions)
 
     @functools.cached_property
     def _slots(self) -> list[tuple[int, int, str]]:
-        return [(i, *piece) for i, piece in enumerate(self.pieces) if not isinstance(piece, str)]
+        return [(i, *slot) for i, slot in enumerate(self.segments) if not isinstance(slot, str)]
 
     @functools.cached_property
-    def others(self) -> list[int]:
-        """The pieces that hold what turns other than the assistant's said."""
-        answering = {answer.turn for answer in self.answers}
-        return [i for i, turn, _ in self._slots if turn not in answering]
+    def context_segments(self) -> list[int]:
+        """The segments with the contents of system, user and tool turns."""
+        assistant_turns = {answer.turn for answer in self.answers}
+        return [i for i, turn, _ in self._slots if turn not in assistant_turns]
 
-    def texts(self, contents: Sequence[str]) -> list[str]:
-        """The pieces with the contents in them; their concatenation is the render."""
-        texts: list[Any] = [*self.pieces]
+    def fill(self, contents: Sequence[str]) -> list[str]:
+        """The segments with the contents filled in; joined, they are the render."""
+        texts: list[Any] = [*self.segments]
         for i, turn, mode in self._slots:
             texts[i] = contents[turn] if mode == AS_IS else _TRIM[mode](contents[turn])
         return texts
 
-    def layout(self, contents: Sequence[str]) -> RenderedSpans:
-        texts = self.texts(contents)
+    def locate(self, contents: Sequence[str]) -> RenderedSpans:
+        """The spans of a conversation with these contents."""
+        texts = self.fill(contents)
         at = [0, *itertools.accumulate(map(len, texts))]
-        slots = tuple(
-            (at[i], at[i + 1]) for i, piece in enumerate(self.pieces) if type(piece) is not str
-        )
-        trained = tuple((x.turn, at[x.first] - x.lead, at[x.last] + x.tail) for x in self.answers)
         return RenderedSpans(
-            "".join(texts), trained, slots, tuple((at[i], at[i + 1]) for i in self.others)
+            "".join(texts),
+            tuple((a.turn, at[a.first] - a.lead, at[a.last] + a.tail) for a in self.answers),
+            tuple((at[i], at[i + 1]) for i, _, _ in self._slots),
+            tuple((at[i], at[i + 1]) for i in self.context_segments),
         )

@@ -1,4 +1,4 @@
-"""A base's tokenizer as plain data: what a worker needs to render and encode without importing transformers."""
+"""A base's tokenizer as plain data, so that workers render and encode without transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
 from pipelines.storage import local_base_dir
 
-# Classes that take tokenizer.json as it stands; every other class may rebuild the pipeline in Python first.
+# Classes that use tokenizer.json unchanged; any other class may rebuild the tokenizer in Python.
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _NAMED_TOKENS = (
     "bos_token",
@@ -26,7 +26,11 @@ _NAMED_TOKENS = (
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """`tokenizer_json` in the tokenizers library's format, the chat template and the named special tokens."""
+    """A tokenizer in the tokenizers library's format, its chat template and named special tokens.
+
+    `named_tokens` maps `eos_token` and so on to the tokens' texts; `extra_stop_ids` are the end
+    tokens that the base's generation_config.json lists.
+    """
 
     tokenizer_json: str
     template: str | None
@@ -43,19 +47,23 @@ class TokenizerSpec:
 
 
 def added_tokens(spec: TokenizerSpec) -> list[dict[str, Any]]:
-    """The tokens that are matched in text before all else, with id, content and flags."""
+    """The tokens that are matched in a text before all others, with id, content and flags."""
     return json.loads(spec.tokenizer_json)["added_tokens"]
 
 
 def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
-    """Read a base's tokenizer from a folder or the Hub. Raises UserError when it cannot be reached or has none."""
+    """Read a base's tokenizer from a folder or the Hub.
+
+    Raises UserError when the base cannot be read or has no usable tokenizer.
+    """
     folder = local_base_dir(base, revision, weights=False)
     if (
         not (folder / "tokenizer_config.json").is_file()
         and not (folder / "tokenizer.json").is_file()
     ):
         raise UserError(
-            f"model.base={base}: the folder holds no tokenizer.json and no tokenizer_config.json"
+            f"model.base={base}: the folder has no tokenizer.json and no tokenizer_config.json; "
+            "set model.base to a folder that has one"
         )
     config = _read_json(folder / "tokenizer_config.json")
     if config.get("tokenizer_class") in _GENERIC_CLASSES and (folder / "tokenizer.json").is_file():
@@ -85,7 +93,8 @@ def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
-            f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so offsets are unknown"
+            f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so token offsets "
+            "are unknown; set model.base to a base with a tokenizer.json"
         )
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     template = tokenizer.chat_template
