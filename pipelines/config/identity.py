@@ -1,8 +1,8 @@
 """Identity: which recipe values decide a training run or an evaluation, in one normal form.
 
-Two recipes whose identities are equal share one artifact. Normalising may use other literals of the recipe
-(`resources.gpus_per_worker` decides the meaning of `auto`) and results of earlier steps (the number of steps), but
-never the machine and never an outcome.
+Two recipes whose identities are equal share one artifact. Normalising may use other literals of
+the recipe (`resources.gpus_per_worker` decides the meaning of `auto`) and results of earlier
+steps (the number of steps), but never the machine and never an outcome.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _NF4_DETAILS = {"double_quantization", "compute_dtype", "storage_dtype"}
 def training_identity(recipe: Recipe, num_steps: int | None) -> dict[str, Any]:
     """The values of `model`, `lora` and `train` that decide a training run's weights.
 
-    `num_steps` is the number of steps that `train.epochs` gives without `train.max_steps`; None if it is not known
-    yet. The base's fingerprint and the dataset's digest are the caller's to add: `model.base` and `model.revision` are
-    left out, because equal weights may be in two places.
+    `num_steps` is the number of steps that `train.epochs` gives without `train.max_steps`; None
+    if it is not known yet. The base's fingerprint and the dataset's digest are the caller's to
+    add: `model.base` and `model.revision` are left out, because equal weights may be in two
+    places.
     """
     identity = {"model": _model(recipe), "train": _train(recipe, num_steps)}
     if recipe.train.method != "full":
@@ -48,7 +49,9 @@ def evaluation_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _model(recipe: Recipe) -> dict[str, Any]:
-    """The section without the base's place, `auto` resolved, and nf4's details only where nf4 is on."""
+    """The section without the base's place, `auto` resolved, and nf4's details only where nf4 is
+    on.
+    """
     model = recipe.model.model_dump(mode="json", exclude={"base", "revision"})
     if model["dtype"] == "auto":
         model["dtype"] = "bf16" if recipe.resources.gpus_per_worker else "fp32"
@@ -84,5 +87,7 @@ def _train(recipe: Recipe, num_steps: int | None) -> dict[str, Any]:
 
 
 def _save_every_matters(train: TrainConfig) -> bool:
-    """With patience it decides when a run stops; with several kept checkpoints, which steps those are."""
+    """With patience it decides when a run stops; with several kept checkpoints, which steps those
+    are.
+    """
     return train.patience is not None or train.keep > 1

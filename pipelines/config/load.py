@@ -1,4 +1,4 @@
-"""Recipe files."""
+"""Recipe files: read, overridden, with paths that no longer depend on where the file is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
+from pipelines.config.errors import Problem, RecipeError
+from pipelines.config.peers import peer_of
 from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.config.yaml_lines import KeyPath, Position, YamlDocument, parse_yaml
 from pipelines.core.errors import UserError
 from pipelines.storage import nearest_path
 
@@ -16,29 +19,54 @@ from pipelines.storage import nearest_path
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `section.key=value` overrides (values in YAML).
 
-    Raises UserError with one line for a missing file, bad YAML, an unknown key (naming the nearest valid one), a value
-    of the wrong kind, or fields that contradict each other.
+    Raises UserError for a file that cannot be read, and RecipeError for a recipe with problems:
+    another tool's file, bad YAML, unknown keys, wrong values, or keys that contradict each
+    other. All problems are reported at once, with lines.
     """
     path = Path(path)
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
-    except OSError as error:
-        near = None if path.exists() else nearest_path(path)
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        held = "nothing" if data is None else type(data).__name__
-        raise UserError(f"{path}: a recipe is a mapping of sections, this file holds {held}")
+    document = _read(path)
+    data = document.data
     _resolve_paths(data, path.parent)
     given: dict[str, Any] = {}
     for override in overrides:
         _apply_override(given, override)
+
+    def locate(key: KeyPath) -> Position | None:
+        return None if _is_given(given, key) else document.position(key)
+
     _resolve_paths(given, Path.cwd())
-    return parse_recipe(
-        _merged(data, given), " ".join([str(path), *(f"-s {override}" for override in overrides)])
-    )
+    origin = " ".join([str(path), *(f"-s {override}" for override in overrides)])
+    return parse_recipe(_merged(data, given), origin, locate)
+
+
+def _read(path: Path) -> YamlDocument:
+    """The file's document, whose data is a mapping that may be a recipe."""
+    try:
+        document = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        near = None if path.exists() else nearest_path(path)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}){hint}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: not UTF-8 text ({error.reason})") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(str(path), [_yaml_problem(error)]) from error
+    if not isinstance(document.data, dict):
+        given = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise UserError(f"{path}: a recipe is a mapping of sections, and this file has {given}")
+    if peer := peer_of(document.data, set(Recipe.model_fields)):
+        raise UserError(f"{path}: {peer}")
+    if document.duplicates:
+        raise RecipeError(str(path), [Problem("", twice) for twice in document.duplicates])
+    return document
+
+
+def _yaml_problem(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return Problem("", f"not valid YAML: {' '.join(str(error).split())}")
+    reason = " ".join(str(getattr(error, "problem", None) or error).split())
+    return Problem("", f"not valid YAML: {reason}", Position(mark.line + 1, mark.column + 1))
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -50,12 +78,23 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"-s {override}: the value is not valid YAML") from error
     *sections, last = key.strip().split(".")
-    here: Any = data
-    for section in sections:
-        here = here.setdefault(section, {})
-        if not isinstance(here, dict):
-            raise UserError(f"-s {override}: {section!r} is not a section")
-    here[last] = value
+    section: Any = data
+    for name in sections:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise UserError(f"-s {override}: {name!r} is not a section")
+    section[last] = value
+
+
+def _is_given(given: Any, key: KeyPath) -> bool:
+    """Whether the value of a key comes from an override, which replaces everything but sections."""
+    for part in key:
+        if not isinstance(given, dict):
+            return True
+        if part not in given:
+            return False
+        given = given[part]
+    return True
 
 
 def _merged(base: Any, over: Any) -> Any:
@@ -65,10 +104,13 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make the paths of the base, the sources and the benchmarks absolute; they are relative to
+    `folder`.
+    """
     model = data.get("model")
     if isinstance(model, dict) and isinstance(model.get("base"), str):
         base = model["base"]
-        # A Hub id such as org/name looks like a path; it is one where that folder exists.
+        # A Hub id such as org/name looks like a path; it is a path if that folder exists.
         if base.startswith((".", "/", "~")) or (base and (folder / base).is_dir()):
             model["base"] = _absolute(base, folder)
     section = data.get("data")
@@ -76,7 +118,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         sources = section["sources"]
         sources = [sources] if isinstance(sources, str) else sources
         if isinstance(sources, list):
-            section["sources"] = [_source(s, folder) for s in sources]
+            section["sources"] = [_source(source, folder) for source in sources]
     if isinstance(section, dict) and isinstance(section.get("benchmarks"), list):
         section["benchmarks"] = [
             _absolute(p, folder) if isinstance(p, str) else p for p in section["benchmarks"]
@@ -95,16 +137,3 @@ def _absolute(path: str, folder: Path) -> str:
     if "://" in path:
         return path
     return str((folder.absolute() / Path(path).expanduser()).resolve())
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which plain YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)

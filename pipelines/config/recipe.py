@@ -1,4 +1,4 @@
-"""The recipe."""
+"""The recipe: all sections of one run, checked across sections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipelines.config.adapter_limits import unregistrable_keys, unservable_keys, vllm_max_rank
 from pipelines.config.checks import contradictions
-from pipelines.config.errors import describe_errors
+from pipelines.config.errors import Contradictions, Locate, RecipeError, problems_of
 from pipelines.config.schema import (
     DataConfig,
     EvalConfig,
@@ -28,9 +28,13 @@ from pipelines.core.errors import UserError
 
 
 class Recipe(Section):
-    """One run from dataset to endpoint."""
+    """One run, from a dataset to an endpoint. Required: `name`, `model.base`, `data.sources`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Name of the recipe; it names the endpoint, and the adapter unless "
+        "registry.model does.",
+    )
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     data: DataConfig
@@ -51,40 +55,43 @@ class Recipe(Section):
         return data
 
     @model_validator(mode="after")
-    def _cross_checks(self) -> Recipe:
-        mistakes = list(contradictions(self.model, self.lora, self.train))
+    def _check_across_sections(self) -> Recipe:
+        lines = list(contradictions(self.model, self.lora, self.train))
         if self.serve.engine and self.train.method == "lora":
-            mistakes += [
-                f"{line}, or serve.engine" for line in unservable_keys(self.lora, self.serve.engine)
-            ]
-        if mistakes:
-            raise ValueError("; ".join(mistakes))
+            unservable = unservable_keys(self.lora, self.serve.engine)
+            lines += [f"{line}, or serve.engine" for line in unservable]
+        if lines:
+            raise Contradictions(lines)
         return self
 
     def check_registers(self) -> None:
-        """Raise UserError when what this recipe trains cannot become a model version."""
+        """Raise UserError if the result of this recipe cannot become a model version."""
         if self.train.method == "full":
             raise UserError(
-                f"recipe {self.name}: train.method=full makes a whole model, and the registry holds adapters: use `loraforge "
-                "prepare`, `train` and `evaluate`, then serve a checkpoint's model/ folder with -s model.base=FOLDER"
+                f"recipe {self.name}: train.method=full makes a whole model, and the registry "
+                "holds adapters: use "
+                "`loraforge prepare`, `train` and `evaluate`, then serve a checkpoint's model/ "
+                "folder with "
+                "-s model.base=FOLDER"
             )
-        refused = unregistrable_keys(self.lora)
-        if refused:
+        reasons = unregistrable_keys(self.lora)
+        if reasons:
             raise UserError(
-                f"recipe {self.name}: {'; '.join(refused)}, or use `loraforge prepare`, `train` and `evaluate`, which register "
-                "nothing"
+                f"recipe {self.name}: {'; '.join(reasons)}, or use `loraforge prepare`, `train` "
+                "and `evaluate`, which "
+                "register nothing"
             )
 
     def serving_notes(self) -> list[str]:
-        """What to know about serving what this recipe trains, a line each; nothing of it stands in the way of training."""
+        """Notes about serving the result, one line each; none of them blocks training."""
         if self.train.method == "full":
-            return [
-                "train.method=full makes no adapter: a checkpoint's model/ folder is a base, for -s model.base=FOLDER"
-            ]
+            note = (
+                "train.method=full makes no adapter: a checkpoint's model/ folder is a base, for "
+            )
+            return [f"{note}-s model.base=FOLDER"]
         if self.serve.engine == "vllm":
-            return [
-                f"serve.engine=vllm: start vLLM with --max-lora-rank {vllm_max_rank(self.lora)}"
-            ]
+            rank = vllm_max_rank(self.lora)
+            return [f"serve.engine=vllm: start vLLM with --max-lora-rank {rank}"]
         return [] if self.serve.engine else unservable_keys(self.lora, None)
 
     @property
@@ -93,19 +100,25 @@ class Recipe(Section):
         return digest_of(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
+        """The resolved recipe, every default included; it is a recipe itself."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """Check a recipe that is already plain data. Raises UserError as `load_recipe` does."""
+def parse_recipe(
+    data: Mapping[str, Any], origin: str = "recipe", locate: Locate = lambda path: None
+) -> Recipe:
+    """Check a recipe that is plain data already. Raises RecipeError with every problem.
+
+    `origin` begins the error's text; `locate` gives the position of a key in the recipe's file.
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + describe_errors(error, Recipe)) from error
+        raise RecipeError(origin, problems_of(error, Recipe, locate)) from error
 
 
 def with_paths(recipe: Recipe, move: Callable[[str], str]) -> Recipe:
-    """The same recipe with `move` applied to the base and to every path of a source or benchmark."""
+    """The recipe with `move` applied to the base and to the paths of sources and benchmarks."""
     data = recipe.model_dump()
     data["model"]["base"] = move(data["model"]["base"])
     for source in data["data"]["sources"]:

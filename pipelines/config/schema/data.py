@@ -10,96 +10,149 @@ from pipelines.config.schema.section import Section
 
 
 class SourceConfig(Section):
-    """Rows: a file, a folder, a glob, or the same behind `s3://`, `gs://`, `https://` or `hf://ORG/DATASET`."""
+    """One entry of `data.sources`. A path alone is short for {path: PATH}."""
 
-    path: str
+    path: str = Field(
+        description="A file, a folder or a glob, relative to the recipe; or the same behind s3://, "
+        "gs://, "
+        "https:// or hf://ORG/DATASET."
+    )
     format: Literal[
         "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "question_answer"
-    ] = "auto"
+    ] = Field(default="auto", description="Format of the rows; auto reads it from a row's keys.")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="the format's key: the rows' own, for example {prompt: q, completion: a}",
+        description="Renames columns: a key of the format, and the rows' own name for it, such as "
+        "{prompt: q, completion: a}.",
     )
     split: Literal["auto", "train", "heldout"] = Field(
-        default="auto", description="auto: by content hash, see heldout_share"
+        default="auto",
+        description="Where the rows go; auto holds out data.heldout_share of them, by content "
+        "hash.",
     )
     weight: float = Field(
         default=1.0,
         ge=0,
         le=1000,
-        description="2: every row twice; 0.5: every second row, by content hash",
+        description="How often a row is used: 2 takes every row twice, 0.5 takes half of the rows, "
+        "by content hash.",
     )
 
 
 class AuditConfig(Section):
-    """What is wrong beyond these makes `inspect` exit with 1 and keeps `train` from starting. Changing them prepares nothing
-    anew.
+    """Thresholds of the dataset audit. Crossing one makes `loraforge inspect` exit 1 and blocks
+    training.
+
+    They are not part of the dataset's key: changing them does not re-prepare data.
     """
 
     min_fill: float = Field(
-        default=0.8, ge=0, le=1, description="share of the packs' positions that hold a token"
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Least share of positions in the packed rows that hold a token.",
     )
     min_trained_share: float = Field(
-        default=0.005, ge=0, le=1, description="trained tokens of all tokens"
+        default=0.005, ge=0, le=1, description="Least share of tokens that the loss counts."
     )
     max_lost_share: float = Field(
-        default=0.2, ge=0, le=1, description="rows too long for a pack, left out or shortened"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Largest share of rows dropped or shortened because they exceed "
+        "data.row_tokens.",
     )
     max_prefix_differs_share: float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="rows whose training ids do not begin with their generation prompt",
+        description="Largest share of rows whose training ids do not begin with their generation "
+        "prompt.",
     )
     max_stop_missing_share: float = Field(
-        default=0.0, ge=0, le=1, description="trained turns that do not end in a stop token"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Largest share of assistant turns in the loss that do not end in a stop token.",
     )
 
 
 class DataConfig(Section):
-    """The rows, how they are cut and packed, and what is kept out."""
+    """The rows: where they are, which are used, and how they are packed."""
 
-    sources: list[SourceConfig] = Field(min_length=1)
-    heldout_share: float = Field(
-        default=0.05, ge=0, le=0.5, description="of rows whose source has split: auto"
+    sources: list[SourceConfig] = Field(
+        min_length=1, description="The files with rows; a list of paths or of entries as below."
     )
-    row_tokens: int = Field(default=2048, ge=16, description="length of one pack")
+    heldout_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=0.5,
+        description="Share of the rows of sources with split: auto that is never trained on and "
+        "scores the "
+        "adapter.",
+    )
+    row_tokens: int = Field(
+        default=2048,
+        ge=16,
+        description="Length of a packed row in tokens; one row holds several conversations.",
+    )
     train_on: Literal["all", "last"] = Field(
-        default="all", description="last: only the last answer of a conversation"
+        default="all",
+        description="Which answers of a conversation the loss counts: all of them, or the last one "
+        "only.",
     )
     too_long: Literal["drop", "truncate", "split"] = Field(
         default="drop",
-        description="truncate: leave out the oldest turns; split: into conversations that fit",
+        description="A conversation longer than row_tokens: drop it, truncate its oldest turns, or "
+        "split it "
+        "into several that fit.",
     )
     duplicates: Literal["drop", "keep"] = Field(
-        default="drop", description="rows of the same content; use a source's weight to repeat"
+        default="drop",
+        description="Rows of equal content; to repeat rows on purpose, set a source's weight.",
     )
     near_duplicates: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="drop a row as similar as this (Jaccard of 5-character shingles) to an earlier one",
+        description="Drop a row whose Jaccard similarity (shingles of 5 characters) to an earlier "
+        "row "
+        "reaches this value.",
     )
     leakage: Literal["error", "drop", "allow"] = Field(
         default="error",
-        description="a training row whose question is also held out or in a benchmark",
+        description="A training row whose question is also held out or in a benchmark.",
     )
     benchmarks: list[str] = Field(
-        default_factory=list, description="files of rows that training must not hold"
+        default_factory=list,
+        description="Files of benchmark rows; training rows that ask the same count as leakage.",
     )
     keep: list[str] = Field(
-        default_factory=list, description="expressions that a row must fulfil: answer_chars >= 2"
+        default_factory=list,
+        description="Expressions that every row must fulfil, such as answer_chars >= 2.",
     )
     max_rejects_share: float = Field(
-        default=0.01, ge=0, le=1, description="fail above this share of unreadable rows"
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Preparing fails if a larger share of the rows cannot be read.",
     )
-    fast_tokenizer: bool = Field(default=True, description="use fastokens where it encodes alike")
-    audit: AuditConfig = AuditConfig()
-    seed: int = 0
+    fast_tokenizer: bool = Field(
+        default=True,
+        description="Encode with the fastokens library if it gives the same ids as tokenizers.",
+    )
+    audit: AuditConfig = Field(
+        default=AuditConfig(), description="Thresholds of the dataset audit."
+    )
+    seed: int = Field(
+        default=0,
+        description="Seed of the held-out split, of fractional weights and of the packing.",
+    )
     workers: int | None = Field(
         default=None,
         ge=1,
-        description="preparing tasks at a time; empty: as many as the CPUs allow",
+        description="Preparing tasks that run at the same time; empty allows as many as there are "
+        "CPUs.",
     )
 
     @model_validator(mode="before")

@@ -8,13 +8,18 @@ from pipelines.config.schema.section import Section
 
 
 class EvalConfig(Section):
-    """How candidates are scored on the held-out set."""
+    """How the base and the checkpoints are scored on the held-out rows."""
 
     max_samples: int = Field(
-        default=64, ge=1, description="held-out samples that are answered; the loss is over all"
+        default=64,
+        ge=1,
+        description="Held-out prompts that are answered; the held-out loss always counts all rows.",
     )
-    max_new_tokens: int = Field(default=128, ge=1)
-    batch_size: int = Field(default=32, ge=1, description="prompts generated together")
+    max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
+    batch_size: int = Field(default=32, ge=1, description="Prompts that are answered together.")
     actors: int = Field(
-        default=1, ge=1, description="processes that load the base and share the work"
+        default=1,
+        ge=1,
+        description="Processes that load the base and share the work; the scores do not depend on "
+        "it.",
     )

@@ -10,11 +10,15 @@ from pipelines.config.schema.section import Section
 
 
 class GateConfig(Section):
-    """A candidate passes when it beats the base by `margin` on `metric`."""
+    """A candidate passes if it beats the base, and the version in use, by `margin` on `metric`."""
 
-    metric: Literal["heldout_loss", "exact_match"] = "heldout_loss"
+    metric: Literal["heldout_loss", "exact_match"] = Field(
+        default="heldout_loss", description="The score that candidates are compared on."
+    )
     margin: float = Field(
         default=0.01,
         ge=0,
-        description="loss: share of the base's loss; exact match: difference of shares",
+        description="Least gain: for the loss a share of the rival's loss, for exact match a "
+        "difference "
+        "of shares.",
     )

@@ -12,11 +12,15 @@ TARGET_PRESETS = {
     "qv": ["q_proj", "v_proj"],
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }
-"""Module names of each preset of `lora.targets`. `all-linear` is not here: its names depend on the base."""
+"""Module names of each preset of `lora.targets`. `all-linear` is not here: its names depend on the
+base.
+"""
 
 
 class LoraConfig(Section):
-    """The adapter. A layer computes W0 x + scale B A x, with scale = alpha / r, or alpha / sqrt(r) with rslora."""
+    """The adapter. A layer computes W0 x + scale B A x, with scale = alpha / r, or alpha / sqrt(r)
+    with rslora.
+    """
 
     r: int = Field(
         default=8, ge=1, le=1024, description="Rank of the adapter: the number of rows of A."
@@ -40,12 +44,15 @@ class LoraConfig(Section):
     )
     dora: bool = Field(
         default=False,
-        description="DoRA: train the magnitude of each weight column separately from its direction.",
+        description="DoRA: train the norm of each output's weights separately from their "
+        "direction.",
     )
     init: Literal["zero", "pissa", "loftq", "eva"] = Field(
         default="zero",
-        description="How A and B start: zero sets B to 0; pissa takes the base's first singular vectors; "
-        "loftq corrects the rounding of nf4; eva takes the singular vectors of the data's activations.",
+        description="How A and B start: zero sets B to 0; pissa takes the base's first singular "
+        "vectors; "
+        "loftq corrects the rounding of nf4; eva takes the singular vectors of the data's "
+        "activations.",
     )
     lr_ratio: float = Field(
         default=1.0,
@@ -54,13 +61,16 @@ class LoraConfig(Section):
     )
     rank_pattern: dict[str, int] = Field(
         default_factory=dict,
-        description="Another rank for some modules: a module name or regular expression, and its rank.",
+        description="Another rank for some modules: a module name or regular expression, and its "
+        "rank.",
     )
     alpha_pattern: dict[str, float] = Field(
         default_factory=dict,
-        description="Another alpha for some modules: a module name or regular expression, and its alpha.",
+        description="Another alpha for some modules: a module name or regular expression, and its "
+        "alpha.",
     )
     modules_to_save: list[str] = Field(
         default_factory=list,
-        description="Modules whose full weights are trained and saved with the adapter, such as lm_head.",
+        description="Modules whose full weights are trained and saved with the adapter, such as "
+        "lm_head.",
     )

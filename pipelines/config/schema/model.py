@@ -10,23 +10,33 @@ from pipelines.config.schema.section import Section
 
 
 class ModelConfig(Section):
-    """The frozen base."""
+    """The base model. Its weights are frozen, unless train.method is full."""
 
-    base: str = Field(description="folder with config.json and safetensors, or a Hub id")
-    revision: str | None = Field(default=None, description="Hub revision; leave empty for a folder")
+    base: str = Field(
+        description="A folder with config.json and safetensors, relative to the recipe, or a Hub "
+        "id such "
+        "as org/name."
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a Hub id; leave it empty for a folder."
+    )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 on a GPU, fp32 on CPU"
+        default="auto", description="Type of the weights; auto is bf16 on a GPU and fp32 on a CPU."
     )
     quantization: Literal["none", "nf4", "int8", "fp8"] = Field(
         default="none",
-        description="nf4: QLoRA; int8: LLM.int8(); fp8: float8 matrix products, the fastest on Hopper GPUs",
+        description="How the frozen weights are stored: nf4 is QLoRA (4 bits), int8 is LLM.int8(), "
+        "fp8 "
+        "multiplies in float8, the fastest on Hopper GPUs.",
     )
     double_quantization: bool = Field(
-        default=True, description="nf4: quantize the quantization constants too"
+        default=True, description="nf4 only: quantize the quantization constants as well."
     )
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="nf4: auto is model.dtype"
+        default="auto", description="nf4 only: type of the matrix products; auto is model.dtype."
     )
     storage_dtype: Literal["auto", "uint8", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="nf4: how the packed weights are held; auto is model.dtype"
+        default="auto",
+        description="nf4 only: type of the tensors that hold the packed weights; auto is "
+        "model.dtype.",
     )

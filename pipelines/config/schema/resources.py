@@ -8,19 +8,31 @@ from pipelines.config.schema.section import Section
 
 
 class ResourcesConfig(Section):
-    """What the run takes from the Ray cluster."""
+    """The CPUs and GPUs that the stages take from the Ray cluster."""
 
     workers: int | list[int] = Field(
-        default=1, description="training workers, one process each; [min, max]: elastic"
+        default=1,
+        description="Training workers, one process each; [min, max] lets the number follow the "
+        "cluster.",
     )
     resize_every_s: float = Field(
-        default=60.0, gt=0, description="elastic: how often a run looks for more workers"
+        default=60.0,
+        gt=0,
+        description="Seconds between two looks for more workers, if workers is [min, max].",
     )
-    cpus_per_worker: float = Field(default=1.0, ge=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    data_cpus: float = Field(default=1.0, gt=0, description="CPUs of one data or evaluation task")
-    serve_cpus: float = Field(default=1.0, ge=0)
-    serve_gpus: float = Field(default=0.0, ge=0)
+    cpus_per_worker: float = Field(default=1.0, ge=0, description="CPUs of one training worker.")
+    gpus_per_worker: float = Field(
+        default=0.0,
+        ge=0,
+        description="GPUs of one training or evaluation worker; 0 runs on the CPU.",
+    )
+    data_cpus: float = Field(
+        default=1.0, gt=0, description="CPUs of one data task or evaluation process."
+    )
+    serve_cpus: float = Field(default=1.0, ge=0, description="CPUs of one serving replica.")
+    serve_gpus: float = Field(
+        default=0.0, ge=0, description="GPUs of one serving replica; 0 serves on the CPU."
+    )
 
     @field_validator("workers")
     @classmethod

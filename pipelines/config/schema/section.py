@@ -1,4 +1,4 @@
-"""Recipe section `section`."""
+"""The base class of every section."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 def _choices(kind: Any) -> set[Any]:
-    """The values that a Literal allows, also within an alternative; of any other kind, its types."""
+    """The values that a Literal allows, also inside a union; of any other annotation, its types."""
     parts = get_args(kind)
     return set[Any]().union(*map(_choices, parts)) if parts else {kind}
 
 
 class Section(BaseModel):
-    """What all sections share: unknown keys are errors, values never change."""
+    """A section of a recipe: unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -27,7 +27,10 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _words(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads a bare on or off as true or false; where a key's choices hold one of the two, the word was meant."""
+        """Turn true and false back into on and off for a key that has one of them as a choice.
+
+        YAML 1.1 reads a bare `on` or `off` as a boolean.
+        """
         field = cls.model_fields.get(info.field_name or "")
         if isinstance(value, bool) and field and {"on", "off"} & _choices(field.annotation):
             return "on" if value else "off"

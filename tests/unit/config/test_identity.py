@@ -1,4 +1,4 @@
-"""Identity: recipes that train the same weights share one run, and recipes that do not never share one."""
+"""Identity: recipes share a training run exactly if they train the same weights."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.verbs.prepare import prepare
 from pipelines.config.load import load_recipe
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
 from pipelines.storage import Store
+from tests.stages import prepare
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "recipes" / "pocket_lora_person_cpu.yaml"
@@ -68,7 +68,7 @@ def test_a_typo_in_a_recipe_or_on_the_command_line(recipe: Path, tmp_path: Path)
     recipe.write_text(text + "trian:\n  epochs: 1\n")
     assert (
         mistake("run", recipe, "--store", store)
-        == f"{recipe}: trian: unknown key; did you mean train?"
+        == f"{recipe}: trian (line 6): unknown key; did you mean train?"
     )
     recipe.write_text(text)
     said = mistake(
@@ -162,7 +162,7 @@ def test_a_store_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
 def test_a_stage_whose_input_was_never_made(recipe: Path, tmp_path: Path) -> None:
     said = mistake("train", recipe, "--store", tmp_path / "store")
     assert said.endswith(
-        "no finished dataset of recipe mine; run `loraforge prepare` first, or `loraforge run`"
+        "no finished dataset of this recipe; run `loraforge prepare` first, or `loraforge run`"
     )
     said = mistake("train", recipe, "--store", tmp_path / "store", "--prepared", "0" * 12)
     assert said.endswith(
@@ -199,10 +199,12 @@ def test_an_adapter_that_is_no_version_is_refused_where_one_would_be_made(
 
 
 def test_a_whole_model_is_not_submitted(recipe: Path) -> None:
-    from jobs.cluster.submit import submit
+    from jobs.cluster.submit import submit_job
 
     with pytest.raises(UserError, match="train.method=full makes a whole model"):
-        submit(load_recipe(recipe, ["train.method=full"]), "/store", "http://127.0.0.1:9", SILENT)
+        submit_job(
+            load_recipe(recipe, ["train.method=full"]), "/store", "http://127.0.0.1:9", SILENT
+        )
 
 
 def test_wrong_options_are_code_2_too(recipe: Path) -> None:
