@@ -1,1 +1,6 @@
-"""The verbs of the command line, one file each; `cli` gathers them as the command `loraforge`."""
+"""The command line: commands, graphs of stages, and what they need of a cluster."""
+
+from pathlib import Path
+
+CODE = Path(__file__).parent.parent
+"""The folder that holds the packages; a checkout when it has a `.git`."""

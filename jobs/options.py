@@ -13,18 +13,22 @@ Overrides = Annotated[
     typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="change a value of the recipe"),
 ]
 StoreUri = Annotated[
-    str, typer.Option("--store", metavar="URI", help="where everything is written")
+    str, typer.Option("--store", metavar="URI", help="folder or URI that everything is written to")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's logs")]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="hash base and sources again instead of trusting file times"),
+]
 Prepared = Annotated[
-    str | None,
-    typer.Option("--prepared", metavar="DIGEST", help="dataset to read; else the recipe's"),
+    str | None, typer.Option("--prepared", metavar="ID", help="dataset to use; else the recipe's")
 ]
 Trained = Annotated[
-    str | None,
-    typer.Option("--run", metavar="DIGEST", help="training run to read; else the recipe's"),
+    str | None, typer.Option("--run", metavar="ID", help="training run to use; else the recipe's")
 ]
 Report = Annotated[
-    str | None, typer.Option("--report", metavar="DIGEST", help="report to read; else the recipe's")
+    str | None, typer.Option("--report", metavar="ID", help="report to use; else the recipe's")
 ]
 DEFAULT_STORE = "loraforge-store"
+REJECTED = 3
+"""Exit code of a command whose candidate the gate rejected."""

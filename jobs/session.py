@@ -1,9 +1,10 @@
-"""What every verb begins with: the recipe, the store, a console and, where something must run, Ray."""
+"""What every command begins with: recipe, store, console, hashes and, where needed, Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,66 +13,93 @@ import typer
 if TYPE_CHECKING:
     from jobs.console import ConsoleProgress
     from pipelines.config.recipe import Recipe
+    from pipelines.steps.inputs import Inputs
+    from pipelines.steps.runner import Runner
     from pipelines.storage import Store
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command's recipe with its resolved inputs, the store it writes to, and a console."""
+
+    inputs: Inputs
+    store: Store
+    progress: ConsoleProgress
+    verbose: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.inputs.recipe
+
+    def runner(self) -> Runner:
+        """A runner in this session's store that starts Ray only when something must be built."""
+        from pipelines.steps.runner import Runner
+
+        return Runner(self.store, self.progress, lambda: ray_session(self.verbose))
 
 
 def open_store(uri: str) -> tuple[Store, ConsoleProgress]:
-    """The store and a console."""
+    """The store and a console; notes when the store has artifacts of an older schema."""
     from jobs.console import ConsoleProgress
-    from pipelines.storage import Store
+    from pipelines.storage import Store, schema_note
 
-    return Store(uri), ConsoleProgress()
+    store, progress = Store(uri), ConsoleProgress()
+    outdated = schema_note(store)
+    if outdated:
+        progress.note(outdated)
+    return store, progress
 
 
-def open_recipe(
+def open_session(
     recipe: Path,
     overrides: list[str] | None,
-    store: str,
+    store_uri: str,
     verbose: bool,
-    sources: bool = True,
-    registers: bool = False,
-    weights: bool = True,
-) -> tuple[Recipe, Store, ConsoleProgress]:
-    """The recipe, the store that it writes to and a console.
+    *,
+    verify: bool = False,
+    needs_sources: bool = True,
+    needs_registry: bool = False,
+    needs_weights: bool = True,
+) -> Session:
+    """Load the recipe and look at everything it names before anything slow is imported.
 
-    What is wrong with them, with the base or (unless `sources` is False) with the data's files is said here, before
-    anything slow is imported or Ray starts; also, with `registers`, that its result cannot be registered. `weights` says
-    whether the base's weights are wanted, or only its configuration and tokenizer.
+    Raises UserError for errors in the recipe, an unreachable base, missing weights (unless not
+    `needs_weights`), missing data files (unless not `needs_sources`), a store that cannot be
+    written, and, with `needs_registry`, a recipe whose result cannot be registered. With `verify`,
+    files are hashed again even if their digests are remembered.
     """
     from jobs.cluster.ray import quiet
     from pipelines.config.load import load_recipe
-    from pipelines.model.base import weight_files
+    from pipelines.sources.base_files import weight_files
     from pipelines.sources.files import find_files
+    from pipelines.sources.hashes import FileHashes
+    from pipelines.steps.inputs import Inputs
     from pipelines.storage import local_base_dir
 
     quiet(verbose)
-    loaded, (opened, progress) = load_recipe(recipe, overrides or ()), open_store(store)
-    if registers:
+    loaded = load_recipe(recipe, overrides or ())
+    store, progress = open_store(store_uri)
+    if needs_registry:
         loaded.check_registers()
-    opened.check_writable()
-    if sources:
+    store.check_writable()
+    if needs_sources:
         find_files(loaded.data.sources)
-    if weights:
+    local_base_dir(loaded.model.base, loaded.model.revision, needs_weights, progress)
+    if needs_weights:
         weight_files(loaded.model.base, loaded.model.revision)
-    else:
-        local_base_dir(loaded.model.base, loaded.model.revision, weights=False)
-    return loaded, opened, progress
+    return Session(Inputs(loaded, FileHashes(verify=verify)), store, progress, verbose)
 
 
 @contextmanager
-def cluster(verbose: bool, needed: bool = True) -> Iterator[None]:
-    """Ray inside, unless everything that was asked for is finished already. Ctrl-C is said in a line and is code 130."""
+def ray_session(verbose: bool) -> Iterator[None]:
+    """Ray is initialised inside. Ctrl-C ends the command with one line and exit code 130."""
     from jobs.cluster.ray import ray_cluster
 
-    if not needed:
-        yield
-        return
     try:
         with ray_cluster(verbose):
             yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own handler of Ctrl-C exits
         typer.echo(
-            "loraforge: stopped; what is finished is kept, and the same command goes on from there",
-            err=True,
+            "loraforge: stopped; finished work is kept, and the same command resumes it", err=True
         )
         raise typer.Exit(130) from stop

@@ -22,14 +22,16 @@ from serve_app.routing.names import Router
 from serve_app.routing.offer import app_name, choose_port, served_models
 
 
-def run_endpoint(recipe: Recipe, store: Store, progress: Progress) -> Endpoint:
+def run_endpoint(
+    recipe: Recipe, store: Store, progress: Progress, fingerprint: str | None = None
+) -> Endpoint:
     """Deploy onto the running Ray, wait until every model answers, and return where.
 
     The endpoint of a recipe of this name is replaced, those of others stay; a Serve that runs already keeps its host and
     port. Raises UserError for models that are not there, a port or path in use, or a deployment that cannot start.
     """
     config, want = recipe.serve, recipe.resources
-    served = served_models(recipe, store)
+    served = served_models(recipe, store, fingerprint)
     # Importing ray.serve sets its logger to INFO: it shall say what "ray" may say, no more.
     logging.getLogger("ray.serve").setLevel(logging.getLogger("ray").getEffectiveLevel())
     url = _listen(config)

@@ -6,12 +6,17 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from pathlib import Path
 
 from pipelines.config.recipe import Recipe
 from pipelines.core.errors import UserError
 
 _OBJECT_STORE_BYTES = 512 << 20
+_CODE = Path(__file__).resolve().parents[2]
+# Ray puts the driver's working directory in front of every worker's sys.path, where a user's own
+# `jobs/` or `pipelines/` folder would hide ours. A worker that imported ours first keeps them.
+_PRELOADED = ("RAY_preload_python_modules", "pipelines,jobs,serve_app")
 
 
 @contextmanager
@@ -29,8 +34,12 @@ def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[
     quiet(verbose)
     level = logging.INFO if verbose else logging.ERROR
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, logging_level=level)
+        # That cluster's workers are not started here, so they preload nothing; this directory is
+        # the one that Ray puts in front of their sys.path.
+        with chdir(_CODE):
+            ray.init(log_to_driver=True, logging_level=level)
     else:
+        os.environ.setdefault(*_PRELOADED)
         ray.init(
             address="local",  # else a cluster started by hand on this machine would be joined, and these options refused
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs import CODE
 from jobs.cluster.staging import RECIPE_FILE, stage
-from jobs.verbs.promote import CODE
 from pipelines.config.recipe import Recipe
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
@@ -39,7 +39,7 @@ class SubmittedJob:
     exit_code: int | None
 
 
-def submit(
+def submit_job(
     recipe: Recipe,
     store_uri: str,
     address: str,

@@ -1,11 +1,11 @@
-"""`loraforge run`: every stage in turn, each finding or making its artifact; and the chain that lets one run alone."""
+"""The graph of one recipe: prepare, train, evaluate and promote as steps that need each other."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
+from jobs import CODE
 from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import (
     EvalReport,
@@ -16,132 +16,105 @@ from pipelines.core.artifacts import (
 )
 from pipelines.core.digests import short
 from pipelines.core.errors import UserError
-from pipelines.core.progress import Progress
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.runner import Runner
+from pipelines.steps.step import Step, fixed_step
 from pipelines.storage import Store
 
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(frozen=True)
+class RecipeGraph:
+    """The steps of a recipe, each with the steps before it as its inputs."""
+
+    prepare: Step[PreparedDataset]
+    train: Step[TrainingRun]
+    evaluate: Step[EvalReport]
+    promote: Step[GateDecision]
+
+
+@dataclass(frozen=True)
 class RunResult:
-    """What each stage handed on, and the seconds that it took."""
+    """What each stage of a run handed on; `version` is None when the gate rejected the candidate."""
 
     prepared: PreparedDataset
     run: TrainingRun
     report: EvalReport
     decision: GateDecision
     version: ModelVersion | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
 
 
-def run(recipe: Recipe, store: Store, progress: Progress) -> RunResult:
-    """Prepare, train, evaluate and promote; the Ray cluster must be up. A rerun finds what is finished.
+def recipe_graph(
+    inputs: Inputs,
+    store: Store,
+    prepared: str | None = None,
+    run: str | None = None,
+    report: str | None = None,
+) -> RecipeGraph:
+    """The steps of a recipe. `prepared`, `run` and `report` fix an artifact of the store by its id.
 
-    Raises UserError, before it trains, for what could not be scored or registered afterwards.
+    Raises UserError for an id that the store does not have, or has more than once.
     """
-    from jobs.verbs.evaluate import evaluate
-    from jobs.verbs.prepare import prepare
-    from jobs.verbs.promote import promote
-    from jobs.verbs.train import train
+    from pipelines.data.stage import prepare_step
+    from pipelines.eval.promotion import promote_step
+    from pipelines.eval.stage import evaluate_step
+    from pipelines.packed.feed import RowFeed
+    from pipelines.train.stage import train_step
 
+    def check_dataset(store: Store, dataset: PreparedDataset) -> None:
+        check_trainable(inputs.recipe, store, dataset)
+
+    dataset = _fixed(prepare_step(inputs), store, prepared)
+    trained = _fixed(train_step(inputs, dataset, RowFeed, check_dataset), store, run)
+    scores = _fixed(evaluate_step(inputs, dataset, trained), store, report)
+    return RecipeGraph(
+        dataset, trained, scores, promote_step(inputs, dataset, trained, scores, CODE)
+    )
+
+
+def run_recipe(inputs: Inputs, runner: Runner) -> RunResult:
+    """Run every step of a recipe; a rerun finds what is finished.
+
+    Raises UserError, before anything is trained, for what could not be scored or registered later.
+    """
+    from pipelines.registry.registry import Registry
+
+    recipe, store = inputs.recipe, runner.store
     recipe.check_registers()
-    seconds: dict[str, float] = {}
-    clock = _Clock(seconds)
-    progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")
-    prepared = clock("prepare", prepare(recipe, store, progress))
+    graph = recipe_graph(inputs, store)
+    runner.progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")
+    prepared = runner.run(graph.prepare)
     if not prepared.heldout.num_samples:
         raise UserError(
-            f"{prepared.ref.uri}: holds no held-out sample, without which `run` cannot score what it trains: set "
-            "data.heldout_share above 0, give a source with split: heldout, or run `loraforge train` alone"
+            f"{prepared.ref.uri}: has no held-out sample, so `run` could not score what it trains: "
+            "set data.heldout_share above 0, give a source with split: heldout, or run `loraforge "
+            "train` alone"
         )
-    trained = clock("train", train(recipe, store, progress, prepared))
-    report = clock("evaluate", evaluate(recipe, store, progress, prepared, trained))
-    decision, version = clock(
-        "promote", promote(recipe, store, progress, prepared, trained, report)
-    )
-    return RunResult(prepared, trained, report, decision, version, seconds)
-
-
-def is_finished(recipe: Recipe, store: Store, until: Literal["prepare", "evaluate"]) -> bool:
-    """Whether every artifact of the stages up to `until` is there, so that no cluster is needed."""
-    from pipelines.data.stage import find_prepared
-    from pipelines.train.stage import find_run
-
-    prepared = find_prepared(recipe, store)
-    if not prepared or until == "prepare":
-        return bool(prepared)
-    trained = find_run(recipe, store, prepared)
-    return trained is not None and made_report(recipe, store, prepared, trained) is not None
-
-
-def prepared_of(recipe: Recipe, store: Store, digest: str | None) -> PreparedDataset:
-    """The dataset of that digest, else the finished one of the recipe. Raises UserError naming the command to run."""
-    from pipelines.data.stage import KIND, find_prepared, load_prepared
-
-    if digest:
-        return load_prepared(store.by_digest(KIND, digest))
-    found = find_prepared(recipe, store)
-    if not found:
-        raise _missing("prepare", "dataset", recipe, store)
-    return found
-
-
-def run_of(
-    recipe: Recipe, store: Store, prepared: PreparedDataset, digest: str | None
-) -> TrainingRun:
-    """The training run of that digest, else the finished one of the recipe. Raises UserError as `prepared_of`."""
-    from pipelines.train.stage import KIND, find_run, run_from
-
-    if digest:
-        return run_from(store.by_digest(KIND, digest))
-    found = find_run(recipe, store, prepared)
-    if not found:
-        raise _missing("train", "training run", recipe, store)
-    return found
-
-
-def report_of(
-    recipe: Recipe,
-    store: Store,
-    prepared: PreparedDataset,
-    trained: TrainingRun,
-    digest: str | None,
-) -> EvalReport:
-    """The report of that digest, else the finished one of the recipe. Raises UserError as `prepared_of`."""
-    from pipelines.eval.stage import KIND, read_report
-
-    if digest:
-        return read_report(store, store.by_digest(KIND, digest).ref)
-    found = made_report(recipe, store, prepared, trained)
-    if not found:
-        raise _missing("evaluate", "evaluation report", recipe, store)
-    return found
-
-
-def made_report(
-    recipe: Recipe, store: Store, prepared: PreparedDataset, trained: TrainingRun
-) -> EvalReport | None:
-    """The finished report of a training run, or None."""
-    from pipelines.eval.stage import find_report, report_key
-    from pipelines.model.base import base_fingerprint
-
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
-    return find_report(store, report_key(recipe, fingerprint, prepared, trained))
-
-
-def _missing(stage: str, noun: str, recipe: Recipe, store: Store) -> UserError:
-    return UserError(
-        f"{store.uri}: no finished {noun} of recipe {recipe.name}; run `loraforge {stage}` first, or `loraforge run`"
+    decision = runner.run(graph.promote)
+    version = Registry(store).get(decision.version_id) if decision.passed else None
+    return RunResult(
+        prepared,
+        runner.run(graph.train),
+        runner.run(graph.evaluate),
+        decision,
+        version,
+        dict(runner.seconds),
     )
 
 
-class _Clock:
-    """Called with a stage's name and its result, writes down the seconds since the call before."""
+def check_trainable(recipe: Recipe, store: Store, dataset: PreparedDataset) -> None:
+    """Raise UserError when the dataset fails its audit, or the cluster cannot hold the workers."""
+    from jobs.cluster.ray import check_fits
+    from pipelines.data.audit.problems import refuse
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._last = seconds, time.monotonic()
+    artifact = store.read(dataset.ref.uri)
+    if artifact is None:
+        raise UserError(f"{dataset.ref.uri}: the dataset is gone; run `loraforge prepare` again")
+    refuse(artifact, dataset, recipe.data.audit)
+    check_fits(recipe)
 
-    def __call__(self, stage: str, result: T) -> T:
-        now = time.monotonic()
-        self._seconds[stage], self._last = now - self._last, now
-        return result
+
+def _fixed(step: Step[T], store: Store, prefix: str | None) -> Step[T]:
+    return fixed_step(step, store.by_id(step.kind, prefix)) if prefix else step

@@ -1,200 +1,40 @@
-"""`loraforge demo`: recipes on one base through every stage, then a live endpoint asked with the stock client."""
+"""`loraforge demo`: several recipes through every stage, served on one base and questioned."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from jobs.console import ConsoleProgress
-from jobs.graphs.run import RunResult, run
-from jobs.verbs.serve import serving
-from pipelines.config.recipe import Recipe
-from pipelines.core.artifacts import Endpoint, PreparedDataset
-from pipelines.core.errors import UserError
-from pipelines.storage import Store
-
-DEMO_RECIPES = (
-    "recipes/pocket_lora_person_cpu.yaml",
-    "recipes/pocket_lora_pirate_cpu.yaml",
-    "recipes/pocket_lora_order_cpu.yaml",
-)
-_CONCURRENCY = 64
-
-
-@dataclass(frozen=True)
-class Question:
-    """One held-out prompt of a task and the answer that counts as right."""
-
-    task: str
-    messages: list[Any]
-    reference: str
+from jobs.options import DEFAULT_STORE, StoreUri, Verbose
+from jobs.session import open_session
 
 
 def demo(
-    recipes: Mapping[str, Recipe],
-    store: Store,
-    progress: ConsoleProgress,
-    num_questions: int,
-    bar: float,
-) -> bool:
-    """Run all, serve all, ask, print, stop. `recipes` maps a path to its recipe; all must share one base.
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RECIPE...", help="recipes on one base; else the three pocket ones"),
+    ] = None,
+    store: StoreUri = DEFAULT_STORE,
+    questions: Annotated[int, typer.Option(min=1, help="held-out questions a task")] = 64,
+    bar: Annotated[
+        float, typer.Option(min=0, max=1, help="share of right answers that an adapter must reach")
+    ] = 0.9,
+    verbose: Verbose = False,
+) -> None:
+    """Run several recipes, serve all adapters on one base and question the live endpoint.
 
-    Whether every adapter, and the merged copy of the first, answers at least the share `bar` of its own task's
-    questions right. Raises UserError when the bases differ or a recipe's adapter does not pass its gate.
+    Exit code 1 when an adapter answers a smaller share of its own task's questions than --bar.
     """
-    if len({recipe.model.base for recipe in recipes.values()}) != 1:
-        raise UserError(
-            "demo: the recipes must name the same model.base, because one base serves all their adapters"
-        )
-    seconds: dict[str, dict[str, float]] = {}
-    results: dict[str, RunResult] = {}
-    for path, recipe in recipes.items():
-        progress.console.rule(f"[bold]{recipe.name}[/bold] ({path})", align="left")
-        results[recipe.registry.model] = run(recipe, store, progress)
-        seconds[recipe.name] = results[recipe.registry.model].seconds
-        if not results[recipe.registry.model].version:
-            raise UserError(
-                f"{path}: the adapter did not pass its gate: {results[recipe.registry.model].decision.reason}"
-            )
-    names = list(results)
-    path, first = next(iter(recipes.items()))
-    progress.console.rule("[bold]one base, all adapters[/bold]", align="left")
-    started = time.monotonic()
-    config = first.serve.model_copy(update={"port": 0, "models": names, "merged": names[:1]})
-    questions = [
-        q
-        for name, result in results.items()
-        for q in held_out(store, name, result.prepared, num_questions)
-    ]
-    with serving(first.model_copy(update={"serve": config}), store, progress) as endpoint:
-        serve_s = time.monotonic() - started
-        candidates = [endpoint.models[0], *names, f"{names[0]}-merged"]
-        started = time.monotonic()
-        answers = asyncio.run(ask_all(endpoint, candidates, questions))
-        ask_s = time.monotonic() - started
-    progress.console.print(answers_table(candidates, questions, answers))
-    progress.console.print(scores_table(results, candidates, questions, answers))
-    seconds["all adapters"] = {"serve": serve_s, "questions": ask_s}
-    progress.console.print(seconds_table(seconds))
-    count = len(questions) * len(candidates)
-    progress.note(
-        f"{count} questions over HTTP in {ask_s:.1f} s ({count / ask_s:.0f}/s); everything lies in {store.uri}"
-    )
-    for result in results.values():
-        progress.note(
-            f"  {result.version.id if result.version else '-'}: report {result.report.ref.uri}/report.html"
-        )
-    command = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else "loraforge"
-    progress.note(f"keep it serving: {command} serve {path} --store {store.uri}")
-    own = {name: right_share(answers[candidates.index(name)], questions, name) for name in names}
-    own[candidates[-1]] = right_share(answers[-1], questions, names[0])
-    missed = [f"{name} {share:.1%}" for name, share in own.items() if share < bar]
-    if missed:
-        progress.note(f"below the bar of {bar:.0%} on its own task: {', '.join(missed)}")
-    return not missed
+    from pipelines.config.shipped import recipes_dir
 
+    names = ("person", "pirate", "order")
+    paths = recipes or [recipes_dir() / f"pocket_lora_{name}_cpu.yaml" for name in names]
+    sessions = [open_session(path, None, store, verbose, needs_registry=True) for path in paths]
+    from jobs.graphs.demo import run_demo
 
-def right_share(answers: Sequence[str], questions: Sequence[Question], task: str) -> float:
-    """The share of a task's questions that one model answered right."""
-    picked = [
-        a == q.reference.strip() for a, q in zip(answers, questions, strict=True) if q.task == task
-    ]
-    return sum(picked) / len(picked)
-
-
-def held_out(store: Store, task: str, prepared: PreparedDataset, count: int) -> list[Question]:
-    """The first `count` held-out prompts of a prepared dataset, as chat messages."""
-    import pyarrow.parquet as pq
-
-    rows = (
-        pq.read_table(store.local_dir(prepared.ref) / "heldout_samples.parquet")
-        .slice(0, count)
-        .to_pylist()
-    )
-    return [Question(task, json.loads(row["messages"]), row["reference"]) for row in rows]
-
-
-async def ask_all(
-    endpoint: Endpoint, models: Sequence[str], questions: Sequence[Question]
-) -> list[list[str]]:
-    """Every model's greedy answer to every question, `[model][question]`, through the stock OpenAI client."""
-    from openai import AsyncOpenAI
-
-    gate = asyncio.Semaphore(_CONCURRENCY)
-    async with AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=3) as client:
-
-        async def ask(model: str, question: Question) -> str:
-            async with gate:
-                reply = await client.chat.completions.create(
-                    model=model,
-                    messages=question.messages,
-                    temperature=0,
-                    max_tokens=96,
-                )
-                return (reply.choices[0].message.content or "").strip()
-
-        # Question by question, so that one batch of the engine mixes the adapters.
-        flat = await asyncio.gather(
-            *(ask(model, question) for question in questions for model in models)
-        )
-    return [list(flat[i :: len(models)]) for i in range(len(models))]
-
-
-def answers_table(
-    models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]
-) -> Table:
-    """One question of each task with every model's answer; green is right."""
-    table = Table(title="answers of the live endpoint", title_justify="left")
-    for column in ("question", "model", "answer"):
-        table.add_column(column, overflow="fold", ratio={"question": 3, "answer": 5}.get(column))
-    for task in dict.fromkeys(question.task for question in questions):
-        index = next(i for i, question in enumerate(questions) if question.task == task)
-        asked = Text(questions[index].messages[-1]["content"], style="cyan")
-        for model, row in zip(models, answers, strict=True):
-            right = row[index] == questions[index].reference.strip()
-            answer = Text(row[index].replace("\n", " / ")[:160], style="green" if right else "dim")
-            table.add_row(asked, model, answer, end_section=model == models[-1])
-            asked = Text("")
-    return table
-
-
-def scores_table(
-    results: Mapping[str, RunResult],
-    models: Sequence[str],
-    questions: Sequence[Question],
-    answers: Sequence[Sequence[str]],
-) -> Table:
-    """Exact match of every model on every task over HTTP, and the held-out loss of base and adapter."""
-    table = Table(title="exact match on held-out rows, through the endpoint", title_justify="left")
-    for column in ("task", "rows", "loss base", "loss adapter", *models):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for task, result in results.items():
-        count = sum(question.task == task for question in questions)
-        scores = {score.candidate: score.heldout_loss for score in result.report.scores}
-        cells = []
-        for model, row in zip(models, answers, strict=True):
-            share = right_share(row, questions, task)
-            cells.append(Text(f"{share:.1%}", style="bold green" if model.startswith(task) else ""))
-        losses = (f"{scores['base']:.4f}", f"{scores[result.decision.candidate]:.4f}")
-        table.add_row(task, str(count), *losses, *cells)
-    return table
-
-
-def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
-    """Seconds of each stage, one row a recipe."""
-    stages = list(dict.fromkeys(stage for row in seconds.values() for stage in row))
-    table = Table(title="seconds", title_justify="left")
-    for column in ("", *stages):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in seconds.items():
-        table.add_row(name, *(f"{row[stage]:.1f}" if stage in row else "" for stage in stages))
-    return table
+    inputs = {str(path): session.inputs for path, session in zip(paths, sessions, strict=True)}
+    with sessions[0].runner() as runner:
+        passed = run_demo(inputs, runner, sessions[0].progress, questions, bar)
+    raise typer.Exit(0 if passed else 1)

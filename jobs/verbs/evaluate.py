@@ -1,61 +1,39 @@
-"""`loraforge evaluate`: score the base and every kept checkpoint on the held-out set."""
+"""`loraforge evaluate`: the base and every kept checkpoint scored on the held-out set."""
 
 from __future__ import annotations
 
-from rich.table import Table
-from rich.text import Text
-
-from pipelines.config.recipe import Recipe
-from pipelines.core.artifacts import EvalReport, PreparedDataset, TrainingRun
-from pipelines.core.progress import Progress
-from pipelines.eval.gate import is_sound
-from pipelines.eval.report_page import exact_text, loss_text
-from pipelines.eval.stage import evaluate as evaluate_run
-from pipelines.storage import Store
+from jobs.options import (
+    DEFAULT_STORE,
+    Overrides,
+    Prepared,
+    RecipePath,
+    StoreUri,
+    Trained,
+    Verbose,
+    Verify,
+)
+from jobs.session import open_session
 
 
 def evaluate(
-    recipe: Recipe, store: Store, progress: Progress, prepared: PreparedDataset, run: TrainingRun
-) -> EvalReport:
-    """The report of a training run on the running Ray, made now or found; says where the page for people lies."""
-    report = evaluate_run(recipe, store, prepared, run, progress)
-    progress.note(f"  report {report.ref.uri}/report.html")
-    return report
-
-
-def render_table(report: EvalReport, num_answers: int = 3) -> Table:
-    """Base against candidates, with a few answers of each under the figures; the best loss is bold."""
-    table = Table(
-        title=f"held-out results ({report.base.num_samples} answers)", title_justify="left"
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verify: Verify = False,
+    verbose: Verbose = False,
+    prepared: Prepared = None,
+    run: Trained = None,
+) -> None:
+    """Score the base and every kept checkpoint on the held-out set."""
+    session = open_session(
+        recipe, overrides, store, verbose, verify=verify, needs_sources=prepared is None
     )
-    for name in ("", *(score.label for score in report.scores)):
-        table.add_column(name, overflow="fold")
-    sound = [s.heldout_loss for s in report.scores if is_sound(s)]
-    best = min(sound, default=None)
-    losses = [
-        Text(loss_text(s), style="bold green" if s.heldout_loss == best else "")
-        for s in report.scores
-    ]
-    table.add_row("loss", *losses)
-    table.add_row("exact match", *(Text(exact_text(s)) for s in report.scores), end_section=True)
-    for i, asked in enumerate(report.base.answers[:num_answers]):
-        given = [
-            next((a for a in s.answers if a.sample_id == asked.sample_id), None)
-            for s in report.scores
-        ]
-        texts = [
-            Text(_clip(a.generated), style="green" if a.exact else "dim") if a else Text("")
-            for a in given
-        ]
-        table.add_row(
-            Text(_clip(asked.prompt), style="cyan"), *texts, end_section=i + 1 == num_answers
-        )
-    for score in report.scores:
-        if score.error:
-            table.add_row(Text(f"{score.label} failed"), Text(_clip(score.error), style="red"))
-    return table
+    from jobs.graphs.run import recipe_graph
+    from jobs.views.scores import scores_table
 
-
-def _clip(text: str, width: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+    graph = recipe_graph(session.inputs, session.store, prepared=prepared, run=run)
+    with session.runner() as runner:
+        runner.require(graph.train)
+        report = runner.run(graph.evaluate)
+    session.progress.console.print(scores_table(report))
+    session.progress.note(f"report: {report.ref.uri}/report.html")

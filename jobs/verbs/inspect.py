@@ -1,157 +1,47 @@
-"""`loraforge inspect`: what the loss will see, in colours and as a page; exit code 1 when something is wrong with it."""
+"""`loraforge inspect`: what the loss will see of a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import re
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from pipelines.chat import ChatRenderer
-from pipelines.config.recipe import Recipe
-from pipelines.config.schema import AuditConfig
-from pipelines.core.errors import UserError
-from pipelines.core.progress import Progress
-from pipelines.data.audit.audit import (
-    Audit,
-    Example,
-    Histogram,
-    audit,
-    facts_of,
-    glyphs,
-    spans,
-)
-from pipelines.data.audit.page import render
-from pipelines.data.stage import KIND, find_prepared, load_prepared, prepare
-from pipelines.storage import Store
-
-_BARS = " ▁▂▃▄▅▆▇█"
+from jobs.options import DEFAULT_STORE, Overrides, StoreUri, Verbose, Verify
+from jobs.session import open_session, open_store
 
 
 def inspect(
-    store: Store,
-    digest: str,
-    console: Console,
-    limits: AuditConfig | None = None,
-    page: Path | None = None,
-    num_examples: int = 3,
-    show_ids: bool = False,
-) -> Audit:
-    """Show a prepared dataset in the terminal and write its HTML page to `page`.
-
-    Raises UserError when the store has no dataset of that digest, or the page cannot be written.
-    """
-    artifact = store.by_digest(KIND, digest)
-    prepared = load_prepared(artifact)
-    found = audit(
-        artifact, prepared, store.local_dir(artifact.ref), limits or AuditConfig(), num_examples
-    )
-    renderer = _renderer(artifact.metadata.get("base"), prepared.tokenizer_digest, console)
-    _show(found, renderer, console, show_ids)
-    if page is not None:
-        try:
-            page.write_text(render(found, renderer), encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise UserError(f"--html {page}: cannot be written ({error.strerror})") from error
-        console.print(f"page: {page}")
-    return found
-
-
-def dataset_digest(
-    recipe: Recipe,
-    store: Store,
-    progress: Progress,
-    cluster: Callable[[], AbstractContextManager[None]],
-) -> str:
-    """The digest of a recipe's prepared dataset; it is prepared on `cluster` when it is not there yet."""
-    found = find_prepared(recipe, store)
-    if found is None:
-        with cluster():
-            found = prepare(recipe, store, progress)
-    return found.ref.digest
-
-
-def _renderer(
-    base: dict[str, str] | None, tokenizer_digest: str, console: Console
-) -> ChatRenderer | None:
-    """The renderer of the base that the dataset was made for, if that is still there and the same."""
-    try:
-        renderer = ChatRenderer.load(base["base"], base.get("revision")) if base else None
-    except UserError as error:
-        console.print(f"[yellow]tokens are shown as ids: {error}[/yellow]")
-        return None
-    if renderer and renderer.tokenizer_digest != tokenizer_digest:
-        console.print(
-            "[yellow]tokens are shown as ids: the base's tokenizer has changed since[/yellow]"
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|ID", help="a recipe, or a prepared dataset's id")
+    ],
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verify: Verify = False,
+    verbose: Verbose = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="also write the audit as a page")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="training samples to show")
+    ] = 3,
+    ids: Annotated[bool, typer.Option("--ids", help="show every token's id after it")] = False,
+) -> None:
+    """Show what the loss will see, preparing the dataset if needed; exit 1 if the audit fails."""
+    is_recipe = Path(target).is_file() or not re.fullmatch(r"[0-9a-f]{4,64}", target)
+    if is_recipe:
+        session = open_session(
+            Path(target), overrides, store, verbose, verify=verify, needs_weights=False
         )
-        return None
-    return renderer
+        from pipelines.data.stage import prepare_step
 
+        with session.runner() as runner:
+            dataset_id = runner.run(prepare_step(session.inputs)).ref.key
+        opened, progress, limits = session.store, session.progress, session.recipe.data.audit
+    else:
+        (opened, progress), dataset_id, limits = open_store(store), target, None
+    from jobs.views.audit import show_audit
 
-def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_ids: bool) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts_of(found).items():
-        table.add_row(Text(name, style="bold"), str(value))
-    console.print(table)
-    for histogram in found.histograms:
-        console.print(_line(histogram))
-    for example in found.examples:
-        console.print(_coloured(example, renderer, show_ids, console.color_system is not None))
-    if found.lost:
-        lost = Table(
-            "rows",
-            "fate",
-            "reason",
-            "first",
-            title="rows that are not in it as they were",
-            title_justify="left",
-        )
-        for kind in found.lost[:12]:
-            lost.add_row(f"{kind.count:,}", kind.fate, Text(kind.reason), Text(kind.first))
-        console.print(lost)
-    for problem in found.problems:
-        console.print(Text(f"wrong: {problem}", style="bold red"))
-    if not found.problems:
-        console.print("[green]nothing wrong was found[/green]")
-
-
-def _line(histogram: Histogram) -> Text:
-    top = max(histogram.counts) or 1
-    bars = "".join(_BARS[-(-8 * count // top)] for count in histogram.counts)
-    low, median, high = (
-        histogram.label(v) for v in (histogram.edges[0], histogram.median, histogram.edges[-1])
-    )
-    unit = " tokens" if histogram.unit == "tokens" else ""
-    return Text.assemble(
-        (f"{histogram.name:26}", "bold"),
-        (bars, "blue"),
-        f"  {low} to {high}{unit}, median {median}",
-    )
-
-
-def _coloured(
-    example: Example, renderer: ChatRenderer | None, show_ids: bool, colours: bool
-) -> Text:
-    """The sample's text, trained tokens on green, or between brackets where there are no colours; ids on demand."""
-    ids = example.input_ids.tolist()
-    out = Text.assemble((f"\n{example.sample_id}, {len(ids)} tokens\n", "dim"))
-    for first, last, trained in spans(example.loss_weights):
-        style = "black on green" if trained else ""
-        opening, closing = ("⟦", "⟧") if trained and not colours else ("", "")
-        out.append(opening)
-        if renderer is None or show_ids:
-            part = (
-                glyphs(ids[first:last], renderer)
-                if renderer
-                else [([token], "") for token in ids[first:last]]
-            )
-            for group, text in part:
-                out.append(text, style=style)
-                out.append(f"[{','.join(map(str, group))}]", style="dim cyan")
-        else:
-            out.append(renderer.decode(ids[first:last], skip_control=False), style=style)
-        out.append(closing)
-    return out
+    audit = show_audit(opened, dataset_id, progress.console, limits, html, examples, ids)
+    raise typer.Exit(1 if audit.problems else 0)

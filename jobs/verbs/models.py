@@ -1,75 +1,44 @@
-"""`loraforge models` and `loraforge rollback`: what is registered, where the aliases stand, and the way back."""
+"""`loraforge models` and `loraforge rollback`: registered versions, and moving an alias back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Annotated
 
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from pipelines.core.artifacts import Alias
-from pipelines.core.errors import UserError
-from pipelines.core.progress import Progress
-from pipelines.registry.registry import Registry
-from pipelines.storage import Store
+from jobs.options import DEFAULT_STORE, StoreUri
+from jobs.session import open_store
 
 
-def models(store: Store, model: str | None = None) -> Table:
-    """Every version of one model or of all, oldest first, with the base's figures, its own, and its aliases.
+def models(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="one model; else all of them")
+    ] = None,
+    store: StoreUri = DEFAULT_STORE,
+    history: Annotated[
+        str | None, typer.Option("--history", metavar="ALIAS", help="an alias's moves instead")
+    ] = None,
+) -> None:
+    """List registered versions with their figures and aliases."""
+    from jobs.views.models import history_table, versions_table
 
-    Raises UserError for a model that has no version.
-    """
-    registry = Registry(store)
-    names = registry.models()
-    if model is not None and model not in names:
-        raise UserError(
-            f"{model}: no such model in {store.uri}; there are {', '.join(names) or 'none yet'}"
-        )
-    table = Table(title=f"models in {store.uri}", title_justify="left")
-    for column in ("version", "aliases", "held-out loss", "exact match", "made (UTC)"):
-        table.add_column(column, no_wrap=column in ("version", "aliases"))
-    for name in [model] if model else names:
-        aliases = registry.aliases(name)
-        for version in registry.versions(name):
-            held = ", ".join(a.alias for a in aliases if a.version_id == version.id)
-            figures = [_change(version.metrics, metric, form) for metric, form in _FIGURES]
-            table.add_row(
-                Text(version.id),
-                Text(held, style="bold green"),
-                *figures,
-                version.created[:16].replace("T", " "),
-            )
-    return table
+    opened, progress = open_store(store)
+    shown = (
+        history_table(opened, model, history)
+        if model and history
+        else versions_table(opened, model)
+    )
+    progress.console.print(shown)
 
 
-def history(store: Store, model: str, alias: str = "production") -> Table:
-    """Every move of an alias, oldest first."""
-    table = Table(title=f"{model}:{alias}", title_justify="left")
-    for column in ("revision", "action", "version", "when (UTC)", "why"):
-        table.add_column(column, no_wrap=column == "version")
-    for move in Registry(store).history(model, alias):
-        row = (
-            str(move.alias.revision),
-            move.action,
-            move.alias.version_id,
-            move.created[:16].replace("T", " "),
-            move.reason,
-        )
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    store: StoreUri = DEFAULT_STORE,
+    alias: Annotated[str, typer.Option("--alias", help="the alias to move")] = "production",
+) -> None:
+    """Move an alias back to the version before the present one."""
+    from pipelines.registry.registry import Registry
 
-
-def rollback(store: Store, progress: Progress, model: str, alias: str = "production") -> Alias:
-    """Move an alias back to the version before the present one. Raises UserError when there is none before it."""
-    moved = Registry(store).rollback(model, alias)
+    opened, progress = open_store(store)
+    moved = Registry(opened).rollback(model, alias)
     progress.note(f"{model}:{alias} rolled back to {moved.version_id} (revision {moved.revision})")
-    return moved
-
-
-_FIGURES = (("heldout_loss", ".4f"), ("exact_match", ".1%"))
-
-
-def _change(metrics: Mapping[str, float], name: str, form: str) -> str:
-    """A figure of the base and of the version on the same held-out set."""
-    pair = (metrics.get(f"base_{name}"), metrics.get(name))
-    return " → ".join("-" if value is None else format(value, form) for value in pair)

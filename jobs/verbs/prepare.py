@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from pipelines.config.recipe import Recipe
-from pipelines.core.artifacts import PreparedDataset
-from pipelines.core.progress import Progress
-from pipelines.data.stage import prepare as prepare_dataset
-from pipelines.storage import Store
+from jobs.options import DEFAULT_STORE, Overrides, RecipePath, StoreUri, Verbose, Verify
+from jobs.session import open_session
 
 
-def prepare(recipe: Recipe, store: Store, progress: Progress) -> PreparedDataset:
-    """Prepare the recipe's dataset, or find it finished; the Ray cluster must be up."""
-    return prepare_dataset(recipe, store, progress)
+def prepare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verify: Verify = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tokenize, mask, pack and split the dataset."""
+    session = open_session(recipe, overrides, store, verbose, verify=verify, needs_weights=False)
+    from pipelines.data.stage import prepare_step
+
+    with session.runner() as runner:
+        runner.run(prepare_step(session.inputs))

@@ -1,34 +1,20 @@
-"""`loraforge serve`: an OpenAI-compatible endpoint over the base and the promoted adapters."""
+"""`loraforge serve`: an OpenAI-compatible endpoint in the foreground."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from pipelines.config.recipe import Recipe
-from pipelines.core.artifacts import Endpoint
-from pipelines.core.progress import Progress
-from pipelines.storage import Store
-from serve_app.deploy import run_endpoint, stop_endpoint
+from jobs.options import DEFAULT_STORE, Overrides, RecipePath, StoreUri, Verbose
+from jobs.session import open_session, ray_session
 
 
-@contextmanager
-def serving(recipe: Recipe, store: Store, progress: Progress) -> Iterator[Endpoint]:
-    """The endpoint on the running Ray while inside; a cluster that was there before would else answer for ever."""
-    endpoint = run_endpoint(recipe, store, progress)
-    try:
-        yield endpoint
-    finally:
-        stop_endpoint(recipe)
+def serve(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verbose: Verbose = False,
+) -> None:
+    """Answer over HTTP with the base and the promoted adapters until Ctrl-C."""
+    session = open_session(recipe, overrides, store, verbose, needs_sources=False)
+    from jobs.cluster.endpoint import serve_until_stopped
 
-
-def serve(recipe: Recipe, store: Store, progress: Progress) -> None:
-    """Answer until Ctrl-C."""
-    with serving(recipe, store, progress) as endpoint:
-        body = f'{{"model": "{endpoint.models[-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'
-        progress.note(
-            f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
-        )
-        progress.note("  Ctrl-C stops it")
-        threading.Event().wait()
+    with ray_session(verbose):
+        serve_until_stopped(session.inputs, session.store, session.progress)

@@ -1,16 +1,16 @@
-"""The evaluation stage: score base and every kept checkpoint on the frozen held-out set, once, and keep the report."""
+"""The evaluate stage: the base and every kept checkpoint scored on the frozen held-out set."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipelines.config.identity import evaluation_identity
 from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import (
     Answer,
-    ArtifactRef,
     Checkpoint,
     EvalReport,
     PreparedDataset,
@@ -21,97 +21,94 @@ from pipelines.core.artifacts import (
 )
 from pipelines.core.digests import digest_of, short
 from pipelines.core.progress import Progress
-from pipelines.eval.heldout import HeldoutSet, answer_batches, load_heldout, loss_batches
-from pipelines.eval.metrics import is_exact
-from pipelines.eval.report_page import as_html, as_markdown
-from pipelines.eval.scorer import BASE, ScorerSpec, score_batches
-from pipelines.model.base import base_fingerprint
-from pipelines.storage import Store
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.step import BuildContext, Step
+from pipelines.storage import Artifact, Store
+
+if TYPE_CHECKING:
+    from pipelines.eval.heldout import HeldoutSet
 
 KIND = "evals"
 
 
-def evaluate(
-    recipe: Recipe, store: Store, prepared: PreparedDataset, run: TrainingRun, progress: Progress
-) -> EvalReport:
-    """Held-out loss and greedy answers of the base and of each kept checkpoint, on the running Ray.
+def evaluate_step(
+    inputs: Inputs, prepared: Step[PreparedDataset], trained: Step[TrainingRun]
+) -> Step[EvalReport]:
+    """The step that scores the base and each kept checkpoint: held-out loss and greedy answers.
 
-    The finished report of the same dataset, checkpoints, base and settings is found again. A candidate that fails or
-    whose loss is not finite is in the report with the reason. Raises UserError when nothing is held out.
+    A candidate that fails, or whose loss is not finite, is in the report with the reason. Building
+    raises UserError when the dataset has no held-out sample.
     """
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
-    key = report_key(recipe, fingerprint, prepared, run)
-    report = find_report(store, key)
-    if report:
-        progress.note(f"evals {report.ref.name}: found, nothing to do")
-        return report
-    heldout = load_heldout(store, prepared, recipe.eval.max_samples)
-    results = _run(recipe, store, run, heldout, progress)
-    scores = [_score(BASE, BASE, results[BASE], heldout)]
-    scores += [_score(c.ref.digest, _label(c), results[_name(c)], heldout) for c in run.checkpoints]
-    parents = {"prepared": prepared.ref.digest} | {
-        f"checkpoint.{c.step}": c.ref.digest for c in run.checkpoints
-    }
-    facts = {"recipe": recipe.name, "base": recipe.model.base, "base_fingerprint": fingerprint}
-    facts |= {
-        "heldout_digest": heldout.digest,
-        "run_id": run.run_id,
-        "prepared": prepared.ref.digest,
-    }
-    with store.create_artifact(KIND, key, parents=parents) as draft:
-        draft.metadata |= facts
-        body = facts | {"scores": [_finite(to_json(score)) for score in scores]}
-        (draft.path / "report.json").write_text(
-            json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
-        (draft.path / "report.md").write_text(as_markdown(facts, scores))
-        (draft.path / "report.html").write_text(as_html(facts, scores))
-    report = find_report(store, key)
-    assert report is not None, key
-    progress.note(f"evals {report.ref.name}: {_in_a_line(report)}")
-    return report
 
+    def key(dataset: PreparedDataset, run: TrainingRun) -> str:
+        literals = {"prepared": dataset.ref.key, "trained": run.ref.key}
+        base = {"base": inputs.base_fingerprint}
+        return digest_of(literals | base | evaluation_identity(inputs.recipe))
 
-def report_key(
-    recipe: Recipe, fingerprint: str, prepared: PreparedDataset, run: TrainingRun
-) -> str:
-    """Digest of all that a report depends on."""
-    return digest_of(
-        {
-            "prepared": prepared.ref.digest,
-            "checkpoints": [c.ref.digest for c in run.checkpoints],
-            "base": fingerprint,
-            "dtype": recipe.model.dtype,
-            "quantization": recipe.model.quantization,
-            "gpu": recipe.resources.gpus_per_worker > 0,
-            "eval": recipe.eval.model_dump(mode="json", exclude={"actors"}),
-        }
+    return Step(
+        name="evaluate",
+        noun="evaluation report",
+        kind=KIND,
+        inputs=(prepared, trained),
+        key=key,
+        build=lambda context, dataset, run: _build(context, inputs, dataset, run),
+        load=load_report,
+        summary=_summary,
     )
 
 
-def find_report(store: Store, key: str) -> EvalReport | None:
-    """The finished report of a key, or None."""
-    artifact = store.find(KIND, key)
-    return read_report(store, artifact.ref) if artifact else None
+def _build(
+    context: BuildContext, inputs: Inputs, dataset: PreparedDataset, run: TrainingRun
+) -> None:
+    from pipelines.eval.heldout import load_heldout
+    from pipelines.eval.report_page import as_html, as_markdown
+    from pipelines.eval.scorer import BASE
+
+    recipe, store = inputs.recipe, context.store
+    heldout = load_heldout(store, dataset, recipe.eval.max_samples)
+    results = _run_scorers(recipe, store, run, heldout, context.progress)
+    scores = [_score(BASE, BASE, results[BASE], heldout)]
+    scores += [_score(c.ref.digest, _label(c), results[_name(c)], heldout) for c in run.checkpoints]
+    parents = {"prepared": dataset.ref.digest, "trained": run.ref.digest}
+    parents |= {f"checkpoint.{c.step}": c.ref.digest for c in run.checkpoints}
+    metadata = {
+        "recipe": recipe.name,
+        "base": recipe.model.base,
+        "base_fingerprint": inputs.base_fingerprint,
+        "heldout_digest": heldout.digest,
+        "run_id": run.run_id,
+        "prepared": dataset.ref.digest,
+    }
+    body = metadata | {"scores": [_nan_to_null(to_json(score)) for score in scores]}
+    text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+    with context.store.create_artifact(KIND, context.key, parents=parents) as draft:
+        draft.metadata |= metadata
+        (draft.path / "report.json").write_text(text + "\n")
+        (draft.path / "report.md").write_text(as_markdown(metadata, scores))
+        (draft.path / "report.html").write_text(as_html(metadata, scores))
 
 
-def read_report(store: Store, ref: ArtifactRef) -> EvalReport:
+def load_report(store: Store, artifact: Artifact) -> EvalReport:
     """A report as it was written, answers included."""
-    body = json.loads((store.local_dir(ref) / "report.json").read_text())
-    scores = tuple(from_json(Score, _with_nan(score)) for score in body["scores"])
-    return EvalReport(ref, scores, body["heldout_digest"])
+    body = json.loads((store.local_dir(artifact.ref) / "report.json").read_text())
+    scores = tuple(from_json(Score, _null_to_nan(score)) for score in body["scores"])
+    return EvalReport(artifact.ref, scores, body["heldout_digest"])
 
 
-def _run(
+def _run_scorers(
     recipe: Recipe, store: Store, run: TrainingRun, heldout: HeldoutSet, progress: Progress
 ) -> Mapping[str, list[dict[str, Any]]]:
-    """Every candidate's batch results, by the candidate's name in the actors."""
-    works = answer_batches(heldout.prompts, recipe.eval.batch_size) + loss_batches(heldout.samples)
+    """The results of every batch, by the name that the candidate has in the scorers."""
+    from pipelines.eval.heldout import answer_batches, loss_batches
+    from pipelines.eval.scorer import BASE, ScorerSpec, score_batches
+
+    batches = answer_batches(heldout.prompts, recipe.eval.batch_size)
+    batches += loss_batches(heldout.samples)
     checkpoints = {_name(c): c.ref for c in run.checkpoints}
     spec = ScorerSpec(recipe.model, store.uri, checkpoints, recipe.eval.max_new_tokens)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in [BASE, *checkpoints]}
-    with progress.bar("evaluate", total=len(works) * len(results)) as advance:
-        for rows in score_batches(spec, works, recipe.resources, recipe.eval.actors):
+    with progress.bar("evaluate", total=len(batches) * len(results)) as advance:
+        for rows in score_batches(spec, batches, recipe.resources, recipe.eval.actors):
             for row in rows:
                 results[row["candidate"]].append(row)
             advance(len(rows))
@@ -122,6 +119,8 @@ def _score(
     candidate: str, label: str, results: Sequence[Mapping[str, Any]], heldout: HeldoutSet
 ) -> Score:
     """One candidate's batch results as its score."""
+    from pipelines.eval.metrics import is_exact
+
     losses = [r for r in results if r["kind"] == "loss" and not r["error"]]
     weight = math.fsum(
         r["weight"] for r in losses
@@ -161,7 +160,7 @@ def _name(checkpoint: Checkpoint) -> str:
     return f"step-{checkpoint.step}-{short(checkpoint.ref.digest)}"
 
 
-def _in_a_line(report: EvalReport) -> str:
+def _summary(report: EvalReport) -> str:
     return ", ".join(
         f"{s.label} failed"
         if s.error
@@ -170,12 +169,12 @@ def _in_a_line(report: EvalReport) -> str:
     )
 
 
-def _finite(score: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: null stands for it in the file."""
+def _nan_to_null(score: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN, so the file has null in its place."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in score.items()
     }
 
 
-def _with_nan(score: Mapping[str, Any]) -> dict[str, Any]:
+def _null_to_nan(score: Mapping[str, Any]) -> dict[str, Any]:
     return {k: math.nan if v is None else v for k, v in score.items()}

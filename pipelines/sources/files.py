@@ -1,4 +1,4 @@
-"""Finding source files."""
+"""Finding the files that a recipe names. Light: a command that finds its work done loads this."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config.schema import SourceConfig
-from pipelines.core.errors import UserError
+from pipelines.core.errors import UserError, one_line
 from pipelines.sources.hub_datasets import (
     KNOWN_TYPES,
     SUFFIXES,
@@ -18,13 +18,18 @@ from pipelines.sources.hub_datasets import (
     repository_files,
     suffix_of,
 )
-from pipelines.sources.open import _client_errors, _filesystem, _one_line, open_rows
+from pipelines.sources.open import REASON_CHARS, file_system_of, open_rows
+from pipelines.storage import client_errors
 
-# What an array begins with, by what the file's name says: of lines the first may be a list by mistake, but then ends there.
+# The beginning of a JSON array. A file named after lines counts as one only if its first element is
+# an object, and if no line ends a value where the next begins one: no JSON array has that.
 _ARRAYS = {
     "json": re.compile(rb"(?:\xef\xbb\xbf)?\s*\["),
-    "jsonl": re.compile(rb"(?:\xef\xbb\xbf)?\s*(?!\[[^\n]*\]\s*\n\s*\S)\[\s*\{"),
+    "jsonl": re.compile(
+        rb"(?:\xef\xbb\xbf)?\s*\[\s*\{(?!.*[}\]][ \t\r]*\n\s*[\[{])", flags=re.DOTALL
+    ),
 }
+_BEGINNING_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -38,25 +43,35 @@ class SourceFile:
 
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
-    """Every file of the sources, each source's in the order of their names. Raises UserError naming the key and path."""
+    """Every file of the sources, each source's by name. Raises UserError naming the key and path."""
     return [
         file
-        for i, each in enumerate(sources)
-        for file in files_at(each.path, f"data.sources.{i}.path", i, each.split)
+        for i, source in enumerate(sources)
+        for file in files_at(source.path, f"data.sources.{i}.path", i, source.split)
+    ]
+
+
+def benchmark_files(paths: Sequence[str]) -> list[SourceFile]:
+    """The files of `data.benchmarks`. Raises UserError naming the key and path."""
+    return [
+        file
+        for i, path in enumerate(paths)
+        for file in files_at(path, f"data.benchmarks.{i}", split="benchmark")
     ]
 
 
 def files_at(path: str, key: str, source: int = -1, split: str | None = None) -> list[SourceFile]:
-    """The files at one path of the recipe; of a dataset those that suit `split`. Raises UserError naming `key`, also where
-    there is a split to choose and none is given.
+    """The files at one path of the recipe; of a dataset repository only those of `split`.
+
+    Raises UserError naming `key`, also when the path has several splits and `split` is None.
     """
-    found = (
+    names = (
         _remote_files(path, key, split or "benchmark")
         if "://" in path
         else [(str(p), p.stat().st_size) for p in _local_files(path, key, split)]
     )
     files = []
-    for name, size in found:
+    for name, size in names:
         suffix = suffix_of(name)
         kind = SUFFIXES.get(suffix)
         if kind is None:
@@ -73,14 +88,14 @@ def _local_files(text: str, key: str, split: str | None) -> list[Path]:
     path = Path(text)
     if path.is_file():
         return [path]
-    found = [path.parent / name for name in _in_local_folder(path, split, f"{key}={text}")]
-    if found:
-        return found
+    files = [path.parent / name for name in _in_local_folder(path, split, f"{key}={text}")]
+    if files:
+        return files
     if path.is_dir():
-        raise UserError(f"{key}={text}: the folder holds no file of a known type ({KNOWN_TYPES})")
-    found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
-    if found:
-        return found
+        raise UserError(f"{key}={text}: the folder has no file of a known type ({KNOWN_TYPES})")
+    files = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
+    if files:
+        return files
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
     hint = f"did you mean {path.parent / near[0]}?" if near else "set a file, a folder or a glob"
@@ -88,23 +103,27 @@ def _local_files(text: str, key: str, split: str | None) -> list[Path]:
 
 
 def _in_local_folder(path: Path, split: str | None, where: str) -> list[str]:
-    """Names relative to the folder above of what a folder, or a configuration of that name, gives."""
+    """Names of the files in a folder, relative to its parent.
+
+    A path that is no folder may still be the name of a configuration in its parent's README.md.
+    """
     from fsspec.implementations.local import LocalFileSystem
 
-    above = path.absolute().parent.as_posix().rstrip("/")
+    parent = path.absolute().parent.as_posix().rstrip("/")
     try:
-        found = folder_files(
-            LocalFileSystem(), f"{above}/{path.absolute().name}", split, where, own_first=True
+        files = folder_files(
+            LocalFileSystem(), f"{parent}/{path.absolute().name}", split, where, own_first=True
         )
     except OSError as error:
-        raise UserError(f"{where}: cannot be read ({_one_line(error)})") from error
-    return [name.removeprefix(f"{above}/") for name in found]
+        raise UserError(f"{where}: cannot be read ({one_line(error, REASON_CHARS)})") from error
+    return [name.removeprefix(f"{parent}/") for name in files]
 
 
 def _remote_files(uri: str, key: str, split: str) -> list[tuple[str, int]]:
+    """Names and sizes of the files at a URI."""
     if uri.startswith("hf://") and not uri.startswith(("hf://datasets/", "hf://buckets/")):
         uri = f"hf://datasets/{uri.removeprefix('hf://')}"
-    fs, inner = _filesystem(uri, key)
+    fs, inner = file_system_of(uri, key)
     scheme = uri.split("://", 1)[0]
     try:
         if any(c in inner for c in "*?["):
@@ -115,18 +134,21 @@ def _remote_files(uri: str, key: str, split: str) -> list[tuple[str, int]]:
             names = [inner]
         else:
             names = folder_files(fs, inner, split, f"{key}={uri}")
-        found = [(fs.unstrip_protocol(name), int(fs.size(name) or 0)) for name in names]
-    except (OSError, ValueError, RuntimeError, ImportError, *_client_errors()) as error:
+        files = [(fs.unstrip_protocol(name), int(fs.size(name) or 0)) for name in names]
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, *client_errors()) as error:
         raise UserError(
-            f"{key}={uri}: cannot be reached ({_one_line(error)}); check path, network and credentials"
+            f"{key}={uri}: cannot be reached ({one_line(error, REASON_CHARS)}); check path, "
+            "network and credentials"
         ) from error
-    if not found:
+    if not files:
         raise UserError(
-            f"{key}={uri}: nothing there of a known type ({KNOWN_TYPES}); check the {scheme}:// path"
+            f"{key}={uri}: no file of a known type ({KNOWN_TYPES}); check the {scheme}:// path"
         )
-    return found
+    return files
 
 
 def _beginning(path: str) -> bytes:
     with open_rows(path) as stream:
-        return stream.read(4096)
+        return stream.read(_BEGINNING_BYTES)

@@ -1,6 +1,7 @@
-"""Which files of a folder hold rows; of a dataset repository on the Hub those of the split that is asked for, found as the
-datasets library finds them: by the `configs:` of its README.md, else by the split's name in their paths. In other folders
-only such a README.md chooses.
+"""Which files of a folder hold rows, by the rules of the `datasets` library.
+
+A dataset repository on the Hub has splits: by the `configs:` of its README.md, else by the split's
+name in the files' paths. In other folders only a README.md with `configs:` chooses among the files.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ SUFFIXES = {
     **{f"{text}{end}": kind for text, kind in _TEXTS.items() for end in COMPRESSIONS},
 }
 KNOWN_TYPES = f"{', '.join([*_TEXTS, *_TABLES])}; text also with {', '.join(COMPRESSIONS)}"
-# What a name is looked for, in this order. Held-out rows choose checkpoints: a test split is left for benchmarks if it can be.
-_WANTED = {
+# Splits of a repository that suit a source's `split`, best first. Held-out rows choose checkpoints,
+# so a test split is left for benchmarks where there is a validation split.
+_SUITABLE = {
     "auto": ("train",),
     "train": ("train",),
     "heldout": ("validation", "test"),
@@ -35,7 +37,7 @@ _KEYWORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
     "val": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-_ABOUT_DATA = {
+_DESCRIPTIONS = {
     "config.json",
     "dataset_info.json",
     "dataset_infos.json",
@@ -46,42 +48,44 @@ _REPOSITORY = re.compile(
     r"(datasets/[^/]+/[^/@]+(?:@(?:refs/(?:convert|pr)/[^/]+|[^/]+))?)(?:/(.+))?"
 )
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
-_FAVOURITES = (".csv", ".json", ".jsonl", ".arrow", ".parquet")
+_PREFERRED = (".csv", ".json", ".jsonl", ".arrow", ".parquet")
 
 Splits = Mapping[str, Sequence[str]]
 
 
 def is_data_file(path: str) -> bool:
-    """Whether a path inside a folder is of a known type, not hidden and no description of a dataset."""
+    """Whether a path in a folder is of a known type, not hidden and not a dataset's description."""
     parts = PurePosixPath(path).parts
     hidden = any(part.startswith((".", "__")) for part in parts)
     return (
-        bool(parts) and not hidden and suffix_of(path) in SUFFIXES and parts[-1] not in _ABOUT_DATA
+        bool(parts)
+        and not hidden
+        and suffix_of(path) in SUFFIXES
+        and parts[-1] not in _DESCRIPTIONS
     )
 
 
 def suffix_of(path: str) -> str:
-    """The end of a file's name from its last dot on, in small letters; of a compressed file the last two: `.json.gz`."""
+    """A file's suffix in lower case; of a compressed file both, such as `.json.gz`."""
     name = PurePosixPath(path)
     end = name.suffix.lower()
     return f"{PurePosixPath(name.stem).suffix.lower()}{end}" if end in COMPRESSIONS else end
 
 
 def repository_files(fs: Any, path: str, split: str, where: str) -> list[str]:
-    """Names of the files of one split at `datasets/ORG/NAME[@REVISION][/FOLDER or CONFIG]`, sorted; none if there is nothing
-    of the kind.
+    """Sorted names of one split's files at `datasets/ORG/NAME[@REVISION][/FOLDER or CONFIG]`.
 
-    `split` is a source's, or "benchmark". Raises OSError if the repository cannot be listed, UserError beginning with `where` if a configuration or the files must be
-    named.
+    `split` is a source's, or "benchmark". Raises OSError if the repository cannot be listed, and
+    UserError beginning with `where` if the path must name a configuration or the files.
     """
     match = _REPOSITORY.fullmatch(path.rstrip("/"))
     if match is None:
         raise UserError(
-            f"{where}: not a dataset; valid: hf://ORG/DATASET, with @REVISION and a path behind it if need be"
+            f"{where}: not a dataset; valid: hf://ORG/DATASET, optionally with @REVISION and a path"
         )
     root, folder = match[1], match[2] or ""
     readme = f"{root}/README.md"
-    # Asking whether a file is there would hide why the Hub does not answer; this raises it.
+    # Listing raises the Hub's own error; `exists` would hide it and answer False.
     configs = _configs(fs.cat_file(readme)) if readme in fs.ls(root, detail=False) else {}
     if folder not in configs and fs.isfile(path):
         return [path]
@@ -94,32 +98,33 @@ def repository_files(fs: Any, path: str, split: str, where: str) -> list[str]:
 def folder_files(
     fs: Any, path: str, split: str | None, where: str, own_first: bool = False
 ) -> list[str]:
-    """Names of the files in any other folder and its folders, sorted: those of one split if its README.md, or for the name
-    of a configuration that of the folder above, has `configs:`, else all; with `own_first` none of its folders' if it holds
-    some itself.
+    """Sorted names of the files in a folder that is no Hub repository, and in its subfolders.
 
-    Raises OSError if the folder cannot be listed, UserError beginning with `where` if a configuration or the files must be
-    named; so must they if a README.md tells splits apart and `split` is None.
+    If the folder's README.md has `configs:`, only the files of `split`; the same for a path that
+    names a configuration of the parent's README.md. With `own_first`, files in subfolders count only
+    if the folder itself has none. Raises OSError if the folder cannot be listed, and UserError
+    beginning with `where` if the path must name a configuration or the files; also if a README.md
+    defines splits and `split` is None.
     """
     path = path.rstrip("/")
-    above, _, name = path.rpartition("/")
-    configs, config = _configs_at(fs, path), _configs_at(fs, above).get(name)
+    parent, _, name = path.rpartition("/")
+    configs, config = _configs_at(fs, path), _configs_at(fs, parent).get(name)
     if not configs and config is None:
         names = _names(fs, path) if fs.isdir(path) else []
         own = [name for name in names if "/" not in name] if own_first else []
         return [f"{path}/{name}" for name in own or names]
     if split is None:
         raise UserError(
-            f"{where}: its README.md tells splits apart, which is not known here; name the files"
+            f"{where}: its README.md defines splits, and none is chosen here; name the files"
         )
     if configs:
         return _of_config(fs, path, _default(configs, where), split, where)
-    return _of_config(fs, above, config, split, where)
+    return _of_config(fs, parent, config, split, where)
 
 
 def _names(fs: Any, top: str) -> list[str]:
     return sorted(
-        name for found in fs.find(top) if is_data_file(name := found.removeprefix(f"{top}/"))
+        name for path in fs.find(top) if is_data_file(name := path.removeprefix(f"{top}/"))
     )
 
 
@@ -138,7 +143,7 @@ def _of_config(
 
 
 def _configs_at(fs: Any, root: str) -> dict[str, Mapping[str, Any]]:
-    """As `_configs`, none where there is no README.md that can be read."""
+    """The configurations in a folder's README.md; none if there is no readable README.md."""
     try:
         return _configs(fs.cat_file(f"{root}/README.md"))
     except OSError:
@@ -146,6 +151,7 @@ def _configs_at(fs: Any, root: str) -> dict[str, Mapping[str, Any]]:
 
 
 def _configs(readme: bytes) -> dict[str, Mapping[str, Any]]:
+    """Configurations by name, from the metadata at the top of a README.md."""
     parts = re.split(
         r"^---[ \t]*\r?$", readme.decode(errors="replace"), maxsplit=2, flags=re.MULTILINE
     )
@@ -154,27 +160,32 @@ def _configs(readme: bytes) -> dict[str, Mapping[str, Any]]:
     except yaml.YAMLError:
         return {}  # the Hub shows such a page without its metadata
     configs = metadata.get("configs") if isinstance(metadata, dict) else None
-    found = (
-        [each for each in configs if isinstance(each, dict)] if isinstance(configs, list) else []
-    )
-    return {str(each.get("config_name", "default")): each for each in found}
+    entries = configs if isinstance(configs, list) else []
+    return {
+        str(entry.get("config_name", "default")): entry
+        for entry in entries
+        if isinstance(entry, dict)
+    }
 
 
 def _default(configs: Mapping[str, Mapping[str, Any]], where: str) -> Mapping[str, Any] | None:
     if len(configs) < 2:
         return next(iter(configs.values()), None)
-    named = [
-        each for name, each in configs.items() if each.get("default") is True or name == "default"
+    defaults = [
+        config
+        for name, config in configs.items()
+        if config.get("default") is True or name == "default"
     ]
-    if len(named) == 1:
-        return named[0]
+    if len(defaults) == 1:
+        return defaults[0]
     raise UserError(
-        f"{where}: it has the configurations {', '.join(configs)}; put one behind the path: .../{next(iter(configs))}"
+        f"{where}: it has the configurations {', '.join(configs)}; add one to the path: "
+        f".../{next(iter(configs))}"
     )
 
 
 def _named(names: Sequence[str], data_files: Any) -> dict[str, list[str]]:
-    """Names by split, as a configuration's `data_files` groups them: patterns, or lists of `split` and `path`."""
+    """Names by split, from a configuration's `data_files`: patterns, or pairs of split and path."""
     entries = data_files if isinstance(data_files, list) else [data_files] if data_files else []
     splits: dict[str, list[str]] = {}
     for entry in entries:
@@ -186,35 +197,40 @@ def _named(names: Sequence[str], data_files: Any) -> dict[str, list[str]]:
         for pattern in patterns if isinstance(patterns, list) else [patterns]:
             matches = _matcher(str(pattern))
             splits.setdefault(split, []).extend(name for name in names if matches.fullmatch(name))
-    return {split: sorted(set(found)) for split, found in splits.items()}
+    return {split: sorted(set(matched)) for split, matched in splits.items()}
 
 
 def _matcher(pattern: str) -> re.Pattern[str]:
     from fsspec.utils import glob_translate
 
     pattern = pattern.removeprefix("./").rstrip("/")
-    whole = "" if "*" in PurePosixPath(pattern).name else "|" + glob_translate(f"{pattern}/**")
-    return re.compile(glob_translate(pattern) + whole)
+    # A pattern without a wildcard in its last part may name a folder.
+    inside = "" if "*" in PurePosixPath(pattern).name else "|" + glob_translate(f"{pattern}/**")
+    return re.compile(glob_translate(pattern) + inside)
 
 
 def _by_path(names: Sequence[str]) -> Splits:
-    """Names by the split that the shards' names, else folders, else files say; all to train on if none says any."""
-    told: list[dict[str, str]] = [{}, {}, {}]
+    """Names by split: by the names of shards, else of folders, else of files; else all are "train"."""
+    by_shard: dict[str, str] = {}
+    by_folder: dict[str, str] = {}
+    by_file: dict[str, str] = {}
     for name in names:
         path, shard = PurePosixPath(name), _SHARD.fullmatch(name)
-        for found, split in zip(
-            told, (shard and shard[1], _kind(str(path.parent)), _kind(path.stem)), strict=True
+        for split_of, split in (
+            (by_shard, shard and shard[1]),
+            (by_folder, _split_word(str(path.parent))),
+            (by_file, _split_word(path.stem)),
         ):
             if split:
-                found[name] = split
-    chosen = next((found for found in told if found), dict.fromkeys(names, "train"))
+                split_of[name] = split
+    chosen = by_shard or by_folder or by_file or dict.fromkeys(names, "train")
     return {
         split: [name for name in names if chosen.get(name) == split]
         for split in dict.fromkeys(chosen.values())
     }
 
 
-def _kind(text: str) -> str | None:
+def _split_word(text: str) -> str | None:
     """The split that a word of a text names."""
     return next(
         (_KEYWORDS[word] for word in re.split(r"[^a-z]+", text.lower()) if word in _KEYWORDS), None
@@ -222,30 +238,37 @@ def _kind(text: str) -> str | None:
 
 
 def _of_split(splits: Splits, split: str, where: str) -> Sequence[str]:
-    for wanted in _WANTED[split]:
-        alike = [wanted] if wanted in splits else [name for name in splits if _kind(name) == wanted]
-        if len(alike) == 1:
-            return splits[alike[0]]
-        if alike:
+    """The names of the split that suits a source's `split`. Raises UserError listing the splits."""
+    for wanted in _SUITABLE[split]:
+        matches = (
+            [wanted]
+            if wanted in splits
+            else [name for name in splits if _split_word(name) == wanted]
+        )
+        if len(matches) == 1:
+            return splits[matches[0]]
+        if matches:
             break
     else:
         only = next(iter(splits))
-        if len(splits) == 1 and (_kind(only) in (None, "train") or split not in ("auto", "train")):
+        trains = split in ("auto", "train")
+        if len(splits) == 1 and (_split_word(only) in (None, "train") or not trains):
             return splits[only]
     listed = ", ".join(
-        f"{name} ({found[0]}{', ...' if len(found) > 1 else ''})"
-        for name, found in splits.items()
-        if found
+        f"{name} ({files[0]}{', ...' if len(files) > 1 else ''})"
+        for name, files in splits.items()
+        if files
     )
     verb = "train on" if split in ("auto", "train") else "hold out"
     raise UserError(
-        f"{where}: which of its splits to {verb}? Name the files, with * for several; it has {listed}"
+        f"{where}: which of its splits to {verb}? Name the files, with * for several; it has "
+        f"{listed}"
     )
 
 
 def _of_one_type(names: Sequence[str]) -> list[str]:
-    """Those of the most frequent type: a repository may hold the same rows in several."""
+    """The names of the most frequent type: a repository may have the same rows in several types."""
     counts = Counter(map(suffix_of, names))
-    rank = {suffix: i for i, suffix in enumerate(_FAVOURITES)}
+    rank = {suffix: i for i, suffix in enumerate(_PREFERRED)}
     usual = max(counts, key=lambda suffix: (counts[suffix], rank.get(suffix, -1)), default="")
     return [name for name in names if suffix_of(name) == usual]

@@ -1,186 +1,218 @@
-"""The training stage: a run found, made by workers on Ray Train or gone on with where it was, and its artifact.
+"""The train stage: packed rows to verified checkpoints, by workers on Ray Train.
 
-The run's name is the digest of everything that shapes its result, so the same command finds, continues or reuses it.
-Our own manifests decide where a run resumes.
+A run's id is the key of its step: the same recipe on the same dataset finds the finished run or
+resumes a broken one. The store's own manifests decide where a run resumes, not Ray's bookkeeping.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipelines.config.identity import training_identity
 from pipelines.config.recipe import Recipe
-from pipelines.core.artifacts import Checkpoint, PreparedDataset, TrainingRun, from_json, to_json
+from pipelines.core.artifacts import PreparedDataset, TrainingRun
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
-from pipelines.core.progress import Progress
-from pipelines.model.base import base_fingerprint
-from pipelines.report.charts import plot_loss
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.step import BuildContext, Step
 from pipelines.storage import Artifact, Store, as_user_error, claimed
-from pipelines.train.checkpoint.files import (
-    checkpoint_kind,
-    count_trained_parameters,
-    largest_bytes,
-    latest_verified,
-    list_checkpoints,
-)
-from pipelines.train.checkpoint.retention import discard_after, heldout_loss_of, prune
-from pipelines.train.ray_workers import fit
 from pipelines.train.row_order import RowOrder
-from pipelines.train.track.metrics_log import read_metrics
-from pipelines.train.track.progress import RunProgress
-from pipelines.train.track.trackers import check_trackers
-from pipelines.train.worker import Feed, WorkerArgs
+
+if TYPE_CHECKING:
+    from pipelines.train.worker import Feed, WorkerArgs
 
 KIND = "trained"
-_UNSHAPING = {
-    "max_failures",
-    "max_preemptions",
-    "hang_timeout_s",
-    "trackers",
-    "record_samples",
-    "keep",
-}
+OpenFeed = Callable[[Path, str], "Feed"]
+Fit = Callable[["WorkerArgs"], None]
 
 
-def run_id_of(recipe: Recipe, prepared: PreparedDataset, fingerprint: str) -> str:
-    """Digest of what shapes the result: data, base, adapter and training sections; not the resources."""
-    model = recipe.model.model_dump(exclude={"base", "revision"})
-    sections = {
-        "model": model,
-        "lora": recipe.lora.model_dump(),
-        "train": recipe.train.model_dump(exclude=_UNSHAPING),
-    }
-    return digest_of({"prepared": prepared.ref.digest, "base": fingerprint, **sections})
+def train_step(
+    inputs: Inputs,
+    prepared: Step[PreparedDataset],
+    open_feed: OpenFeed,
+    check: Callable[[Store, PreparedDataset], None] | None = None,
+    fit: Fit | None = None,
+) -> Step[TrainingRun]:
+    """The step that trains, finds the finished run, or resumes an interrupted one.
 
-
-def train(
-    recipe: Recipe,
-    store: Store,
-    prepared: PreparedDataset,
-    open_feed: Callable[[Path, str], Feed],
-    progress: Progress,
-) -> TrainingRun:
-    """Train, or find the finished run, or go on with a broken one; Ray must be initialised.
-
-    Raises UserError for what the recipe got wrong, for a full disk, when workers died more often than it allows, and
-    when another process trains the same run.
+    `open_feed(folder, split)` opens the packed rows of a split for a worker, `check(store,
+    dataset)` refuses a dataset before anything is trained on it, and `fit` runs the workers (None:
+    on Ray Train). Building raises UserError for user errors in the recipe, for a full disk, when
+    workers died more often than the recipe allows, and when another process trains the same run.
     """
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
-    run_id = run_id_of(recipe, prepared, fingerprint)
-    finished = store.find(KIND, run_id)
-    if finished:
-        run = run_from(finished)
-        progress.note(f"train: run {short(run_id)} found, {_summary(run)}")
-        return run
+    return Step(
+        name="train",
+        noun="training run",
+        kind=KIND,
+        inputs=(prepared,),
+        key=lambda dataset: _key(inputs, dataset),
+        build=lambda context, dataset: _build(context, inputs, dataset, open_feed, check, fit),
+        load=load_run,
+        summary=lambda run: _summary(run, inputs.recipe),
+        needs_ray=fit is None,
+    )
+
+
+def _key(inputs: Inputs, dataset: PreparedDataset) -> str:
+    recipe = inputs.recipe
+    without_limit = recipe.train.model_copy(update={"max_steps": None})
+    num_steps = RowOrder(dataset.train.num_rows, without_limit).num_steps
+    literals = {"prepared": dataset.ref.key, "base": inputs.base_fingerprint}
+    return digest_of(literals | training_identity(recipe, num_steps))
+
+
+def _build(
+    context: BuildContext,
+    inputs: Inputs,
+    dataset: PreparedDataset,
+    open_feed: OpenFeed,
+    check: Callable[[Store, PreparedDataset], None] | None,
+    fit: Fit | None,
+) -> None:
+    from pipelines.train import ray_workers
+    from pipelines.train.checkpoint.files import largest_bytes, latest_verified
+    from pipelines.train.checkpoint.retention import discard_after
+    from pipelines.train.track.progress import RunProgress
+    from pipelines.train.worker import WorkerArgs
+
+    recipe, store, progress, run_id = inputs.recipe, context.store, context.progress, context.key
     check_startable(recipe, store)
-    if recipe.train.patience and not prepared.heldout.num_rows:
-        raise UserError(
-            f"train.patience={recipe.train.patience} waits for a better held-out loss, and the dataset holds no held-out row: "
-            "set data.heldout_share above 0, or train.patience empty"
-        )
+    if check:
+        check(store, dataset)
+    _check_patience(recipe, dataset)
     for line in recipe.serving_notes():
         progress.note(f"train: {line}")
-    parents = {"prepared": prepared.ref.digest, "base": fingerprint, "recipe": recipe.digest}
-    folder = _run_folder(store, run_id)
-    plan = WorkerArgs(recipe, store, prepared, run_id, parents, folder, open_feed)
-    schedule = RowOrder(prepared.train.num_rows, recipe.train)
+    parents = {
+        "prepared": dataset.ref.digest,
+        "base": inputs.base_fingerprint,
+        "recipe": recipe.digest,
+    }
+    folder = run_folder(store, run_id)
+    args = WorkerArgs(recipe, store, dataset, run_id, parents, folder, open_feed)
+    num_steps = RowOrder(dataset.train.num_rows, recipe.train).num_steps
+
+    def wanted_bytes() -> int:
+        return 2 * largest_bytes(store, run_id)
+
     with (
-        as_user_error(store.uri, str(folder), wants_bytes=lambda: 2 * largest_bytes(store, run_id)),
+        as_user_error(store.uri, str(folder), wants_bytes=wanted_bytes),
         claimed(folder, "trains this run"),
     ):
-        started_at, damaged = latest_verified(store, run_id)
+        resumed_from, damaged = latest_verified(store, run_id)
         for line in damaged:
             progress.note(f"train: checkpoint damaged, {line}")
-        discard_after(store, run_id, started_at.step if started_at else 0)
-        if started_at:
+        discard_after(store, run_id, resumed_from.step if resumed_from else 0)
+        if resumed_from:
             progress.note(
-                f"train: run {short(run_id)} goes on from step {started_at.step} of {schedule.num_steps}"
+                f"train: run {short(run_id)} resumes from step {resumed_from.step} of {num_steps}"
             )
-        with RunProgress(folder, schedule.num_steps, progress):
-            fit(plan)
-        run = _finish(plan)
-    progress.note(f"train: run {short(run_id)}, {_summary(run)}")
-    return run
+        with RunProgress(folder, num_steps, progress), _own_interrupt():
+            (fit or ray_workers.fit)(args)
+        _write_run(args)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Restore the handler of Ctrl-C on exit: Ray Train replaces it and does not give it back."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _check_patience(recipe: Recipe, dataset: PreparedDataset) -> None:
+    if recipe.train.patience and not dataset.heldout.num_rows:
+        raise UserError(
+            f"train.patience={recipe.train.patience} waits for a better held-out loss, and the "
+            "dataset has no held-out row: set data.heldout_share above 0, or leave train.patience "
+            "empty"
+        )
 
 
 def check_startable(recipe: Recipe, store: Store) -> None:
-    """Raise UserError for what would keep the workers from their first step, as far as recipe and store show it."""
+    """Raise UserError for what would keep the workers from their first step."""
+    from pipelines.train.track.trackers import check_trackers
+
     if not store.is_local:
         raise UserError(
-            f"--store {store.uri}: training writes its progress to a folder that all nodes see, not to an object store yet; "
-            "give a shared folder (NFS, EFS, Filestore)"
+            f"--store {store.uri}: training writes its progress to a folder that all nodes see, not "
+            "to an object store yet; give a shared folder (NFS, EFS, Filestore)"
         )
     if recipe.model.dtype == "fp16" and not recipe.resources.gpus_per_worker:
         raise UserError(
-            "model.dtype=fp16 trains on a GPU only, and resources.gpus_per_worker is 0: set model.dtype=bf16 or fp32"
+            "model.dtype=fp16 trains on a GPU only, and resources.gpus_per_worker is 0: set "
+            "model.dtype=bf16 or fp32"
         )
     check_trackers(recipe.train.trackers)
 
 
-def _finish(plan: WorkerArgs) -> TrainingRun:
-    """Write the finished run's artifact: recipe, metrics, plot, and which checkpoints were kept."""
-    store, run_id = plan.store, plan.run_id
-    kept = prune(store, run_id, plan.recipe.train.keep)
+def _write_run(args: WorkerArgs) -> None:
+    """Write the finished run's artifact: recipe, metrics, plot, and the remaining checkpoints."""
+    from pipelines.report.charts import plot_loss
+    from pipelines.train.checkpoint.files import count_trained_parameters, list_checkpoints
+    from pipelines.train.checkpoint.retention import prune
+    from pipelines.train.track.metrics_log import read_metrics
+
+    store, run_id, recipe = args.store, args.run_id, args.recipe
+    checkpoints = prune(store, run_id, recipe.train.keep)
     last = list_checkpoints(store, run_id)[-1]
-    lines = read_metrics(plan.folder)
-    trained, saved_bytes = count_trained_parameters(Path(last.ref.uri))
+    lines = read_metrics(args.folder)
+    parameters, saved_bytes = count_trained_parameters(Path(last.ref.uri))
     for suffix in ("svg", "png"):
-        plot_loss(lines, plan.folder / f"loss.{suffix}")
-    with store.create_artifact(KIND, run_id, plan.parents) as draft:
-        (draft.path / "recipe.yaml").write_text(plan.recipe.to_yaml())
-        shutil.copy(plan.folder / "metrics.jsonl", draft.path)
-        shutil.copy(plan.folder / "loss.svg", draft.path)
-        named = {"heldout_loss": "heldout_loss", "train_loss": "loss"}
-        summary = {name: last.metrics[key] for name, key in named.items() if key in last.metrics}
-        summary |= {
-            "seconds": sum(line["step_s"] for line in lines),
-            "tokens": sum(line["tokens"] for line in lines),
-        }
+        plot_loss(lines, args.folder / f"loss.{suffix}")
+    seconds = sum(line["step_s"] for line in lines)
+    with store.create_artifact(KIND, run_id, args.parents) as draft:
+        (draft.path / "recipe.yaml").write_text(recipe.to_yaml())
+        shutil.copy(args.folder / "metrics.jsonl", draft.path)
+        shutil.copy(args.folder / "loss.svg", draft.path)
+        names = {"heldout_loss": "heldout_loss", "train_loss": "loss"}
+        metrics = {name: last.metrics[key] for name, key in names.items() if key in last.metrics}
+        metrics |= {"seconds": seconds, "tokens": sum(line["tokens"] for line in lines)}
+        num_gpus = recipe.resources.gpus_per_worker * recipe.resources.max_workers
         draft.metadata = {
             "run_id": run_id,
             "num_steps": last.step,
-            "checkpoints": [to_json(checkpoint) for checkpoint in kept],
-            "metrics": summary,
-            "parameters": {"trained": trained, "saved_bytes": saved_bytes},
+            "checkpoints": [store.noun_to_json(checkpoint) for checkpoint in checkpoints],
+            "metrics": metrics,
+            "parameters": parameters,
+            "num_trainable_parameters": sum(parameters.values()),
+            "saved_bytes": saved_bytes,
+            "gpu_seconds": seconds * num_gpus,
+            "save_every": recipe.train.save_every,
         }
-    finished = store.find(KIND, run_id)
-    assert finished is not None
-    return run_from(finished)
 
 
-def find_run(recipe: Recipe, store: Store, prepared: PreparedDataset) -> TrainingRun | None:
-    """The finished run of this recipe on this dataset, or None."""
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
-    finished = store.find(KIND, run_id_of(recipe, prepared, fingerprint))
-    return run_from(finished) if finished else None
-
-
-def _summary(run: TrainingRun) -> str:
-    best = run.best
-    loss = heldout_loss_of(best)
-    said = (
-        f"held-out loss {loss:.4f}"
-        if math.isfinite(loss)
-        else "no held-out loss; the last one is kept,"
-    )
-    trained, saved_bytes = count_trained_parameters(Path(best.ref.uri))
-    what = f"{sum(trained.values()):,} parameters trained, {saved_bytes:,} bytes saved"
-    return f"{run.num_steps} steps, {said} at step {best.step} -> {best.ref.name}; {what}"
-
-
-def run_from(artifact: Artifact) -> TrainingRun:
+def load_run(store: Store, artifact: Artifact) -> TrainingRun:
     """The noun of a finished run's artifact."""
-    facts = artifact.metadata
-    checkpoints = tuple(from_json(Checkpoint, c) for c in facts["checkpoints"])
-    return TrainingRun(
-        artifact.ref, facts["run_id"], facts["num_steps"], checkpoints, facts["metrics"]
+    ref = store.noun_to_json(artifact.ref)
+    return store.noun_from_json(TrainingRun, {**artifact.metadata, "ref": ref})
+
+
+def run_folder(store: Store, run_id: str) -> Path:
+    """The local folder with a run's checkpoints, metrics and logs."""
+    root = store.uri if store.is_local else store.uri.split("://", 1)[1]
+    return Path(root) / "runs" / short(run_id)
+
+
+def _summary(run: TrainingRun, recipe: Recipe) -> str:
+    best = run.best
+    loss = best.metrics.get("heldout_loss", math.nan)
+    verdict = (
+        f"held-out loss {loss:.4f} at step {best.step}"
+        if math.isfinite(loss)
+        else f"no held-out loss, so the last checkpoint (step {best.step}) counts as the best"
     )
-
-
-def _run_folder(store: Store, run_id: str) -> Path:
-    return Path(store.uri if store.is_local else store.uri.split("://", 1)[1]) / checkpoint_kind(
-        run_id
+    steps = ", ".join(str(checkpoint.step) for checkpoint in run.checkpoints)
+    return (
+        f"{run.num_steps} steps, {verdict}; checkpoints kept: {steps}; "
+        f"{run.num_trainable_parameters:,} parameters trained, {run.saved_bytes:,} bytes saved"
     )

@@ -7,13 +7,15 @@ import socket
 from pipelines.config.recipe import Recipe
 from pipelines.config.schema import ServeConfig
 from pipelines.core.errors import UserError
-from pipelines.model.base import base_fingerprint
 from pipelines.registry.registry import Registry
+from pipelines.sources.base_files import base_fingerprint
 from pipelines.storage import Store
 from serve_app.routing.names import ServedModels
 
 
-def served_models(recipe: Recipe, store: Store) -> ServedModels:
+def served_models(
+    recipe: Recipe, store: Store, fingerprint: str | None = None
+) -> ServedModels:
     """What the recipe's endpoint offers. Raises UserError for another engine, an unknown name or one on another base."""
     if recipe.serve.engine == "vllm":
         raise UserError(
@@ -21,7 +23,7 @@ def served_models(recipe: Recipe, store: Store) -> ServedModels:
             f"{store.uri}/models/DIGEST12/adapter, or set serve.engine=transformers"
         )
     registry = Registry(store)
-    fingerprint = base_fingerprint(recipe.model.base, recipe.model.revision)
+    fingerprint = fingerprint or base_fingerprint(recipe.model.base, recipe.model.revision)
     merged = {}
     for name in dict.fromkeys([*recipe.serve.models, *recipe.serve.merged]):
         version = registry.get(f"{name}:{recipe.registry.alias}")

@@ -12,12 +12,14 @@ import pytest
 from rich.console import Console
 
 from jobs.console import ConsoleProgress
-from jobs.graphs.run import RunResult, run
-from jobs.verbs.demo import demo
+from jobs.graphs.demo import heldout_questions, run_demo
+from jobs.graphs.run import RunResult, run_recipe
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.core.progress import SILENT
 from pipelines.registry.registry import Registry
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.runner import Runner
 from pipelines.storage import Store
 from tests.plain import plain_loss
 
@@ -38,7 +40,7 @@ def done(
         RECIPE, [*options, "serve.merged=[person]", f"model.quantization={request.param}"]
     )
     store = Store(tmp_path_factory.mktemp("store"))
-    return recipe, store, run(recipe, store, SILENT)
+    return recipe, store, run_recipe(Inputs(recipe), Runner(store, SILENT))
 
 
 def test_adapter_learns_what_the_base_cannot(done: tuple[Recipe, Store, RunResult]) -> None:
@@ -96,7 +98,9 @@ def test_checkpoint_loads_with_plain_peft_to_the_same_loss(
 def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None:
     recipe, store, result = done
     before = sorted(p for p in Path(store.uri).rglob("*") if p.is_file())
-    again = run(recipe, store, SILENT)
+    again = run_recipe(
+        Inputs(recipe), Runner(store, SILENT, lambda: pytest.fail("Ray was started"))
+    )
     assert (
         again.prepared == result.prepared
         and again.run == result.run
@@ -116,7 +120,8 @@ def test_the_demo_asks_says_and_takes_its_endpoint_down(
     for bar, passed in ((0.5, True), (1.01, False)):
         out = io.StringIO()
         progress = ConsoleProgress(Console(file=out, width=160, highlight=False))
-        assert demo({"mine.yaml": recipe}, store, progress, num_questions=8, bar=bar) is passed
+        runner = Runner(store, progress)
+        assert run_demo({"mine.yaml": Inputs(recipe)}, runner, progress, 8, bar) is passed
         said = out.getvalue()
         assert "24 questions over HTTP" in said and result.version and result.version.id in said
         assert ("below the bar of 101% on its own task: person " in said) is not passed
@@ -139,12 +144,10 @@ def test_endpoint_answers_as_the_report_says(
     done: tuple[Recipe, Store, RunResult], client: Any
 ) -> None:
     """Held-out prompts over HTTP: the adapter's and the merged model's answers are right, the base's are not."""
-    from jobs.verbs.demo import held_out
-
     _, store, result = done
     assert {"person", "person-merged"} < {model.id for model in client.models.list()}
     shares = {}
-    questions = held_out(store, "person", result.prepared, 16)
+    questions = heldout_questions(store, "person", result.prepared, 16)
     for model in ("base", "person", "person-merged"):
         answers = [
             client.chat.completions.create(
@@ -163,11 +166,9 @@ def test_endpoint_answers_as_the_report_says(
 def test_streamed_answer_is_the_whole_one(
     done: tuple[Recipe, Store, RunResult], client: Any
 ) -> None:
-    from jobs.verbs.demo import held_out
-
     _, store, result = done
     asked = {
-        "messages": held_out(store, "person", result.prepared, 1)[0].messages,
+        "messages": heldout_questions(store, "person", result.prepared, 1)[0].messages,
         "temperature": 0,
         "max_tokens": 64,
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster.submit import submit
+from jobs.cluster.submit import submit_job
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.errors import UserError
@@ -134,7 +134,7 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
     )
     command = f'sh jobs/on_cluster.sh $PPID python -c "{script}"'
     notes = Notes()
-    first = submit(recipe, "s3://bucket/store", cluster, notes, command=command)
+    first = submit_job(recipe, "s3://bucket/store", cluster, notes, command=command)
     assert (first.started, first.status, first.exit_code) == (True, "SUCCEEDED", 0), notes.lines
     assert any(
         "SAW ['--store', 's3://bucket/store'] ['00000-rows.json']" in line for line in notes.lines
@@ -142,7 +142,7 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
     assert any("TASK True" in line for line in notes.lines), notes.lines
 
     again = Notes()
-    second = submit(recipe, "s3://bucket/store", cluster, again, command=command)
+    second = submit_job(recipe, "s3://bucket/store", cluster, again, command=command)
     assert second.submission_id == first.submission_id and not second.started
     assert second.status == "SUCCEEDED" and "nothing started" in again.lines[0]
 
@@ -160,7 +160,7 @@ def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(
     ]
     recipe = load_recipe(ROOT / "recipes" / "pocket_lora_person_cpu.yaml", quick)
     notes = Notes()
-    first = submit(recipe, store.uri, cluster, notes)
+    first = submit_job(recipe, store.uri, cluster, notes)
     assert (first.status, first.exit_code) == ("SUCCEEDED", 0), "\n".join(notes.lines)
     registry = Registry(store)
     (version,) = registry.versions("person")
@@ -168,7 +168,7 @@ def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(
     assert alias and (alias.version_id, alias.revision) == (version.id, 1)
     assert any(version.id in line for line in notes.lines)
 
-    second = submit(recipe, store.uri, cluster, Notes())
+    second = submit_job(recipe, store.uri, cluster, Notes())
     assert (second.submission_id, second.started, second.status) == (
         first.submission_id,
         False,
@@ -178,9 +178,9 @@ def test_the_pocket_recipe_becomes_a_promoted_version_and_starts_nothing_new(
 
 
 def test_a_failed_job_gives_its_exit_code_and_gets_another_attempt(cluster, token, recipe):
-    first = submit(recipe, "/store", cluster, Notes(), command="exit 2;")
+    first = submit_job(recipe, "/store", cluster, Notes(), command="exit 2;")
     assert (first.status, first.exit_code) == ("FAILED", 2)
-    second = submit(recipe, "/store", cluster, Notes(), command="exit 2;")
+    second = submit_job(recipe, "/store", cluster, Notes(), command="exit 2;")
     assert second.started and second.submission_id == f"{first.submission_id}-2"
 
 
@@ -192,12 +192,12 @@ def test_a_missing_or_wrong_token_is_one_line(cluster, recipe, monkeypatch, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", given)
     with pytest.raises(UserError, match=f"{re.escape(cluster)}.*{says}.*RAY_AUTH_TOKEN") as caught:
-        submit(recipe, "/store", cluster, Notes())
+        submit_job(recipe, "/store", cluster, Notes())
     assert "\n" not in str(caught.value)
 
 
 def test_no_cluster_is_one_line(recipe):
     (port,) = free_ports(1)
     with pytest.raises(UserError, match="no Ray dashboard answers there") as caught:
-        submit(recipe, "/store", f"http://127.0.0.1:{port}", Notes())
+        submit_job(recipe, "/store", f"http://127.0.0.1:{port}", Notes())
     assert "\n" not in str(caught.value)

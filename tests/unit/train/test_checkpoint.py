@@ -24,6 +24,7 @@ from pipelines.train.checkpoint.files import (
     with_checksum,
 )
 from pipelines.train.checkpoint.retention import discard_after, prune
+from tests.stages import train
 
 RUN = "c" * 64
 
@@ -144,8 +145,7 @@ def test_a_command_says_which_file_is_damaged_before_it_starts_workers(
         assert not broken.exists()
         raise UserError("no workers here")
 
-    monkeypatch.setattr(stage, "run_id_of", lambda *_: RUN)
-    monkeypatch.setattr(stage, "fit", no_workers)
+    monkeypatch.setattr(stage, "_key", lambda *_: RUN)
     rows = SplitStats(1, 1, 1, 1)
     prepared = PreparedDataset(
         ArtifactRef("prepared", "k", "d", "nowhere"), 64, rows, rows, {}, "", ""
@@ -154,7 +154,7 @@ def test_a_command_says_which_file_is_damaged_before_it_starts_workers(
         {"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}}
     )
     with pytest.raises(UserError, match="no workers here"):
-        stage.train(recipe, store, prepared, lambda folder, split: None, Said())  # type: ignore[arg-type]
+        train(recipe, store, prepared, None, Said(), no_workers)
     assert any(
         "checkpoint damaged, step 6 is left out" in note and str(broken / "state") in note
         for note in notes

@@ -18,7 +18,7 @@ from pipelines.train.checkpoint.files import (
     with_checksum,
 )
 from pipelines.train.checkpoint.retention import heldout_loss_of, is_stale, prune
-from pipelines.train.stage import train
+from tests.stages import train
 
 RUN = "c" * 64
 

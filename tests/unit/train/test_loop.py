@@ -77,7 +77,7 @@ def test_collate_lays_samples_end_to_end_without_padding() -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 2, 3, 4]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
     assert batch.bounds.starts.tolist() == [0, 3, 5, 9]
-    assert batch.trained.tolist() == [1, 3, 6, 7]
+    assert batch.label_positions.tolist() == [1, 3, 6, 7]
     assert batch.targets.tolist() == [7, 9, 3, 4]
     assert batch.weights.tolist() == [1, 2, 1, 1]
     assert batch.loss_tokens == 5

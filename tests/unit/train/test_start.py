@@ -11,11 +11,14 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from pipelines.config.recipe import Recipe, parse_recipe
-from pipelines.core.artifacts import ArtifactRef, PreparedDataset, SplitStats
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
+from pipelines.data.stage import prepare_step
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.runner import Runner
 from pipelines.storage import Store
 from pipelines.train.stage import check_startable
+from tests.stages import run_step, serial_tokenize
 
 
 def recipe(base: str, **sections: Any) -> Recipe:
@@ -38,40 +41,39 @@ def test_half_precision_that_only_a_gpu_trains_is_refused_where_none_is_asked_fo
 
 
 def test_a_dry_run_refuses_what_the_run_would(pocket_base: str, tmp_path: Path) -> None:
-    from jobs.verbs.dry_run import dry_run
+    from jobs.views.dry_run import dry_run
 
     with pytest.raises(UserError, match="fp16 trains on a GPU only"):
-        next(dry_run(recipe(pocket_base, model={"dtype": "fp16"}), Store(tmp_path)))
+        next(dry_run(Inputs(recipe(pocket_base, model={"dtype": "fp16"})), Store(tmp_path)))
     with pytest.raises(UserError, match="not to an object store yet"):
-        next(dry_run(recipe(pocket_base), Store("memory://somewhere")))
+        next(dry_run(Inputs(recipe(pocket_base)), Store("memory://somewhere")))
 
 
 def test_run_without_a_held_out_sample_ends_before_it_trains(
-    pocket_base: str, store: Store, monkeypatch: pytest.MonkeyPatch
+    pocket_base: str, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jobs.verbs.prepare
-    import jobs.verbs.train
-    from jobs.graphs.run import run
+    from jobs.graphs.run import run_recipe
 
-    ref, rows = ArtifactRef("prepared", "k", "d", "nowhere"), SplitStats(1, 1, 1, 1)
-    prepared = PreparedDataset(ref, 64, rows, SplitStats(0, 0, 0, 0), {}, "", "")
-    monkeypatch.setattr(jobs.verbs.prepare, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(jobs.verbs.train, "train", lambda *_: pytest.fail("it trained"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "Say a", "output": "a"}\n')
+    data = {"sources": [str(rows)], "heldout_share": 0, "row_tokens": 128}
+    inputs = Inputs(recipe(pocket_base, data=data))
+    run_step(prepare_step(inputs, serial_tokenize), store, SILENT)
     with pytest.raises(UserError, match=r"no held-out sample.*set data.heldout_share above 0"):
-        run(recipe(pocket_base), store, SILENT)
+        run_recipe(inputs, Runner(store, SILENT, lambda: pytest.fail("Ray was started")))
 
 
 @pytest.mark.parametrize("key", ["dora", "rank_pattern", "alpha_pattern", "modules_to_save"])
 def test_run_refuses_at_once_what_the_registry_would_refuse_at_the_end(
     key: str, pocket_base: str, store: Store
 ) -> None:
-    from jobs.graphs.run import run
+    from jobs.graphs.run import run_recipe
 
     value = {"dora": True, "modules_to_save": ["lm_head"]}.get(key, {"q_proj": 4})
     with pytest.raises(
         UserError, match=rf"lora.{key} trains .*unset it, or use `loraforge prepare`, `train` and"
     ):
-        run(recipe(pocket_base, lora={key: value}), store, SILENT)
+        run_recipe(Inputs(recipe(pocket_base, lora={key: value})), Runner(store, SILENT))
 
 
 def agree(rank: int, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""`loraforge train --dry-run`: what a run would do and take, from eight real rows and a model without weights."""
+"""`loraforge train --dry-run`: rows, parameters, memory and time of a run, without its weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from rich.table import Table
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import Recipe
 from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
 from pipelines.data.read.chunks import cut_chunks
-from pipelines.data.stage import find_prepared
+from pipelines.data.stage import prepare_step
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.model.base import meta_model, resolve_dtype
 from pipelines.model.supported import check_base
 from pipelines.plan.memory import MemoryPlan, choose, device_bytes, matmul_flops
 from pipelines.plan.shape import ModelShape, shape_of
 from pipelines.sources.files import find_files
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.runner import Runner
 from pipelines.storage import Store
 from pipelines.train.row_order import RowOrder
 from pipelines.train.stage import check_startable
@@ -31,20 +34,21 @@ if TYPE_CHECKING:
 NUM_ROWS = 8
 
 
-def show_plan(recipe: Recipe, store: Store, console: Console) -> None:
-    """Print the parts of `dry_run` as they come."""
-    for part in dry_run(recipe, store):
+def show_dry_run(inputs: Inputs, store: Store, console: Console) -> None:
+    """Print the parts of `dry_run`, each as soon as it is known."""
+    for part in dry_run(inputs, store):
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
-def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:
-    """What to show a person, part by part. Writes nothing and needs no Ray.
+def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
+    """Tables and lines that describe the run. Writes nothing and needs no Ray.
 
     Raises UserError for whatever the run itself would refuse before its first step: sources, tokenizer, base, targets,
     and a plan that fits no worker.
     """
     import torch
 
+    recipe = inputs.recipe
     check_startable(recipe, store)
     yield _rows_table(recipe)
     check_base(meta_model(recipe.model).config, recipe.data.row_tokens)
@@ -57,7 +61,7 @@ def dry_run(recipe: Recipe, store: Store) -> Iterator[Table | str]:
         recipe, shape, recipe.data.row_tokens, recipe.resources.max_workers, device_bytes(device)
     )
     yield _memory_table(plan)
-    yield _time_line(recipe, store, shape, plan, device)
+    yield _time_line(inputs, store, shape, plan, device)
     yield from recipe.serving_notes()
 
 
@@ -111,9 +115,10 @@ def _memory_table(plan: MemoryPlan) -> Table:
 
 
 def _time_line(
-    recipe: Recipe, store: Store, shape: ModelShape, plan: MemoryPlan, device: torch.device
+    inputs: Inputs, store: Store, shape: ModelShape, plan: MemoryPlan, device: torch.device
 ) -> str:
-    prepared = find_prepared(recipe, store)
+    recipe = inputs.recipe
+    prepared = Runner(store, SILENT).find(prepare_step(inputs))
     rate = matmul_rate(device, resolve_dtype(recipe.model, device.type))
     recompute, full = plan.gradient_checkpointing != "off", recipe.train.method == "full"
     step = matmul_flops(shape, recipe.train.global_batch * recipe.data.row_tokens, recompute, full)

@@ -1,0 +1,34 @@
+"""An endpoint on the running Ray, taken down when its command ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipelines.core.artifacts import Endpoint
+from pipelines.core.progress import Progress
+from pipelines.steps.inputs import Inputs
+from pipelines.storage import Store
+from serve_app.deploy import run_endpoint, stop_endpoint
+
+
+@contextmanager
+def running_endpoint(inputs: Inputs, store: Store, progress: Progress) -> Iterator[Endpoint]:
+    """The endpoint of a recipe inside; it is stopped on exit, since a shared cluster outlives us."""
+    endpoint = run_endpoint(inputs.recipe, store, progress, inputs.base_fingerprint)
+    try:
+        yield endpoint
+    finally:
+        stop_endpoint(inputs.recipe)
+
+
+def serve_until_stopped(inputs: Inputs, store: Store, progress: Progress) -> None:
+    """Answer until Ctrl-C."""
+    with running_endpoint(inputs, store, progress) as endpoint:
+        body = f'{{"model": "{endpoint.models[-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'
+        progress.note(
+            f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        )
+        progress.note("  Ctrl-C stops it")
+        threading.Event().wait()

@@ -1,0 +1,85 @@
+"""`loraforge run`: every stage of a recipe in one go."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from jobs.options import (
+    DEFAULT_STORE,
+    REJECTED,
+    Overrides,
+    RecipePath,
+    StoreUri,
+    Verbose,
+    Verify,
+)
+from jobs.session import Session, open_session
+
+if TYPE_CHECKING:
+    from jobs.graphs.run import RunResult
+
+
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    store: StoreUri = DEFAULT_STORE,
+    verify: Verify = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prepare, train, evaluate and promote in one go; exit 3 if the gate rejects the candidate."""
+    session = open_session(recipe, overrides, store, verbose, verify=verify, needs_registry=True)
+    from jobs.graphs.run import run_recipe
+    from jobs.views.scores import scores_table
+
+    with session.runner() as runner:
+        result = run_recipe(session.inputs, runner)
+    session.progress.console.print(scores_table(result.report))
+    seconds = ", ".join(f"{name} {each:.1f}" for name, each in result.seconds.items())
+    session.progress.note(f"seconds: {seconds}")
+    for line in _result_lines(session, result, serve_command(recipe, overrides or [], store)):
+        session.progress.note(line)
+    raise typer.Exit(0 if result.decision.passed else REJECTED)
+
+
+def serve_command(recipe: Path, overrides: list[str], store: str) -> str:
+    """The command that serves what a run promoted, quoted for a shell."""
+    changes = [argument for override in overrides for argument in ("-s", override)]
+    return shlex.join(["loraforge", "serve", str(recipe), *changes, "--store", store])
+
+
+def _result_lines(session: Session, result: RunResult, serve: str) -> list[str]:
+    """What was promoted over what on how many rows, and where report, curve and adapter are."""
+    decision, version = result.decision, result.version
+    lines = [
+        f"report: {result.report.ref.uri}/report.html",
+        f"loss curve: {result.run.ref.uri}/loss.svg",
+    ]
+    if version is None:
+        adapter = f"{result.run.best.ref.uri}/adapter"
+        return [f"not promoted: {decision.reason}", *lines, f"adapter: {adapter}"]
+    rows = f"{result.prepared.heldout.num_samples:,} held-out rows"
+    replaced = f", replacing {decision.incumbent}" if decision.incumbent else ""
+    alias = session.recipe.registry.alias
+    promoted = f"promoted: {version.id} to {alias}{replaced}, scored on {rows}"
+    return [
+        promoted,
+        *_moved_since(session, version.id),
+        *lines,
+        f"adapter: {version.adapter_uri}",
+        f"serve it: {serve}",
+    ]
+
+
+def _moved_since(session: Session, version_id: str) -> list[str]:
+    """A line when the alias no longer points to the version, which a rerun does not change."""
+    from pipelines.registry.registry import Registry
+
+    registry = session.recipe.registry
+    alias = Registry(session.store).alias(registry.model, registry.alias)
+    if alias is None or alias.version_id == version_id:
+        return []
+    return [f"since then {registry.alias} was moved to {alias.version_id}; nothing moved now"]

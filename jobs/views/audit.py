@@ -1,0 +1,134 @@
+"""A dataset's audit in the terminal: what the loss will see, and the problems that were found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.chat import ChatRenderer
+from pipelines.config.schema import AuditConfig
+from pipelines.core.errors import UserError
+from pipelines.data.audit.audit import Audit, Histogram, audit
+from pipelines.data.audit.page import render
+from pipelines.data.audit.summary import summary_of
+from pipelines.data.audit.token_text import glyphs, loss_runs
+from pipelines.data.stage import KIND, load_prepared
+from pipelines.packed.reader import PackedSample
+from pipelines.storage import Store
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def show_audit(
+    store: Store,
+    dataset_id: str,
+    console: Console,
+    limits: AuditConfig | None = None,
+    page: Path | None = None,
+    num_examples: int = 3,
+    show_ids: bool = False,
+) -> Audit:
+    """Print the audit of a prepared dataset and, with `page`, write it as an HTML page.
+
+    Raises UserError when the store has no dataset of that id, or the page cannot be written.
+    """
+    artifact = store.by_id(KIND, dataset_id)
+    prepared = load_prepared(artifact)
+    found = audit(
+        artifact, prepared, store.local_dir(artifact.ref), limits or AuditConfig(), num_examples
+    )
+    renderer = _renderer(artifact.metadata.get("base"), prepared.tokenizer_digest, console)
+    _show(found, renderer, console, show_ids)
+    if page is not None:
+        try:
+            page.write_text(render(found, renderer), encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"--html {page}: cannot be written ({error.strerror})") from error
+        console.print(f"page: {page}")
+    return found
+
+
+def _renderer(
+    base: dict[str, str] | None, tokenizer_digest: str, console: Console
+) -> ChatRenderer | None:
+    """The renderer of the base that the dataset was made for, if that is still there and the same."""
+    try:
+        renderer = ChatRenderer.load(base["base"], base.get("revision")) if base else None
+    except UserError as error:
+        console.print(f"[yellow]tokens are shown as ids: {error}[/yellow]")
+        return None
+    if renderer and renderer.tokenizer_digest != tokenizer_digest:
+        console.print(
+            "[yellow]tokens are shown as ids: the base's tokenizer has changed since[/yellow]"
+        )
+        return None
+    return renderer
+
+
+def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_ids: bool) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in summary_of(found).items():
+        table.add_row(Text(name, style="bold"), str(value))
+    console.print(table)
+    for histogram in found.histograms:
+        console.print(_line(histogram))
+    for example in found.examples:
+        console.print(_coloured(example, renderer, show_ids, console.color_system is not None))
+    if found.rejects:
+        rejects = Table(
+            "rows",
+            "fate",
+            "reason",
+            "first",
+            title="rejects",
+            title_justify="left",
+        )
+        for kind in found.rejects[:12]:
+            rejects.add_row(f"{kind.count:,}", kind.fate, Text(kind.reason), Text(kind.first))
+        console.print(rejects)
+    for problem in found.problems:
+        console.print(Text(f"wrong: {problem}", style="bold red"))
+    if not found.problems:
+        console.print("[green]nothing wrong was found[/green]")
+
+
+def _line(histogram: Histogram) -> Text:
+    top = max(histogram.counts) or 1
+    bars = "".join(_BARS[-(-8 * count // top)] for count in histogram.counts)
+    low, median, high = (
+        histogram.label(v) for v in (histogram.edges[0], histogram.median, histogram.edges[-1])
+    )
+    unit = " tokens" if histogram.unit == "tokens" else ""
+    return Text.assemble(
+        (f"{histogram.name:26}", "bold"),
+        (bars, "blue"),
+        f"  {low} to {high}{unit}, median {median}",
+    )
+
+
+def _coloured(
+    example: PackedSample, renderer: ChatRenderer | None, show_ids: bool, colours: bool
+) -> Text:
+    """A sample's text with the tokens in the loss on green, or in brackets without colours."""
+    ids = example.input_ids.tolist()
+    out = Text.assemble((f"\n{example.sample_id}, {len(ids)} tokens\n", "dim"))
+    for first, last, in_loss in loss_runs(example.loss_weights):
+        style = "black on green" if in_loss else ""
+        opening, closing = ("⟦", "⟧") if in_loss and not colours else ("", "")
+        out.append(opening)
+        if renderer is None or show_ids:
+            part = (
+                glyphs(ids[first:last], renderer)
+                if renderer
+                else [([token], "") for token in ids[first:last]]
+            )
+            for group, text in part:
+                out.append(text, style=style)
+                out.append(f"[{','.join(map(str, group))}]", style="dim cyan")
+        else:
+            out.append(renderer.decode(ids[first:last], skip_special_tokens=False), style=style)
+        out.append(closing)
+    return out

@@ -1,0 +1,101 @@
+"""What a recipe names outside itself: base, sources, tokenizer and template, resolved once a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from pipelines.config.recipe import Recipe
+from pipelines.core.digests import digest_of
+from pipelines.sources.base_files import base_fingerprint
+from pipelines.sources.files import SourceFile, files_at, find_files
+from pipelines.sources.hashes import FileHashes
+from pipelines.storage import local_base_dir
+
+_TOKENIZER_FACTS = "tokenizer-1"  # raise the number when `TokenizerSpec` digests something else
+_TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A source file and the hex SHA-256 of its bytes."""
+
+    file: SourceFile
+    sha256: str
+
+
+class Inputs:
+    """The resolved inputs of one recipe. Each is looked up when first asked for, and only once.
+
+    Raises UserError for a missing source, an unreachable base or a base without a tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, hashes: FileHashes | None = None) -> None:
+        self.recipe = recipe
+        self.hashes = hashes or FileHashes()
+
+    @cached_property
+    def sources(self) -> tuple[HashedFile, ...]:
+        """The files of data.sources, each source's in the order of their names."""
+        return self._hashed(find_files(self.recipe.data.sources))
+
+    @cached_property
+    def benchmarks(self) -> tuple[HashedFile, ...]:
+        """The files of data.benchmarks."""
+        paths = enumerate(self.recipe.data.benchmarks)
+        return self._hashed(
+            [
+                file
+                for i, path in paths
+                for file in files_at(path, f"data.benchmarks.{i}", split="benchmark")
+            ]
+        )
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """Hex SHA-256 over the base's architecture and weights."""
+        model = self.recipe.model
+        return base_fingerprint(model.base, model.revision, self.hashes)
+
+    def fresh_base_fingerprint(self) -> str:
+        """The same, of bytes that this process read itself: for acts that cannot be undone."""
+        model = self.recipe.model
+        return base_fingerprint(model.base, model.revision, self.hashes, fresh=True)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return self._tokenizer["tokenizer"]
+
+    @property
+    def template_digest(self) -> str:
+        return self._tokenizer["template"]
+
+    @property
+    def template_prints_date(self) -> bool:
+        """Whether the chat template writes today's date into every rendering."""
+        return self._tokenizer["prints_date"]
+
+    @cached_property
+    def _tokenizer(self) -> Mapping[str, Any]:
+        model = self.recipe.model
+        folder = local_base_dir(model.base, model.revision, weights=False)
+        files = sorted({path for pattern in _TOKENIZER_PATTERNS for path in folder.glob(pattern)})
+
+        def describe() -> dict[str, Any]:
+            from pipelines.chat.tokenizer_spec import load_spec
+
+            spec = load_spec(model.base, model.revision)
+            return {
+                "tokenizer": spec.tokenizer_digest,
+                "template": spec.template_digest,
+                "prints_date": "strftime_now" in (spec.template or ""),
+            }
+
+        label = [_TOKENIZER_FACTS, version("transformers"), [path.name for path in files]]
+        return self.hashes.remember(digest_of(label), files, describe)
+
+    def _hashed(self, files: list[SourceFile]) -> tuple[HashedFile, ...]:
+        return tuple(HashedFile(file, self.hashes.sha256(file.path)) for file in files)

@@ -1,0 +1,68 @@
+"""A stage of a recipe as a value: what it is made from, how it is built, and how it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pipelines.core.progress import Progress
+from pipelines.storage import Artifact, Store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What `Step.build` gets: the store, the key of the artifact to build, and a place for notes."""
+
+    store: Store
+    key: str
+    progress: Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Step(Generic[T]):
+    """One stage. Its artifact is stored under (`kind`, key) and read back as a `T`.
+
+    `inputs` are the steps before it; `key`, `build` and `summary` are called with plain values, so
+    that a graph of steps can be inspected without running anything:
+
+    - `key(*inputs)`: hex SHA-256 of all that decides the result. Take it of the normalised literals
+      of the recipe and of the keys of the inputs, never of the machine and never of an outcome.
+    - `build(context, *inputs)`: make the artifact of `context.key`. Raises UserError.
+    - `load(store, artifact)`: the artifact as a `T`. Raises UserError when the recipe's present
+      limits refuse it.
+    - `summary(T)`: the result in a few words, for the line that is printed.
+
+    The manifest of a built artifact names each input under its kind in `parents`.
+    """
+
+    name: str
+    noun: str
+    kind: str
+    inputs: tuple[Step[Any], ...]
+    key: Callable[..., str]
+    build: Callable[..., None]
+    load: Callable[[Store, Artifact], T]
+    summary: Callable[[T], str]
+    needs_ray: bool = True
+
+
+def fixed_step(step: Step[T], artifact: Artifact) -> Step[T]:
+    """The step whose result is a given artifact, whatever the recipe says now."""
+
+    def refuse(context: BuildContext) -> None:
+        raise AssertionError(f"{artifact.ref.uri} exists and is never built")
+
+    return Step(
+        step.name,
+        step.noun,
+        step.kind,
+        (),
+        lambda: artifact.ref.key,
+        refuse,
+        step.load,
+        step.summary,
+        needs_ray=False,
+    )
