@@ -5,117 +5,140 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from pipelines.config.schema import TrainConfig
 from pipelines.core.errors import UserError
-from pipelines.train.batch import MicroBatch, Row, collate
+from pipelines.train.batch import MicroBatch, Row, collate_all, count_tokens
 from pipelines.train.engine.protocol import Engine
 from pipelines.train.row_order import RowOrder
 from pipelines.train.schedule import learning_rate
 
-MAX_SKIPS = 20  # steps in a row that `nonfinite: skip` leaves out before it gives up
+MAX_SKIPS = 20  # consecutive steps that train.nonfinite=skip skips before the run ends
+
+OnStep = Callable[[int, dict[str, float], Sequence[Row]], bool | None]
+"""Called after each step with the steps done, the step's metrics and this rank's rows."""
 
 
 def train_steps(
-    engine: Engine,
-    schedule: RowOrder,
-    rows: Iterator[Row],
-    first_step: int,
-    on_step: Callable[[int, dict[str, float], Sequence[Row]], bool | None],
+    engine: Engine, row_order: RowOrder, rows: Iterator[Row], first_step: int, on_step: OnStep
 ) -> None:
-    """Run steps `first_step` .. end; `on_step(steps_done, metrics, this rank's rows)` after each.
+    """Run the steps `first_step` .. end of a run. Collective.
 
-    Metrics are losses a token and seconds. The next step's rows are taken and moved while the device still computes, so
-    what is wrong with them is raised before the step is done.
+    `rows` yields this rank's packed rows in the order of `row_order.rows_of_rank`. `on_step` ends
+    the run early by returning False. Its metrics: "loss" (mean over the label tokens of all ranks),
+    "lr", "grad_norm" (before clipping), "tokens", "tokens_per_s", "step_s", "data_wait_s" and
+    "skipped".
 
-    `on_step` ends the run early by returning False. Raises UserError when a loss or gradient is not finite and
-    `nonfinite` says stop; a step with such a gradient changes nothing and is counted as "skipped".
+    A step whose loss or gradient is not finite changes no weight. Raises UserError after such a
+    step if `train.nonfinite` is "stop", or after MAX_SKIPS of them if it is "skip".
     """
-    config, skips = schedule.config, 0
-    micro_batches = math.ceil(
-        math.ceil(config.global_batch / engine.world_size) / config.micro_batch
-    )
-
-    def taken(step: int) -> tuple[list[Row], list[MicroBatch], torch.Tensor, float]:
-        """This rank's rows and micro-batches of a step; loss tokens and tokens of all ranks; seconds waited for rows."""
-        asked = time.perf_counter()
-        mine = [next(rows) for _ in schedule.rows_of(step)[engine.rank :: engine.world_size]]
-        waited = time.perf_counter() - asked
-        batches = collate_all(mine, config.micro_batch, micro_batches, engine.device)
-        return (
-            mine,
-            batches,
-            engine.sum_over_ranks([sum(b.loss_tokens for b in batches), count_tokens(mine)]),
-            waited,
-        )
-
-    upcoming = None
-    for step in range(first_step, schedule.num_steps):
+    config, num_skipped = row_order.config, 0
+    next_data: _StepData | None = None
+    for step in range(first_step, row_order.num_steps):
         started = time.perf_counter()
-        mine, batches, counts, waited = upcoming or taken(step)
-        torch.manual_seed(hash((config.seed, step, engine.rank)))  # dropout repeats after a resume
-        losses = [engine.accumulate(batch, counts[0]) for batch in batches]
-        upcoming = (
-            taken(step + 1) if step + 1 < schedule.num_steps else None
-        )  # while the device is still busy
-        rate = learning_rate(config, step, schedule.num_steps)
-        grad_norm = engine.step(rate)
-        total = engine.sum_over_ranks(torch.stack(losses).double().sum(0, keepdim=True))
-        loss_sum, num_loss, num_tokens = torch.cat([total, counts]).tolist()
+        data = next_data or _load_step(engine, row_order, rows, step)
+        # Each step has its own seed, so a resumed run draws the same dropout masks.
+        torch.manual_seed(hash((config.seed, step, engine.rank)))
+        losses = [engine.accumulate(batch, data.num_loss_tokens) for batch in data.batches]
+        # Load the next step's rows while the device still computes this one's gradient. An error in
+        # them is therefore raised before this step is reported.
+        is_last = step + 1 == row_order.num_steps
+        next_data = None if is_last else _load_step(engine, row_order, rows, step + 1)
+        lr = learning_rate(config, step, row_order.num_steps)
+        grad_norm = engine.step(lr)
+        # One transfer to the host for all numbers of the step; the host waits for the device here.
+        loss_sum = engine.sum_over_ranks(torch.stack(losses).double().sum(0, keepdim=True))
+        total_loss, loss_tokens, tokens = torch.cat([loss_sum, data.counts]).tolist()
         seconds = time.perf_counter() - started
-        values = {
-            "loss": loss_sum / num_loss,
-            "lr": rate,
+        metrics = {
+            "loss": total_loss / loss_tokens,
+            "lr": lr,
             "grad_norm": grad_norm,
-            "tokens": num_tokens,
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "step_s": seconds,
+            "data_wait_s": data.wait_s,
         }
-        skips = _check_finite(config, step + 1, values, engine.scale_lowered, skips)
-        values |= {"tokens_per_s": num_tokens / seconds, "step_s": seconds, "data_wait_s": waited}
-        if on_step(step + 1, values | {"skipped": float(skips > 0)}, mine) is False:
+        num_skipped = check_finite(config, step + 1, metrics, engine.scale_lowered, num_skipped)
+        metrics["skipped"] = float(num_skipped > 0)
+        if on_step(step + 1, metrics, data.rows) is False:
             return
 
 
-def _check_finite(
-    config: TrainConfig, step: int, values: dict[str, float], scale_lowered: bool, skips: int
+@dataclass(frozen=True)
+class _StepData:
+    """One rank's rows and micro-batches of a step.
+
+    `counts` [2] float64 on the device: the loss tokens and the tokens of all ranks. `wait_s` is the
+    time that the rank waited for its rows.
+    """
+
+    rows: list[Row]
+    batches: list[MicroBatch]
+    counts: torch.Tensor
+    wait_s: float
+
+    @property
+    def num_loss_tokens(self) -> torch.Tensor:
+        return self.counts[0]
+
+
+def _load_step(engine: Engine, row_order: RowOrder, rows: Iterator[Row], step: int) -> _StepData:
+    """Take this rank's rows of a step and move them to the device.
+
+    Collective. The host does not wait for the device.
+    """
+    config = row_order.config
+    rows_per_rank = math.ceil(config.global_batch / engine.world_size)
+    started = time.perf_counter()
+    num_rows = len(row_order.rows_of(step)[engine.rank :: engine.world_size])
+    step_rows = [next(rows) for _ in range(num_rows)]
+    wait_s = time.perf_counter() - started
+    num_batches = math.ceil(rows_per_rank / config.micro_batch)
+    batches = collate_all(step_rows, config.micro_batch, num_batches, engine.device)
+    loss_tokens = sum(batch.loss_tokens for batch in batches)
+    counts = engine.sum_over_ranks([loss_tokens, count_tokens(step_rows)])
+    return _StepData(step_rows, batches, counts, wait_s)
+
+
+def check_finite(
+    config: TrainConfig,
+    step: int,
+    metrics: dict[str, float],
+    scale_lowered: bool,
+    num_skipped: int,
 ) -> int:
-    """The number of skipped steps in a row, this one included; fp16 lowering its loss scale counts as none."""
-    if math.isfinite(values["loss"]) and (math.isfinite(values["grad_norm"]) or scale_lowered):
+    """The number of consecutive skipped steps up to this one, `num_skipped` of them before it.
+
+    A step on which fp16 lowered its loss scale is not counted. Raises UserError as `train_steps`
+    does.
+    """
+    loss, grad_norm = metrics["loss"], metrics["grad_norm"]
+    if math.isfinite(loss) and (math.isfinite(grad_norm) or scale_lowered):
         return 0
-    if config.nonfinite == "stop" or skips + 1 >= MAX_SKIPS:
-        skipped = f" after {skips} skipped steps in a row" if skips else ""
-        advice = (
-            "or set train.nonfinite=skip" if config.nonfinite == "stop" else "or train.clip_norm"
-        )
+    stops = config.nonfinite == "stop"
+    if stops or num_skipped + 1 >= MAX_SKIPS:
+        after = f" after {num_skipped} skipped steps in a row" if num_skipped else ""
+        advice = "or set train.nonfinite=skip" if stops else "or train.clip_norm"
         raise UserError(
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}{skipped}; the last checkpoint is from "
-            f"before. Lower train.lr={config.lr:g}, look at the data of this step, {advice}"
+            f"step {step}: loss {loss}, gradient norm {grad_norm}{after}; the last checkpoint is "
+            f"from an earlier step. Lower train.lr={config.lr:g}, look at the data of this step, "
+            f"{advice}"
         )
-    return skips + 1
-
-
-def collate_all(
-    rows: Sequence[Row], micro_batch: int, num_batches: int, device: torch.device
-) -> list[MicroBatch]:
-    """A rank's rows as exactly `num_batches` micro-batches, fillers at the end, so that no rank misses a collective."""
-    return [
-        collate(rows[i * micro_batch : (i + 1) * micro_batch], device) for i in range(num_batches)
-    ]
-
-
-def count_tokens(rows: Sequence[Row]) -> int:
-    """Real tokens in packed rows, padding not counted."""
-    return int(sum(np.sum(row["sample_lengths"]) for row in rows))
+    return num_skipped + 1
 
 
 def heldout_loss(engine: Engine, rows: Sequence[Row], num_rows: int, micro_batch: int) -> float:
-    """Mean loss of a token over `num_rows` held-out rows, of which each rank brings its share; NaN when there are none."""
+    """Mean loss over the label tokens of `num_rows` held-out rows; NaN if there are none.
+
+    `rows` are this rank's part of them. Collective.
+    """
     num_batches = math.ceil(math.ceil(num_rows / engine.world_size) / micro_batch)
     batches = collate_all(rows, micro_batch, num_batches, engine.device)
-    local = sum(engine.loss_sum(batch) for batch in batches)
-    total, count = engine.sum_over_ranks(
-        [local, sum(batch.loss_tokens for batch in batches)]
-    ).tolist()
-    return total / count if count else float("nan")
+    loss_sum = sum(engine.loss_sum(batch) for batch in batches)
+    loss_tokens = sum(batch.loss_tokens for batch in batches)
+    total_loss, total_tokens = engine.sum_over_ranks([loss_sum, loss_tokens]).tolist()
+    return total_loss / total_tokens if total_tokens else float("nan")

@@ -1,7 +1,7 @@
-"""The loss of a micro-batch: the weighted sum of next-token losses over the trained tokens.
-
-L = sum_t w_t * -log p(x_t | x_<t) over loss tokens, not divided: the loop divides by the sum of w over the whole step
-and all ranks, which is exact under packing, accumulation and any number of ranks. M = loss tokens, V = vocabulary.
+"""The loss of a micro-batch: the weighted sum of next-token losses at its label positions.
+ L = sum_t w_t * -log p(x_t | x_<t), not divided. The training loop divides by the sum of w over all
+micro-batches and ranks of the step, which is exact under packing, accumulation and any number of
+ranks. Shapes: T tokens, M label positions, h hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from pipelines.layers.kernels import kernels_for
 from pipelines.train.batch import MicroBatch
 
 _CHUNK_BYTES = 2**28  # of logits that exist at a time
-_WHOLE_TILES = 256  # rows of a chunk are a multiple of the products' tiles where there are as many
-_LEAST_CHUNKS = 8  # so that a small micro-batch's logits are small beside what it holds anyway
+_TILE_ROWS = 256  # a chunk's rows are a multiple of the matmul's tile, if it has that many
+_MIN_CHUNKS = 8  # so that a small micro-batch's logits add little to its activations
 
 
 class PackedLoss(torch.nn.Module):
-    """Wraps a PEFT model (or a plain one) so that its forward returns the summed loss (fp32 scalar) of a micro-batch.
+    """A causal model, PEFT-wrapped or plain, whose forward returns a micro-batch's summed loss.
 
-    The head runs only on positions that are in the loss: masked positions are most of an instruction dataset.
+    The loss is an fp32 scalar. The head runs at label positions only, because most positions of an
+    instruction dataset are masked.
     """
 
     def __init__(self, model: Any) -> None:
@@ -42,10 +43,12 @@ class PackedLoss(torch.nn.Module):
         head = causal.lm_head
         if type(head) is not torch.nn.Linear or head.weight.requires_grad or head.bias is not None:
             losses = functional.cross_entropy(
-                head(hidden[batch.trained]).float(), batch.targets, reduction="none"
+                head(hidden[batch.label_positions]).float(), batch.targets, reduction="none"
             )
             return cast(torch.Tensor, losses @ batch.weights)
-        # Called as the module that it is, because ZeRO-3 brings a module's weights when it is called.
+        # The head is called as a module with another forward, because ZeRO-3 gathers a module's
+        # weights in the hooks of its call. Reading `head.weight` elsewhere would see an empty
+        # shard.
         cast(Any, head).forward = lambda states: _FrozenHeadLoss.apply(states, head.weight, batch)
         try:
             return cast(torch.Tensor, head(hidden))
@@ -54,11 +57,11 @@ class PackedLoss(torch.nn.Module):
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Loss of hidden [T, h] through a head [V, h] that does not train: two matrix products, and few logits at a time.
+    """Loss of hidden [T, h] through a frozen head [V, h], with only a chunk of logits in memory.
 
-    The loss is a sum, so its gradient with respect to the logits is known in the forward, up to the factor that the
-    backward brings. The logits of one chunk of rows become their gradient in place (as in Liger's fused linear cross
-    entropy, Hsu et al. 2024, arXiv:2410.10989, without the product for the head's own gradient).
+    The loss is a sum, so the forward knows its gradient up to the scalar factor that the backward
+    receives. The logits of a chunk become their own gradient in place (as in Liger's fused linear
+    cross entropy, Hsu et al. 2024, arXiv:2410.10989, without the product for the head's gradient).
     """
 
     @staticmethod
@@ -67,14 +70,14 @@ class _FrozenHeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
-        size = min(size, max(_WHOLE_TILES, len(batch.trained) // _LEAST_CHUNKS))
-        size = size // _WHOLE_TILES * _WHOLE_TILES or size
+        size = min(size, max(_TILE_ROWS, len(batch.label_positions) // _MIN_CHUNKS))
+        size = size // _TILE_ROWS * _TILE_ROWS or size
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        boost = (
-            1024.0 if hidden.dtype == torch.float16 else 1.0
-        )  # small gradients exist before the loss scale comes
+        # This gradient exists before fp16's loss scale is applied in the backward; without a scale
+        # of its own, small values would round to zero. Powers of two are exact.
+        boost = 1024.0 if hidden.dtype == torch.float16 else 1.0
         for index, targets, weights in zip(
-            batch.trained.split(size),
+            batch.label_positions.split(size),
             batch.targets.split(size),
             batch.weights.split(size),
             strict=True,
@@ -90,6 +93,6 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        for rows in gradient.split(2048):
+        for rows in gradient.split(2048):  # in parts, for small fp32 copies
             rows.copy_(rows.float() * (grads[0] / ctx.boost))
         return gradient, None, None

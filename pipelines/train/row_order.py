@@ -1,4 +1,4 @@
-"""Which rows each step sees."""
+"""Which packed rows each optimizer step trains on, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from pipelines.config.schema import TrainConfig
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Which packed rows each optimizer step sees. Steps never cross an epoch's end, so its last one may be smaller."""
+    """The order of `num_rows` packed rows under `config`'s seed, epochs and global batch.
+
+    It does not depend on the world size, so a run may resume with another number of ranks. A step
+    never crosses the end of an epoch: an epoch's last step may be smaller.
+    """
 
     num_rows: int
     config: TrainConfig
@@ -28,20 +32,20 @@ class RowOrder:
         return min(steps, self.config.max_steps or steps)
 
     def rows_of(self, step: int) -> np.ndarray:
-        """Global indices of the packed rows of step 0 .. num_steps - 1, int64."""
+        """Indices of the rows of step 0 .. num_steps - 1 over all ranks, int64."""
         epoch, within = divmod(step, self.steps_per_epoch)
         order = _permutation(self.config.seed, epoch, self.num_rows)
         return order[within * self.config.global_batch : (within + 1) * self.config.global_batch]
 
-    def order(self, first_step: int, rank: int, world_size: int) -> np.ndarray:
-        """The rows of one rank from `first_step` to the end, in the order in which it needs them."""
+    def rows_of_rank(self, first_step: int, rank: int, world_size: int) -> np.ndarray:
+        """Indices of one rank's rows from `first_step` to the end, in the order of the steps."""
         parts = [self.rows_of(step)[rank::world_size] for step in range(first_step, self.num_steps)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    """The rows of an epoch in its order; read-only, as all of its steps share it."""
+    """The order of an epoch's rows. Read-only, because all steps of the epoch share the array."""
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
     order.setflags(write=False)
     return order

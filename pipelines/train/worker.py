@@ -1,8 +1,10 @@
-"""One training worker: from a plan and a process group to verified checkpoints. Knows no Ray; a channel reports for it."""
+"""One training worker: from its arguments and a process group to verified checkpoints.
+
+Knows nothing of Ray: a `Channel` connects it with the process that started it.
+"""
 
 from __future__ import annotations
 
-import faulthandler
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,44 +25,61 @@ from pipelines.train.checkpoint.files import (
     TrainingState,
     check_space,
     checkpoint_bytes,
-    finite,
     latest_verified,
     load_training_state,
+    only_finite,
     verified_at,
 )
-from pipelines.train.checkpoint.retention import discard_after, is_stale
+from pipelines.train.checkpoint.retention import discard_after, should_stop_early
 from pipelines.train.checkpoint.save import CheckpointSaver
 from pipelines.train.engine.collectives import all_reduce_min, broadcast_int, raise_on_all_ranks
 from pipelines.train.engine.deepspeed import DeepSpeedEngine
 from pipelines.train.faults.failures import FailureLog
 from pipelines.train.faults.preemption import Action, PreemptionPolicy
+from pipelines.train.faults.watchdog import Watchdog
 from pipelines.train.loop import heldout_loss, train_steps
 from pipelines.train.row_order import RowOrder
 from pipelines.train.track.metrics_log import MetricsLog, SampleLog
 from pipelines.train.track.throughput import ThroughputMeter, matmul_rate
 
+_HELDOUT_READ = 32  # held-out rows that a worker reads at a time
+
 
 class Feed(Protocol):
-    """Streams packed rows of one split in a given order."""
+    """Streams packed rows of one split."""
 
     def batches(
         self, order: np.ndarray, batch_size: int, start: int = 0
-    ) -> Iterator[Mapping[str, Any]]: ...
+    ) -> Iterator[Mapping[str, Any]]:
+        """The rows `order[start:]`, by index, `batch_size` at a time as columns."""
+        ...
 
 
 class Channel(Protocol):
-    """How a worker reaches whoever started it. Both are collective: every rank calls them equally often."""
+    """Connects a worker with the process that started it.
 
-    def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None: ...
+    Both methods are collective: every rank calls them equally often.
+    """
+
+    def report(self, metrics: Mapping[str, float], checkpoint_uri: str | None) -> None:
+        """Report a saved checkpoint; its URI is given on rank 0."""
+        ...
 
     def seconds_left(self) -> float | None:
-        """How long it takes until some worker's node is taken away; infinite when nobody says, None when none will be."""
+        """Seconds until the first node of the run is reclaimed: infinite without a deadline.
+
+        None if no node is announced to go.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class WorkerArgs:
-    """What every worker is told: picklable, the same on all ranks."""
+    """The arguments of every worker: picklable, the same on all ranks.
+
+    `parents` are the digests for the checkpoints' manifests, `folder` is the run's local folder,
+    and `open_feed(folder, split)` opens the packed rows of a split.
+    """
 
     recipe: Recipe
     store: Store
@@ -71,199 +90,191 @@ class WorkerArgs:
     open_feed: Callable[[Path, str], Feed]
 
 
-def train_rank(plan: WorkerArgs, device: torch.device, channel: Channel) -> bool:
-    """Train this rank's share, going on from the newest sound checkpoint. The process group must be up.
+def train_rank(args: WorkerArgs, device: torch.device, channel: Channel) -> bool:
+    """Train this rank's part of a run, resuming from the latest verified checkpoint. Collective.
 
-    Returns whether training has ended; False when it stopped, all saved, because a node will be taken away.
-    Raises UserError, alike on all ranks, for what a person can mend: a full disk, a loss that is not finite, a base
-    that does not load.
+    The process group must be initialised. Returns whether training has ended; False if it saved and
+    stopped because a node will be reclaimed. Raises the same UserError on all ranks for errors that
+    a user can correct: a full disk, a loss that is not finite, a base that does not load.
     """
-    watch = _Watch(plan.recipe.train.hang_timeout_s)
+    watchdog = Watchdog(args.recipe.train.hang_timeout_s)
     try:
-        return _Rank(plan, device, channel, watch).run()
+        start_state = _start_state(args, device)
+        if start_state and start_state.finished:
+            return True
+        return _Rank(args, device, channel, watchdog, start_state).run()
     finally:
-        watch.stop()
+        watchdog.stop()
 
 
-class _Watch:
-    """Ends the process, with every thread's stack on stderr, when a step, a scoring or a save takes too long: a hung
-    collective is a death.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.restart()
-
-    def restart(self) -> None:
-        faulthandler.dump_traceback_later(self._seconds, exit=True)
-
-    def stop(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
+def _start_state(args: WorkerArgs, device: torch.device) -> TrainingState | None:
+    """The state of the latest checkpoint that rank 0 verifies, or None. Collective."""
+    store, run_id = args.store, args.run_id
+    checkpoint, damaged = None, []
+    if torch.distributed.get_rank() == 0:
+        checkpoint, damaged = latest_verified(store, run_id)
+    for line in damaged:
+        FailureLog(args.folder).damaged(line)
+    step = broadcast_int(checkpoint.step if checkpoint else 0, device)
+    with raise_on_all_ranks(device):
+        if not step:
+            return None
+        return load_training_state(store, checkpoint or verified_at(store, run_id, step))
 
 
 class _Rank:
+    """One rank of a run that has steps left."""
+
     def __init__(
-        self, plan: WorkerArgs, device: torch.device, channel: Channel, watch: _Watch
+        self,
+        args: WorkerArgs,
+        device: torch.device,
+        channel: Channel,
+        watchdog: Watchdog,
+        start_state: TrainingState | None,
     ) -> None:
-        self._plan, self._channel, self._watch = plan, channel, watch
-        self._store = plan.store
-        snapshot = self._agreed_start(device)
-        self._finished = bool(snapshot and snapshot.finished)
-        if self._finished:
-            return
+        self._args, self._channel, self._watchdog = args, channel, watchdog
+        self._store = args.store
+        # All ranks must resolve "auto" alike, so the GPU with the least memory decides.
         memory = all_reduce_min(device_bytes(device), device)
         self._recipe = recipe = resolved(
-            plan.recipe, plan.prepared.row_tokens, memory, torch.distributed.get_world_size()
+            args.recipe, args.prepared.row_tokens, memory, torch.distributed.get_world_size()
         )
-        self._schedule = RowOrder(plan.prepared.train.num_rows, recipe.train)
-        self._first_step = snapshot.step if snapshot else 0
-        self._data = plan.store.local_dir(plan.prepared.ref)
+        self._row_order = RowOrder(args.prepared.train.num_rows, recipe.train)
+        self._first_step = start_state.step if start_state else 0
+        self._data = args.store.local_dir(args.prepared.ref)
         with raise_on_all_ranks(device):
             self._built = build_model(
                 recipe,
-                self._schedule,
-                plan.prepared.row_tokens,
+                self._row_order,
+                args.prepared.row_tokens,
                 lambda order: self._rows("train", order),
                 device,
-                snapshot,
+                start_state,
             )
         b_ratio = recipe.lora.lr_ratio if recipe.train.method == "lora" else 1.0
         self._engine = DeepSpeedEngine(self._built.model, recipe.train, device, b_ratio)
         self._history: list[Mapping[str, float]] = []
-        if snapshot:
-            self._engine.restore(snapshot.state)
-            self._history = [*snapshot.history, snapshot.metrics]
+        if start_state:
+            self._engine.restore(start_state.optimizer)
+            self._history = [*start_state.history, start_state.metrics]
         if self._engine.rank == 0:
-            discard_after(plan.store, plan.run_id, self._first_step)
-
-    def _agreed_start(self, device: torch.device) -> TrainingState | None:
-        """The checkpoint from which all ranks go on: the newest that rank 0 finds sound."""
-        store, run_id = self._store, self._plan.run_id
-        mine, damaged = (
-            latest_verified(store, run_id) if torch.distributed.get_rank() == 0 else (None, [])
-        )
-        for line in damaged:
-            FailureLog(self._plan.folder).damaged(line)
-        step = broadcast_int(mine.step if mine else 0, device)
-        with raise_on_all_ranks(device):
-            return (
-                load_training_state(store, mine or verified_at(store, run_id, step))
-                if step
-                else None
-            )
+            discard_after(args.store, args.run_id, self._first_step)
 
     def run(self) -> bool:
-        if self._finished:
-            return True
+        """Train to the end, or until a node will be reclaimed; whether training has ended."""
         engine, recipe = self._engine, self._recipe
         self._open()
-        order = self._schedule.order(self._first_step, engine.rank, engine.world_size)
+        order = self._row_order.rows_of_rank(self._first_step, engine.rank, engine.world_size)
         rows = self._rows("train", order, recipe.train.micro_batch)
-        self._watch.restart()
+        self._watchdog.restart()
         try:
-            train_steps(engine, self._schedule, rows, self._first_step, self._on_step)
+            train_steps(engine, self._row_order, rows, self._first_step, self._on_step)
         except BaseException:
             if self._log:
-                with suppress(OSError):  # a full disk is what may have ended the run
+                with suppress(OSError):  # a full disk may be the error that ended the run
                     self._log.close(finished=False)
             raise
-        with self._writing():
+        with self._disk_errors():
             if self._log:
                 self._log.close()
-        return self._ended
+        return self._has_ended
 
     def _open(self) -> None:
-        """Bring what the steps' ends need: held-out rows, logs, the saver, the meter and the ear for notices."""
-        engine, recipe, plan, built = self._engine, self._recipe, self._plan, self._built
-        self._num_heldout = plan.prepared.heldout.num_rows
-        mine = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
-        self._heldout = list(self._rows("heldout", mine, 32))
+        """Open what the end of a step needs: held-out rows, logs, saver, meter and preemption."""
+        engine, recipe, args, built = self._engine, self._recipe, self._args, self._built
+        self._num_heldout = args.prepared.heldout.num_rows
+        own_heldout = np.arange(self._num_heldout)[engine.rank :: engine.world_size]
+        self._heldout = list(self._rows("heldout", own_heldout, _HELDOUT_READ))
+        # All ranks name their files of this start after rank 0's clock.
         (started_at,) = engine.sum_over_ranks([0.0 if engine.rank else time.time()]).tolist()
-        self._notice, self._ended = PreemptionPolicy(engine, self._channel.seconds_left), True
-        about, folder = (
-            {"recipe": recipe.model_dump(mode="json"), "run_id": plan.run_id},
-            plan.folder,
-        )
-        with self._writing():
+        self._preemption = PreemptionPolicy(engine, self._channel.seconds_left)
+        self._has_ended = True
+        self._samples: SampleLog | None = None
+        self._log: MetricsLog | None = None
+        with self._disk_errors():
             if not engine.rank:
-                check_space(
-                    self._store, built.num_trained
-                )  # now, not after the first `save_every` steps
-            self._samples = (
-                SampleLog(folder, started_at, engine.rank) if recipe.train.record_samples else None
-            )
-            self._log = (
-                None
-                if engine.rank
-                else MetricsLog(folder, self._first_step, recipe.train.trackers, about)
-            )
-        probe = (
-            self._heldout[0] if self._heldout else next(self._rows("train", np.zeros(1, np.int64)))
-        )
+                # Now, not after the first `save_every` steps.
+                check_space(self._store, built.num_trainable_parameters)
+            if recipe.train.record_samples:
+                self._samples = SampleLog(args.folder, started_at, engine.rank)
+            if not engine.rank:
+                run_info = {"recipe": recipe.model_dump(mode="json"), "run_id": args.run_id}
+                self._log = MetricsLog(
+                    args.folder, self._first_step, recipe.train.trackers, run_info
+                )
+        first_row = np.zeros(1, np.int64)
         self._saver = CheckpointSaver(
-            self._store, recipe, plan.run_id, plan.parents, engine, built, probe
+            self._store,
+            recipe,
+            args.run_id,
+            args.parents,
+            engine,
+            built.model,
+            built.pissa,
+            built.num_trainable_parameters,
+            probe=self._heldout[0] if self._heldout else next(self._rows("train", first_row)),
         )
-        rate = (
-            matmul_rate(engine.device, built.size.dtype) if engine.device.type == "cuda" else None
-        )
+        on_gpu = engine.device.type == "cuda"
+        rate = matmul_rate(engine.device, built.size.dtype) if on_gpu else None
         self._meter = ThroughputMeter(
-            built.size, recipe.train.method == "full", self._schedule.num_steps, rate
+            built.size, recipe.train.method == "full", self._row_order.num_steps, rate
         )
 
     def _rows(self, split: str, order: np.ndarray, batch_size: int = 1) -> Iterator[Row]:
-        """The packed rows of a split in an order, one by one."""
-        for batch in (
-            self._plan.open_feed(self._data, split).batches(order, batch_size) if len(order) else ()
-        ):
+        """The packed rows of a split in an order, read `batch_size` at a time."""
+        if not len(order):
+            return
+        for batch in self._args.open_feed(self._data, split).batches(order, batch_size):
             columns = list(batch)
             for index in range(len(batch[columns[0]])):
                 yield {column: batch[column][index] for column in columns}
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Inside, what a rank's disk refuses ends all ranks with the same UserError. Collective."""
-        store, folder = self._store, str(self._plan.folder)
+    def _disk_errors(self) -> Iterator[None]:
+        """If a rank's disk refuses a write inside, all ranks raise one UserError. Collective."""
+
+        def wanted_bytes() -> int:
+            return 2 * checkpoint_bytes(self._built.num_trainable_parameters)
+
         with (
             raise_on_all_ranks(self._engine.device),
-            as_user_error(store.uri, folder, wants_bytes=self._wants),
+            as_user_error(self._store.uri, str(self._args.folder), wants_bytes=wanted_bytes),
         ):
             yield
 
-    def _wants(self) -> int:
-        return 2 * checkpoint_bytes(self._built.num_trained)
-
-    def _on_step(self, step: int, values: dict[str, float], rows: Sequence[Row]) -> bool:
+    def _on_step(self, step: int, metrics: dict[str, float], rows: Sequence[Row]) -> bool:
+        """Score, log and save after a step; False ends training here. Collective."""
         train = self._recipe.train
-        began = time.perf_counter()
-        last = step == self._schedule.num_steps
-        answer = Action.GO_ON if last else self._notice.after_step(values["step_s"])
+        started = time.perf_counter()
+        step_s = metrics["step_s"]
+        is_last = step == self._row_order.num_steps
+        action = Action.CONTINUE if is_last else self._preemption.after_step(step_s)
+        saves = step % train.save_every == 0 or is_last or action is not Action.CONTINUE
         scores: dict[str, float] = {}
-        saves = step % train.save_every == 0 or last or answer is not Action.GO_ON
         if saves and self._num_heldout:
-            self._watch.restart()
+            self._watchdog.restart()
             scores["heldout_loss"] = heldout_loss(
                 self._engine, self._heldout, self._num_heldout, train.micro_batch
             )
         if saves:
-            self._watch.restart()
-        with self._writing():
+            self._watchdog.restart()
+        with self._disk_errors():
             if self._samples:
                 self._samples.write(step, rows)
             if self._log:
-                self._log.write(
-                    step, values | scores | self._meter.read(step, values["step_s"], rows)
-                )
+                self._log.write(step, metrics | scores | self._meter.read(step, step_s, rows))
         if saves:
-            metrics = finite({"loss": values["loss"], **scores})
-            last = last or is_stale([*self._history, metrics], train.patience)
-            self._save(step, metrics, last)
-            stop = self._notice.after_save(values["step_s"], time.perf_counter() - began)
-            self._ended = last or not (stop or answer is Action.SAVE_AND_STOP)
-        self._watch.restart()
-        return not last and self._ended
+            summary = only_finite({"loss": metrics["loss"], **scores})
+            is_last = is_last or should_stop_early([*self._history, summary], train.patience)
+            self._save(step, summary, is_last)
+            stops = self._preemption.after_save(step_s, time.perf_counter() - started)
+            self._has_ended = is_last or not (stops or action is Action.SAVE_AND_STOP)
+        self._watchdog.restart()
+        return not is_last and self._has_ended
 
     def _save(self, step: int, metrics: Mapping[str, float], finished: bool) -> None:
-        """Save and verify with all ranks, then report; every rank learns when rank 0 could not."""
+        """Save and verify with all ranks, then report. Collective."""
         uri = self._saver.save(step, metrics, tuple(self._history), finished)
         self._history.append(dict(metrics))
         self._channel.report(dict(metrics), uri)

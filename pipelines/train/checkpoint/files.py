@@ -128,7 +128,7 @@ def only_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def with_checksum(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with a digest of itself. A manifest has the sha256 of every file, but not its own."""
+    """The metadata and a digest of it. A manifest has the sha256 of each file but its own."""
     return {**metadata, _CHECKSUM: digest_of(metadata)}
 
 
@@ -267,6 +267,6 @@ def count_trained_parameters(folder: Path) -> tuple[dict[str, int], int]:
 
 
 def _tensor_bytes(file: Path) -> int:
-    """The size of a safetensors file without its header, whose length is in its first eight bytes."""
+    """The size of a safetensors file without its header; bytes 0 to 7 are the header's length."""
     with open(file, "rb") as stream:
         return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")

@@ -1,61 +1,64 @@
-"""Which checkpoints are kept."""
+"""Which checkpoints of a run are deleted, and when their held-out losses end the run."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.core.artifacts import Checkpoint
 from pipelines.storage import Store, remove
 from pipelines.storage.folders import scratch_folder
-from pipelines.train.checkpoint.files import _LEFTOVER, _NAME, checkpoint_kind, list_checkpoints
+from pipelines.train.checkpoint.files import CHECKPOINT_NAME, checkpoint_kind, list_checkpoints
+
+_UNFINISHED = re.compile(r"\.tmp-([0-9a-f]{12})-.*")
 
 
 def discard_after(store: Store, run_id: str, after_step: int) -> None:
-    """Delete what lies in the way of a run that goes on from `after_step`, once no other process writes it.
+    """Delete everything that a run resuming from `after_step` would meet on its way.
 
-    That are the checkpoints after that step and those whose manifest is damaged, and what killed writers left hidden.
+    These are checkpoints of later steps, checkpoints with a damaged manifest, and unfinished
+    folders of killed writers. A folder that a living process still writes stays. Local stores only.
     """
     if not store.is_local:
         return
     root = Path(store.uri) / checkpoint_kind(run_id)
-    sound = {Path(c.ref.uri) for c in list_checkpoints(store, run_id) if c.step <= after_step}
+    valid = {Path(c.ref.uri) for c in list_checkpoints(store, run_id) if c.step <= after_step}
     for path in list(root.iterdir()) if root.exists() else ():
-        leftover = _LEFTOVER.fullmatch(path.name)
-        if leftover:
-            with scratch_folder(root, leftover[1]):  # which deletes what nobody writes any more
+        unfinished = _UNFINISHED.fullmatch(path.name)
+        if unfinished:
+            # Entering the scratch folder of that name deletes those that no process has locked.
+            with scratch_folder(root, unfinished[1]):
                 pass
-        elif _NAME.fullmatch(path.name) and path not in sound:
+        elif CHECKPOINT_NAME.fullmatch(path.name) and path not in valid:
             remove(path)
-    remove(root / "nothing")  # and with it what is left of earlier deletions
+    # `remove` also deletes the remains of killed deletions, even if there is nothing to remove.
+    remove(root / "nothing")
 
 
 def prune(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
-    """Delete what is not worth keeping; returns the kept, best held-out loss first.
+    """Delete all checkpoints but the `keep` best and the last; returns the remaining, best first.
 
-    Kept are the `keep` best by held-out loss, of equal ones the latest, and the last one, from which a run goes on. Only
-    local stores are swept.
+    The best have the lowest held-out loss; of equal ones the later is better. The last one is there
+    to resume from. Deletes in local stores only.
     """
-    made = list_checkpoints(store, run_id)
-    best = sorted(made, key=lambda checkpoint: (heldout_loss_of(checkpoint), -checkpoint.step))[
-        :keep
-    ]
-    kept = best + [c for c in made[-1:] if c not in best]
-    for checkpoint in made:
-        if checkpoint not in kept and store.is_local:
+    checkpoints = list_checkpoints(store, run_id)
+    best_first = sorted(checkpoints, key=lambda c: (heldout_loss_of(c), -c.step))
+    remaining = best_first[:keep]
+    remaining += [c for c in checkpoints[-1:] if c not in remaining]
+    for checkpoint in checkpoints:
+        if checkpoint not in remaining and store.is_local:
             remove(Path(checkpoint.ref.uri))
-    return kept
+    return remaining
 
 
-def heldout_loss_of(checkpoint: Checkpoint) -> float:
-    """The checkpoint's held-out loss for sorting; infinite where there is none."""
-    return _heldout_loss_in(checkpoint.metrics)
+def should_stop_early(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
+    """Whether none of the last `patience` checkpoints lowered the best held-out loss before them.
 
-
-def is_stale(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
-    """Whether the last `patience` checkpoints brought no better held-out loss than those before them."""
-    losses = [_heldout_loss_in(metrics) for metrics in history]
+    `history` are the metrics of a run's checkpoints, oldest first. Never if `patience` is None.
+    """
+    losses = [_heldout_loss(metrics) for metrics in history]
     return (
         patience is not None
         and len(losses) > patience
@@ -63,6 +66,11 @@ def is_stale(history: Sequence[Mapping[str, float]], patience: int | None) -> bo
     )
 
 
-def _heldout_loss_in(metrics: Mapping[str, float]) -> float:
+def heldout_loss_of(checkpoint: Checkpoint) -> float:
+    """The checkpoint's held-out loss, for sorting: infinite if it has none."""
+    return _heldout_loss(checkpoint.metrics)
+
+
+def _heldout_loss(metrics: Mapping[str, float]) -> float:
     loss = metrics.get("heldout_loss")
     return loss if loss is not None and math.isfinite(loss) else math.inf

@@ -150,7 +150,7 @@ def _mismatch_as_user_error(step: int) -> Iterator[None]:
         raise
     except (ValueError, SafetensorError) as error:
         raise UserError(
-            f"step {step}: the checkpoint's files are not what training made ({one_line(error)}), so "
-            "they are deleted and the checkpoint before is kept; look at the disk and the memory, then "
-            "give the same command again"
+            f"step {step}: the checkpoint's files are not what training made ({one_line(error)}), "
+            "so they are deleted and the previous checkpoint is kept; look at the disk and the "
+            "memory, then give the same command again"
         ) from error

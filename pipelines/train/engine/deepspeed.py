@@ -1,12 +1,10 @@
-"""DeepSpeed as an engine."""
+"""The engine of the training loop: DeepSpeed, ZeRO stages 0 to 3."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,24 +12,28 @@ import torch.distributed as dist
 from pipelines.config.schema import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.layers.transfer import to_device
-from pipelines.model.lora import trainable
+from pipelines.model.lora import trainable_parameters
 from pipelines.train.batch import MicroBatch
+from pipelines.train.engine.adam_state import MOMENTS, AdamState
 from pipelines.train.engine.deepspeed_config import zero_settings
+from pipelines.train.engine.deepspeed_patches import (
+    ClipWithoutZero,
+    gather_by_layer,
+    import_deepspeed,
+    patch_zero_1_and_2,
+)
 from pipelines.train.engine.protocol import OptimizerState
 from pipelines.train.loss import PackedLoss
-from pipelines.train.optimizer.bnb_adam import read_moments, write_moments
 from pipelines.train.optimizer.build import build_optimizer
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DeepSpeedEngine:
-    """ZeRO 0 to 3 over the trained parameters; the frozen base is replicated (0 to 2) or sharded (3).
+    """Trains `model`'s trainable parameters under ZeRO 0 to 3.
 
-    `scale_lowered` says that the last step was left out only because fp16's loss scale was too high, as it is at first.
+    The frozen base is replicated under ZeRO 0 to 2 and sharded under ZeRO 3. `b_ratio` is LoRA+'s
+    learning-rate ratio of the B matrices. Raises UserError for fp16 on CPU.
     """
 
     def __init__(
@@ -39,93 +41,69 @@ class DeepSpeedEngine:
     ) -> None:
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.scale_lowered = False
-        deepspeed = _import_deepspeed(device)
-        named = trainable(model)
+        deepspeed = import_deepspeed(device)
+        named = trainable_parameters(model)
         self._names = {parameter: name for name, parameter in named.items()}
-        optimizer = build_optimizer(named, config, b_ratio)
-        settings = zero_settings(
-            config, _compute_dtype(model), sum(p.numel() for p in named.values())
-        )
-        self.zero = settings["zero_optimization"]["stage"]
+        num_trainable = sum(p.numel() for p in named.values())
+        settings = zero_settings(config, _compute_dtype(model), num_trainable)
         if settings["fp16"]["enabled"] and device.type == "cpu":
             raise UserError("model.dtype=fp16 trains on a GPU only: set model.dtype=bf16 or fp32")
-        if self.zero == 3:
-            _gather_by_layer(model, settings["zero_optimization"])
+        stage = settings["zero_optimization"]["stage"]
+        if stage == 3:
+            gather_by_layer(model, settings["zero_optimization"])
         self._engine, *_ = deepspeed.initialize(
-            model=PackedLoss(model), optimizer=optimizer, config=settings
+            model=PackedLoss(model),
+            optimizer=build_optimizer(named, config, b_ratio),
+            config=settings,
         )
-        self._plain_norm, self._quantized = 0.0, config.optimizer != "adamw"
-        if self.zero == 0:
-            self._engine.clip_fp32_gradients = self._clip_plain
-        elif self.zero < 3 and config.offload == "none":
-            self._engine.optimizer.get_grad_norm_direct = self._norm_at_once
-            self._engine.optimizer.has_overflow = lambda partition_gradients=True: (
-                False
-            )  # the norm shows it
-        if self.zero in (1, 2):
-            # After each step it makes every parameter a view of the flat buffer, which it has been since the start.
-            self._engine.optimizer._update_model_bit16_weights = lambda group: None
-        self._engine.train()  # the base comes in eval mode
-        # DeepSpeed links the moments in its first step, and misses those of a second parameter group.
-        self._create_adam_state(0)
+        self._clip = ClipWithoutZero(self._engine, list(self._names)) if stage == 0 else None
+        if stage in (1, 2):
+            patch_zero_1_and_2(self._engine.optimizer, device, config.offload != "none")
+        self._engine.train()  # `from_pretrained` returns a base in eval mode
+        self._adam = AdamState(self._engine.optimizer, is_bnb=config.optimizer != "adamw")
+        self._adam.reset(0)
 
     def accumulate(self, batch: MicroBatch, global_loss_tokens: torch.Tensor) -> torch.Tensor:
-        """Add this micro-batch's share of the step's gradient; returns its summed loss, without waiting for it."""
-        if not self._engine.module.training:  # it visits thousands of modules
+        """Add this micro-batch's part of the step's gradient; returns its summed loss, detached.
+
+        The host does not wait for the device.
+        """
+        # `train()` visits thousands of modules, and only held-out scoring leaves the mode.
+        if not self._engine.module.training:
             self._engine.train()
         loss = self._engine(batch)
-        self._engine.backward(
-            loss * (self.world_size / global_loss_tokens).to(loss.dtype), scale_wrt_gas=False
-        )
+        # DeepSpeed averages gradients over the ranks; the loss is a mean over the tokens of all
+        # ranks.
+        scale = (self.world_size / global_loss_tokens).to(loss.dtype)
+        self._engine.backward(loss * scale, scale_wrt_gas=False)
         return loss.detach()
 
     def step(self, lr: float) -> float:
-        """Reduce, clip, update at rate `lr`, zero the gradients; returns the global gradient norm before clipping.
+        """Reduce, clip and update at rate `lr`, zero the gradients.
 
-        A gradient that is not finite changes nothing, is dropped, and gives a norm of infinity.
+        Returns the global gradient norm before clipping. A gradient that is not finite is dropped:
+        the weights stay as they are and the norm is infinite.
         """
-        wrapped = self._engine.optimizer
-        for group in wrapped.param_groups:
+        optimizer = self._engine.optimizer
+        for group in optimizer.param_groups:
             group["lr"] = lr * group["ratio"]
-        before = self._scaler().get("cur_scale", 1.0)
+        loss_scale = self._scaler().get("cur_scale", 1.0)
         self._engine.step()
-        if getattr(wrapped, "overflow", False):
-            self.scale_lowered = before > 1.0
+        if getattr(optimizer, "overflow", False):
+            # At a loss scale of 1 it is the gradient itself that is not finite.
+            self.scale_lowered = loss_scale > 1.0
             return float("inf")
         self.scale_lowered = False
-        return self._plain_norm if self.zero == 0 else float(self._engine.get_global_grad_norm())
-
-    def _clip_plain(self) -> None:
-        """DeepSpeed's clipping without ZeRO, which neither keeps the norm nor leaves out what is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(list(self._names), self._engine.gradient_clipping())
-        self._plain_norm = float(norm)
-        for parameter in self._names if not math.isfinite(self._plain_norm) else ():
-            parameter.grad = None
-
-    def _norm_at_once(
-        self, gradients: list[torch.Tensor], params: Any, norm_type: int = 2
-    ) -> torch.Tensor:
-        """The global norm, -1 when not finite, as DeepSpeed wants it, which launches ten kernels a tensor and waits."""
-        held = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-        kind = torch.float32 if self.device.type == "cuda" else torch.float64
-        norms = (
-            cast(Any, torch)._foreach_norm(held, norm_type, dtype=kind)
-            if held
-            else [torch.zeros((), device=self.device)]
-        )
-        total = torch.stack(norms).square().sum().float()
-        dist.all_reduce(total)
-        norm = total.sqrt()
-        return torch.where(norm.isfinite(), norm, -torch.ones_like(norm))
+        return self._clip.norm if self._clip else float(self._engine.get_global_grad_norm())
 
     @torch.no_grad()
     def loss_sum(self, batch: MicroBatch) -> float:
-        """Summed loss without gradients, dropout off. Collective under ZeRO-3 only."""
+        """The summed loss without gradients and dropout. Collective under ZeRO-3 only."""
         self._engine.eval()
         return float(self._engine(batch))
 
     def sum_over_ranks(self, values: Sequence[float] | torch.Tensor) -> torch.Tensor:
-        """Each value summed over the ranks, float64 on the device; it is not waited for."""
+        """Each value summed over the ranks, float64 on the device. The host does not wait."""
         if not isinstance(values, torch.Tensor):
             values = to_device(torch.tensor(values, dtype=torch.float64), self.device)
         summed = values.to(torch.float64, copy=True)
@@ -133,155 +111,74 @@ class DeepSpeedEngine:
         return summed
 
     def gather(self) -> OptimizerState:
+        """The weights and moments of all ranks, fp32 on CPU. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        weights, moments = {}, {key: {} for key in _MOMENTS}
-        with self._readable_moments(write=False):
+        weights, moments = {}, {key: {} for key in MOMENTS}
+        with self._adam.as_fp32(write=False):
             for parameter, name in self._names.items():
+                # DeepSpeed returns None for a parameter that it does not partition (no ZeRO).
                 full = safe_get_full_fp32_param(parameter)
-                weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
-                for key in _MOMENTS:
-                    moments[key][name] = self._moment(parameter, key, safe_get_full_optimizer_state)
+                weights[name] = _cpu_fp32(parameter if full is None else full)
+                for key in MOMENTS:
+                    full = safe_get_full_optimizer_state(parameter, key)
+                    moment = self._adam.moment(parameter, key) if full is None else full
+                    moments[key][name] = _cpu_fp32(moment)
         return OptimizerState(
-            weights, moments["exp_avg"], moments["exp_avg_sq"], self._adam_steps(), self._scaler()
+            weights,
+            moments["exp_avg"],
+            moments["exp_avg_sq"],
+            step=self._adam.num_updates,
+            scaler=self._scaler(),
         )
 
     def restore(self, state: OptimizerState) -> None:
+        """Put weights, moments, Adam's step and the loss scale back. Collective."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        self._create_adam_state(state.step)
-        with self._readable_moments(write=True):
+        self._adam.reset(state.step)
+        with self._adam.as_fp32(write=True):
             for parameter, name in self._names.items():
+                moments = {key: getattr(state, key)[name] for key in MOMENTS}
+                # ZeRO-3 marks its parameters with `ds_id`, ZeRO-1 and 2 with `_hp_mapping`.
                 if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
                     parameter.data.copy_(state.weights[name])
-                    held = self._adam_state()[parameter]
-                    for key in _MOMENTS:
-                        held[key].copy_(getattr(state, key)[name])
+                    for key, moment in moments.items():
+                        self._adam.moment(parameter, key).copy_(moment)
                     continue
                 safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
-                for key in _MOMENTS:
-                    safe_set_full_optimizer_state(
-                        parameter, getattr(state, key)[name].to(self.device), key
-                    )
-                with self.whole([parameter]):
+                for key, moment in moments.items():
+                    safe_set_full_optimizer_state(parameter, moment.to(self.device), key)
+                # The calls above set the fp32 copies only, not the weights that the forward uses.
+                with self.gathered([parameter]):
                     parameter.data.copy_(state.weights[name])
         for key, value in state.scaler.items():
             setattr(self._engine.optimizer.loss_scaler, key, value)
 
     @contextmanager
-    def _readable_moments(self, write: bool) -> Iterator[None]:
-        """Inside, bitsandbytes' moments lie beside its own state in fp32, as torch names them, where DeepSpeed finds them."""
-        if not self._quantized:
-            yield
-            return
-        states = list(self._adam_state().values())
-        for held in states:
-            held |= read_moments(held)
-        self._link_moments()
-        yield
-        for held in states:
-            moments = {key: held.pop(key) for key in _MOMENTS}
-            if write:
-                write_moments(held, moments)
-        self._link_moments()
+    def gathered(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters have their full shape on every rank.
 
-    def _link_moments(self) -> None:
-        wrapped = self._engine.optimizer
-        if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
-            wrapped._hp_optimizer_states_linked = False
-            wrapped._lazy_init_hp_params_optimizer_state()
-
-    @contextmanager
-    def whole(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-        """Inside, these weights are whole; what rank 0 writes is under ZeRO-3 every rank's afterwards. Collective there."""
+        Under ZeRO-3 collective, and rank 0's changes reach all ranks at the end. Without ZeRO-3 it
+        does nothing.
+        """
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        with GatheredParameters(
-            parameters, modifier_rank=0
-        ):  # which leaves parameters that are whole as they are
+        with GatheredParameters(parameters, modifier_rank=0):
             yield
 
-    def _moment(self, parameter: torch.nn.Parameter, key: str, whole: Any) -> torch.Tensor:
-        full = whole(parameter, key)
-        return (
-            (self._adam_state()[parameter][key] if full is None else full)
-            .detach()
-            .float()
-            .cpu()
-            .clone()
-        )
-
     def _scaler(self) -> dict[str, float]:
+        """The state of fp16's loss scaling; empty for other dtypes."""
+        if not self._engine.fp16_enabled():
+            return {}
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        return (
-            {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)}
-            if self._engine.fp16_enabled()
-            else {}
-        )
-
-    def _adam(self) -> torch.optim.Optimizer:
-        wrapped = self._engine.optimizer
-        return getattr(wrapped, "optimizer", wrapped)
-
-    def _adam_state(self) -> Any:
-        return self._adam().state
-
-    def _adam_steps(self) -> int:
-        return max((int(held["step"]) for held in self._adam_state().values()), default=0)
-
-    def _create_adam_state(self, step: int) -> None:
-        """Adam makes its state in its first step; make it empty here instead, or empty what is there; counted to `step`."""
-        wrapped, adam = self._engine.optimizer, self._adam()
-        flats = getattr(
-            wrapped, "fp32_partitioned_groups_flat", None
-        )  # ZeRO-3 keeps them out of the parameter groups
-        for g, group in enumerate(adam.param_groups):
-            for p, flat in enumerate(group["params"] if flats is None else flats if g == 0 else ()):
-                held = adam.state[flat]
-                if self._quantized:
-                    held.clear()
-                    cast(Any, adam).init_state(group, flat, g, p)
-                    held["step"] = step
-                    continue
-                held["step"] = torch.tensor(
-                    float(step), device=flat.device if flat.is_cuda else None
-                )
-                for key in _MOMENTS:
-                    held[key] = torch.zeros_like(flat, memory_format=torch.preserve_format)
-        self._link_moments()  # else DeepSpeed links the moments in its first step only, and to the old ones after a resume
+        return {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)}
 
 
 def _compute_dtype(model: Any) -> torch.dtype:
-    """The dtype of the activations: that of the base's plain weights, whatever holds quantized ones."""
+    """The dtype of the activations. A quantized base keeps its embedding in that dtype."""
     return model.get_input_embeddings().weight.dtype
 
 
-def _gather_by_layer(model: Any, zero: dict[str, Any]) -> None:
-    """Under ZeRO-3 bring a decoder layer's weights with one call, and those of the next while this one computes."""
-    from deepspeed.utils import set_z3_leaf_modules
-
-    layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
-    if not layers:
-        return
-    set_z3_leaf_modules(model, [type(layers[0])])
-    # A module whose input has no gradient is taken to be done before its backward has begun: the first layer would lose
-    # its weights just then.
-    model.enable_input_require_grads()
-    size = sum(p.numel() for p in layers[0].parameters())
-    zero |= {
-        "overlap_comm": True,
-        "stage3_prefetch_bucket_size": 2 * size,
-        "stage3_max_live_parameters": 6 * size,
-    }
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed with the accelerator of `device`; on CPU over gloo, without compiling its shared-memory kernels."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import deepspeed.ops
-
-    if device.type == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+def _cpu_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().float().cpu().clone()

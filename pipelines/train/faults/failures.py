@@ -1,4 +1,7 @@
-"""Which workers of a run ended early or will, and what was damaged: written by Ray Train's controller and rank 0, read by who follows."""
+"""A run's failures.jsonl: workers that ended early, preempted nodes, damaged checkpoints.
+
+Ray Train's controller and rank 0 write it; the command that started the run shows new lines.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.train.track.metrics_log import read_lines
+from pipelines.core.errors import one_line
+from pipelines.train.json_lines import read_json_lines
 
 FAILURES_FILE = "failures.jsonl"
-_CAUSE, _REASON_CHARS = "The actor is dead because", 240
+_CAUSE, _MAX_CHARS = "The actor is dead because", 240
 
 
 class FailureLog:
-    """Appends to `folder/failures.jsonl`, each piece of news once."""
+    """Appends to `folder/failures.jsonl`; an event equal to the last one is not repeated."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FAILURES_FILE
@@ -26,55 +30,52 @@ class FailureLog:
         self._write({"failed": {str(rank): reason for rank, reason in sorted(reasons.items())}})
 
     def announced(self, ranks: Sequence[int], seconds_left: float) -> None:
-        """The nodes of these ranks will be taken away."""
-        self._write(
-            {
-                "announced": sorted(ranks),
-                "in_s": None if math.isinf(seconds_left) else round(seconds_left),
-            }
-        )
+        """The nodes of these ranks will be reclaimed in `seconds_left`, infinite if unknown."""
+        in_s = None if math.isinf(seconds_left) else round(seconds_left)
+        self._write({"announced": sorted(ranks), "in_s": in_s})
 
-    def damaged(self, line: str) -> None:
-        """A checkpoint is left out, because it is not what was written."""
-        self._write({"damaged": line})
+    def damaged(self, description: str) -> None:
+        """A checkpoint is skipped because its files differ from the files that were written."""
+        self._write({"damaged": description})
 
-    def _write(self, news: Mapping[str, object]) -> None:
-        if news != self._last:
-            self._last = news
+    def _write(self, event: Mapping[str, object]) -> None:
+        if event != self._last:
+            self._last = event
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a") as stream:
-                stream.write(json.dumps(news) + "\n")
+                stream.write(json.dumps(event) + "\n")
 
 
 def read_failures(folder: Path) -> list[str]:
-    """The failures of a run so far, a line each, oldest first."""
-    return [_describe(news) for news in read_lines(folder / FAILURES_FILE)]
+    """The failures of a run so far, one line each, oldest first."""
+    return [_describe(event) for event in read_json_lines(folder / FAILURES_FILE)]
 
 
-def _describe(news: Mapping[str, Any]) -> str:
-    if "failed" in news:
-        return f"failed: {'; '.join(f'worker {rank}: {reason}' for rank, reason in news['failed'].items())}"
-    if "damaged" in news:
-        return f"checkpoint damaged, {news['damaged']}"
-    who, when = (
-        ", ".join(map(str, news["announced"])),
-        "soon" if news["in_s"] is None else f"in {news['in_s']} s",
-    )
-    return f"the node of worker {who} will be taken away {when}; this does not count as a failure"
+def _describe(event: Mapping[str, Any]) -> str:
+    if "failed" in event:
+        reasons = (f"worker {rank}: {reason}" for rank, reason in event["failed"].items())
+        return f"failed: {'; '.join(reasons)}"
+    if "damaged" in event:
+        return f"checkpoint damaged, {event['damaged']}"
+    ranks = ", ".join(map(str, event["announced"]))
+    when = "soon" if event["in_s"] is None else f"in {event['in_s']} s"
+    return f"the node of worker {ranks} will be taken away {when}; this does not count as a failure"
 
 
 def was_preempted(error: Exception) -> bool:
-    """Whether Ray says that a worker ended because its node was taken away."""
-    return bool(getattr(_plain(error), "preempted", False))
+    """Whether Ray reports that a worker ended because its node was reclaimed."""
+    return bool(getattr(_cause(error), "preempted", False))
 
 
 def reason_of(error: Exception) -> str:
-    """What ended a worker, in a line."""
-    plain = _plain(error)
-    text = " ".join(str(plain).split())
+    """Why a worker ended, in one line."""
+    cause = _cause(error)
+    text = one_line(cause)
     text = text[max(0, text.find(_CAUSE)) :]
-    return f"{type(plain).__name__}: {text[:_REASON_CHARS]}{'...' if len(text) > _REASON_CHARS else ''}"
+    shortened = text[:_MAX_CHARS] + ("..." if len(text) > _MAX_CHARS else "")
+    return f"{type(cause).__name__}: {shortened}"
 
 
-def _plain(error: Exception) -> Exception:
+def _cause(error: Exception) -> Exception:
+    """The worker's own error, out of the wrapper that Ray Train's health check puts around it."""
     return getattr(error, "health_check_failure", error)

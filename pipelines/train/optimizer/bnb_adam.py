@@ -1,4 +1,4 @@
-"""AdamW of bitsandbytes: moments in 8 bits or paged to the CPU, and how to read and write them as plain fp32."""
+"""AdamW of bitsandbytes: moments in 8 bits or paged to the CPU, read and written as plain fp32."""
 
 from __future__ import annotations
 
@@ -12,44 +12,51 @@ _CLASSES = {
     "paged_adamw": "PagedAdamW32bit",
     "paged_adamw_8bit": "PagedAdamW8bit",
 }
-_NAMES = {"exp_avg": "1", "exp_avg_sq": "2"}
-_BLOCK = 256
+_NUMBERS = {"exp_avg": "1", "exp_avg_sq": "2"}
+"""bitsandbytes numbers the moments: "state1" averages the gradient, "state2" its square."""
+_BLOCK = 256  # values that share one scale; fixed in bitsandbytes' 8-bit optimizers
 
 
-def quantized_adamw(name: str) -> Any:
+def bnb_adamw(name: str) -> Any:
     """The optimizer class of a recipe's `train.optimizer`."""
     import bitsandbytes.optim
 
     return getattr(bitsandbytes.optim, _CLASSES[name])
 
 
-def read_moments(held: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Adam's moments in one parameter's state, as fp32; small parameters are held in fp32 anyhow."""
+def read_moments(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The moments in one parameter's state, fp32, by torch's names "exp_avg" and "exp_avg_sq".
+
+    bitsandbytes keeps parameters of fewer than 4,096 values in fp32 also in its 8-bit optimizers:
+    such a state has no scales ("absmax1", "absmax2").
+    """
     import bitsandbytes.functional as bnb
 
-    found = {}
-    for name, n in _NAMES.items():
-        state = held[f"state{n}"]
-        coded = f"absmax{n}" in held
-        options = {
-            "absmax": held.get(f"absmax{n}"),
-            "code": held.get(f"qmap{n}"),
-            "blocksize": _BLOCK,
-        }
-        found[name] = bnb.dequantize_blockwise(state, **options) if coded else state.clone()
-    return found
-
-
-def write_moments(held: dict[str, Any], moments: dict[str, torch.Tensor]) -> None:
-    """The inverse of `read_moments`, up to the rounding to 8 bits."""
-    import bitsandbytes.functional as bnb
-
-    for name, n in _NAMES.items():
-        if f"absmax{n}" not in held:
-            held[f"state{n}"].copy_(moments[name])
+    moments = {}
+    for name, number in _NUMBERS.items():
+        values = state[f"state{number}"]
+        if f"absmax{number}" not in state:
+            moments[name] = values.clone()
             continue
-        coded, scales = bnb.quantize_blockwise(
-            moments[name], code=held[f"qmap{n}"], blocksize=_BLOCK
+        moments[name] = bnb.dequantize_blockwise(
+            values,
+            absmax=state[f"absmax{number}"],
+            code=state[f"qmap{number}"],
+            blocksize=_BLOCK,
         )
-        held[f"state{n}"].copy_(coded)
-        held[f"absmax{n}"].copy_(scales.absmax)
+    return moments
+
+
+def write_moments(state: dict[str, Any], moments: dict[str, torch.Tensor]) -> None:
+    """Put fp32 moments into one parameter's state; 8-bit states round them."""
+    import bitsandbytes.functional as bnb
+
+    for name, number in _NUMBERS.items():
+        if f"absmax{number}" not in state:
+            state[f"state{number}"].copy_(moments[name])
+            continue
+        values, scales = bnb.quantize_blockwise(
+            moments[name], code=state[f"qmap{number}"], blocksize=_BLOCK
+        )
+        state[f"state{number}"].copy_(values)
+        state[f"absmax{number}"].copy_(scales.absmax)

@@ -1,4 +1,4 @@
-"""The optimizer."""
+"""Builds the optimizer of a recipe's section `train`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 import torch
 
 from pipelines.config.schema import TrainConfig
-from pipelines.train.optimizer.bnb_adam import quantized_adamw
+from pipelines.train.optimizer.bnb_adam import bnb_adamw
 
 
 def build_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], config: TrainConfig, b_ratio: float
-) -> Any:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), betas 0.9 / 0.999, fused on a GPU, in one or two groups.
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), betas 0.9 and 0.999; fused on a GPU.
 
-    With `b_ratio` other than 1 the B matrices are a group of their own, whose rate is `b_ratio` times that of the rest
-    (LoRA+, Hayou et al. 2024, arXiv:2402.12354). A group's "ratio" says so to whoever sets the rate.
+    If `b_ratio` is not 1, the B matrices form a second parameter group, whose learning rate is
+    `b_ratio` times the first group's (LoRA+, Hayou et al. 2024, arXiv:2402.12354). Each group has
+    that factor as "ratio"; the engine multiplies it into the rate of each step.
     """
-    second = [p for name, p in parameters.items() if b_ratio != 1 and ".lora_B." in name]
-    first = [p for name, p in parameters.items() if b_ratio == 1 or ".lora_B." not in name]
+    b_matrices = [p for name, p in parameters.items() if b_ratio != 1 and ".lora_B." in name]
+    others = [p for name, p in parameters.items() if b_ratio == 1 or ".lora_B." not in name]
     groups = [
-        {"params": group, "ratio": ratio}
-        for group, ratio in ((first, 1.0), (second, b_ratio))
-        if group
+        {"params": members, "ratio": ratio}
+        for members, ratio in ((others, 1.0), (b_matrices, b_ratio))
+        if members
     ]
     options: dict[str, Any] = {
         "lr": config.lr,
@@ -33,5 +34,5 @@ def build_optimizer(
         "weight_decay": config.weight_decay,
     }
     if config.optimizer != "adamw":
-        return quantized_adamw(config.optimizer)(groups, **options)
-    return torch.optim.AdamW(groups, fused=first[0].is_cuda, **options)
+        return bnb_adamw(config.optimizer)(groups, **options)
+    return torch.optim.AdamW(groups, fused=others[0].is_cuda, **options)

@@ -1,4 +1,4 @@
-"""Metrics of a run."""
+"""A run's metrics.jsonl and its record of samples, written and read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.train.json_lines import read_json_lines
 from pipelines.train.track.trackers import open_trackers
 
-_TAIL_BYTES = 4096  # several lines
+_TAIL_BYTES = 4096  # enough for several lines
 
 
 class MetricsLog:
-    """Appends a line a step to `folder/metrics.jsonl`. Lines after `first_step` of an interrupted run go away."""
+    """Appends one line for each step to `folder/metrics.jsonl` and sends it to the trackers.
+
+    A run that resumes from `first_step` drops the lines of later steps, which it does again.
+    `run_info` has the run's "run_id" and "recipe". Raises UserError for a tracker that cannot be
+    used.
+    """
 
     def __init__(
-        self, folder: Path, first_step: int, trackers: Sequence[str], about: Mapping[str, Any]
+        self, folder: Path, first_step: int, trackers: Sequence[str], run_info: Mapping[str, Any]
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
@@ -26,71 +32,69 @@ class MetricsLog:
         replacement = self._path.with_suffix(".tmp")
         replacement.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         os.replace(replacement, self._path)
-        self._stream = open(self._path, "a", buffering=1)  # noqa: SIM115  (lives as long as the run)
-        self._trackers = open_trackers(trackers, folder, about)
+        self._stream = open(self._path, "a", buffering=1)  # noqa: SIM115  (until close)
+        self._trackers = open_trackers(trackers, folder, run_info)
         for line in earlier:
-            self._tell(
-                line["step"], {name: value for name, value in line.items() if name != "step"}
-            )
+            values = {name: value for name, value in line.items() if name != "step"}
+            self._send(line["step"], values)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """`values` of steps 1, 2, ...; a number that is not finite is written as null."""
+        """The metrics after step 1, 2, ...; a number that is not finite is written as null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._stream.write(json.dumps({"step": step, **finite}) + "\n")
-        self._tell(step, finite)
+        self._send(step, finite)
 
-    def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
+    def _send(self, step: int, values: Mapping[str, float | None]) -> None:
+        numbers = {name: value for name, value in values.items() if value is not None}
         for tracker in self._trackers:
-            if step > tracker.held:
-                tracker.write(
-                    step, {name: value for name, value in values.items() if value is not None}
-                )
+            if step > tracker.last_step:
+                tracker.write(step, numbers)
 
     def close(self, finished: bool = True) -> None:
-        """The run has ended, or broke off when not `finished`."""
+        """End the log; `finished` is False if the run broke off."""
         self._stream.close()
         for tracker in self._trackers:
             tracker.close(finished)
 
 
 class SampleLog:
-    """Writes down which samples this rank saw in each step, for proofs and audits: `folder/samples/*.jsonl`.
+    """Records, for audits, the samples that this rank trained on in each step.
 
-    A file a rank and start of the run (`started_at`, the same on all ranks); of two records of a step the later start's
-    counts, because a resumed run does the steps after its checkpoint again.
+    Writes `folder/samples/*.jsonl`, one file for each rank and start of the run; `started_at` is
+    the same on all ranks. A resumed run does the steps after its checkpoint again, so of two
+    records of a step the later start's is valid.
     """
 
     def __init__(self, folder: Path, started_at: float, rank: int) -> None:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        self._stream = open(folder / "samples" / f"{started_at:.6f}-{rank}.jsonl", "a", buffering=1)  # noqa: SIM115
+        path = folder / "samples" / f"{started_at:.6f}-{rank}.jsonl"
+        self._stream = open(path, "a", buffering=1)  # noqa: SIM115  (as long as the run)
 
     def write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """These rows were this rank's in `step`."""
+        """Record the samples of this rank's `rows` of a step."""
         samples = [str(sample) for row in rows for sample in row["sample_ids"]]
         self._stream.write(json.dumps({"step": step, "samples": samples}) + "\n")
 
 
 def read_samples(folder: Path) -> dict[int, list[str]]:
-    """The samples of every step over all ranks, those of abandoned steps left out."""
+    """The samples of every step over all ranks; steps that were done again count once."""
     steps: dict[int, tuple[str, list[str]]] = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         start = path.name.rpartition("-")[0]
-        for line in read_lines(path):
-            held = steps.get(line["step"])
-            steps[line["step"]] = (
-                start,
-                [*(held[1] if held and held[0] == start else ()), *line["samples"]],
-            )
+        for line in read_json_lines(path):
+            previous_start, samples = steps.get(line["step"], ("", []))
+            of_this_start = samples if previous_start == start else []
+            steps[line["step"]] = (start, [*of_this_start, *line["samples"]])
     return {step: samples for step, (_, samples) in sorted(steps.items())}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl so far; a last line still being written is left out."""
-    return read_lines(folder / "metrics.jsonl")
+    """The complete lines of a run's metrics.jsonl so far."""
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def last_metrics(folder: Path) -> dict[str, Any] | None:
-    """The last whole line of a run's metrics.jsonl so far, read from the file's end."""
+    """The last complete line of a run's metrics.jsonl so far, read from the end of the file."""
     try:
         with open(folder / "metrics.jsonl", "rb") as stream:
             stream.seek(-min(_TAIL_BYTES, stream.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -98,12 +102,3 @@ def last_metrics(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return json.loads(lines[-1]) if lines else None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines; none where there is no file, and not one still being written."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: its metrics.jsonl and failures.jsonl, read as they are written."""
+"""A run's progress bar, drawn from metrics.jsonl and failures.jsonl while workers write them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _POLL_S = 0.5
 
 
 class RunProgress:
-    """Inside, draws the progress of the run in `folder` and notes its new failures.
+    """Inside, shows the progress of the run in `folder` and notes each new failure once.
 
-    After a restart the bar goes back to where the run stands.
+    After a restart of the workers the bar goes back to the step that they resumed from.
     """
 
     def __init__(self, folder: Path, num_steps: int, progress: Progress) -> None:
         self._folder, self._num_steps, self._progress = folder, num_steps, progress
-        self._known = len(read_failures(folder))
+        self._num_noted = len(read_failures(folder))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._draw, daemon=True)
 
@@ -35,37 +35,36 @@ class RunProgress:
         self._thread.join()
 
     def _draw(self) -> None:
-        shown = 0
+        shown_step = 0
         with self._progress.bar("train steps", self._num_steps) as advance:
             while True:
-                finished = self._done.wait(_POLL_S)
-                last = last_metrics(self._folder)
-                if last and last["step"] != shown:
-                    advance(last["step"] - shown, describe(last))
-                    shown = last["step"]
+                done = self._done.wait(_POLL_S)
+                metrics = last_metrics(self._folder)
+                if metrics and metrics["step"] != shown_step:
+                    advance(metrics["step"] - shown_step, describe_metrics(metrics))
+                    shown_step = metrics["step"]
                 self._note_failures()
-                if finished:
+                if done:
                     return
 
     def _note_failures(self) -> None:
         failures = read_failures(self._folder)
-        for failure in failures[self._known :]:
+        for failure in failures[self._num_noted :]:
             self._progress.note(f"train: {failure}")
-        self._known = len(failures)
+        self._num_noted = len(failures)
 
 
-def describe(line: Mapping[str, Any]) -> str:
-    """One step's metrics in words, what matters most first, because a narrow terminal cuts the end."""
-    parts = [f"loss {_number(line['loss'], '.4f')}"]
-    if line["eta_s"] >= 1:
-        parts.append(f"{timedelta(seconds=round(line['eta_s']))} left")
-    parts += [f"{line['tokens_per_s']:,.0f} tokens/s", f"lr {line['lr']:.2e}"]
-    parts.append(f"grad {_number(line['grad_norm'], '.3g')}")
-    if "mfu" in line:
-        parts.append(
-            f"MFU {line['mfu']:.0%} of {line['measured_tflops_per_s']:,.0f} TFLOP/s measured"
-        )
-    parts.append(f"{line['memory_bytes'] >> 20:,} MiB")
+def describe_metrics(metrics: Mapping[str, Any]) -> str:
+    """One step's metrics as text, the most important first: a narrow terminal cuts off the end."""
+    parts = [f"loss {_number(metrics['loss'], '.4f')}"]
+    if metrics["eta_s"] >= 1:
+        parts.append(f"{timedelta(seconds=round(metrics['eta_s']))} left")
+    parts += [f"{metrics['tokens_per_s']:,.0f} tokens/s", f"lr {metrics['lr']:.2e}"]
+    parts.append(f"grad {_number(metrics['grad_norm'], '.3g')}")
+    if "mfu" in metrics:
+        rate = f"{metrics['measured_tflops_per_s']:,.0f} TFLOP/s measured"
+        parts.append(f"MFU {metrics['mfu']:.0%} of {rate}")
+    parts.append(f"{metrics['memory_bytes'] >> 20:,} MiB")
     return "  ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Throughput."""
+"""Speed of a run: MFU, remaining time, peak memory."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ import torch
 from pipelines.plan.flops import ModelSize
 
 _CPU_SIZE, _GPU_SIZE = 768, 6144
-
-
 _REPEATS = 5
 
 
 class ThroughputMeter:
-    """Watches one rank: ask it once a step. `rate` is what the device does in operations a second (None: unknown, so no MFU)."""
+    """Measures one rank; call `read` once after each step.
+
+    `full` says that all weights train. `rate` is the device's matmul rate in operations per second;
+    None if unknown, and then there is no MFU.
+    """
 
     def __init__(self, size: ModelSize, full: bool, num_steps: int, rate: float | None) -> None:
         self._size, self._full, self._num_steps, self._rate = size, full, num_steps, rate
         self._first: tuple[int, float] | None = None
 
     def read(self, step: int, step_s: float, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """After step 1, 2, ...: peak memory, seconds left (checkpoints included) and, where the rate is known, MFU.
+        """After step 1, 2, ...: "memory_bytes" (peak), "eta_s" and, if the rate is known, MFU.
 
-        MFU is the operations a second of this rank's `rows` as a share of `rate`, which is told beside it.
+        MFU is the model's operations for this rank's `rows` per second of the step, as a share of
+        `rate`, which "measured_tflops_per_s" reports. "eta_s" is the mean time of a step so far,
+        saves and scoring included, times the remaining steps.
         """
         now = time.monotonic()
         self._first = self._first or (step, now)
-        since, started = self._first
-        each = (now - started) / (step - since) if step > since else step_s
-        values = {"memory_bytes": memory_bytes(), "eta_s": each * (self._num_steps - step)}
+        first_step, first_time = self._first
+        # Of the first step only its own seconds are known.
+        mean_s = (now - first_time) / (step - first_step) if step > first_step else step_s
+        values = {"memory_bytes": memory_bytes(), "eta_s": mean_s * (self._num_steps - step)}
         if self._rate:
             flops = sum(self._size.row_flops(row, self._full) for row in rows)
             values |= {
@@ -43,7 +48,7 @@ class ThroughputMeter:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product on this device: the best of five."""
+    """Operations per second of a large square matrix product on this device: the best of five."""
     size = _CPU_SIZE if device.type == "cpu" else _GPU_SIZE
     a = torch.randn(size, size, device=device, dtype=dtype)
     times = []
@@ -55,7 +60,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_bytes() -> int:
-    """Peak memory of this process: allocated on the GPU where there is one, else resident."""
+    """Peak memory of this process: allocated on the GPU if there is one, else resident."""
     import resource
 
     if torch.cuda.is_available():
