@@ -178,8 +178,8 @@ def test_a_recipe_cannot_be_changed(path: Path) -> None:
         (
             ["train.optimizer=paged_adamw", "train.offload=optimizer"],
             (
-                "train.offload=optimizer steps in CPU memory, and train.optimizer=paged_adamw is made "
-                "for the GPU's: set "
+                "train.offload=optimizer steps in CPU memory, and train.optimizer=paged_adamw "
+                "is made for the GPU's: set "
             ),
         ),
     ],
@@ -229,8 +229,8 @@ def test_an_adapter_that_the_chosen_engine_cannot_serve_is_refused_and_without_a
         (
             ["lora.r=1", "lora.alpha=257"],
             (
-                "lora.alpha=257 at lora.r=1 scales the adapter by 257 and the registry's highest is "
-                "256"
+                "lora.alpha=257 at lora.r=1 scales the adapter by 257 and the registry's highest "
+                "is 256"
             ),
         ),
         (["lora.r=4", "lora.alpha=520", "lora.rslora=true"], "scales the adapter by 260 "),

@@ -67,8 +67,8 @@ def test_an_unknown_key_comes_with_the_nearest_valid_one(
         (
             "train.gradient_checkpointing=on",
             (
-                "train.gradient_checkpointing: Input should be 'auto', 'off', 'selective' or 'full' "
-                "(given: 'on')"
+                "train.gradient_checkpointing: Input should be 'auto', 'off', 'selective' or "
+                "'full' (given: 'on')"
             ),
         ),
         (
