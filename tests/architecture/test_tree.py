@@ -63,7 +63,7 @@ def test_readme_tree_is_on_the_disk() -> None:
 def test_every_source_file_and_folder_is_in_the_readme_tree() -> None:
     listed = set(readme_tree())
     wanted = {str(p.relative_to(ROOT)) for p in sources() if p.name != "__init__.py"}
-    wanted |= {p.relative_to(ROOT).parts[0] for p in tracked()} - {".gitignore", ".ci"}
+    wanted |= {p.relative_to(ROOT).parts[0] for p in tracked()} - {".gitignore", ".ci", ".github"}
     assert not wanted - listed
 
 
