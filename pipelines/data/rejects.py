@@ -1,4 +1,7 @@
-"""Rows that are not in a dataset as they were: written down as they come, so that none is kept in memory."""
+"""Rejects: the rows that are in no split as they were read, and why.
+
+They are written to `rejects.jsonl` as they come, so that memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from pipelines.config.schema import DataConfig
 from pipelines.core.errors import UserError
@@ -20,14 +22,17 @@ from pipelines.data.read.chunks import Chunk, lines_between
 from pipelines.data.read.raw_row import printable
 from pipelines.storage import Store
 
-KIND = "rejects"  # of the rows of a stage that failed; a finished one has them in its own artifact
+if TYPE_CHECKING:  # a command that finds its dataset loads this module, but not pyarrow
+    import pyarrow as pa
+
+KIND = "rejects"  # the artifact of a failed stage; a finished one has the file in its own artifact
 FILE = "rejects.jsonl"
 _MAX_KINDS = 10_000
 
 
 @dataclass(frozen=True)
 class RejectKind:
-    """Rows lost for one reason: how many, and the first one's reason and `file:line`."""
+    """Rejects of one fate and reason: their number, and reason and `file:line` of the first."""
 
     fate: str
     reason: str
@@ -36,7 +41,7 @@ class RejectKind:
 
 
 class RejectLog:
-    """Writes `origin`, `fate`, `reason` and `row` of every lost row as a line of JSON."""
+    """Writes `origin`, `fate`, `reason` and `row` of every reject as one line of JSON."""
 
     def __init__(self, path: Path, chunks: Sequence[Chunk]) -> None:
         self.path, self._chunks = path, chunks
@@ -44,13 +49,16 @@ class RejectLog:
         paths: dict[str, set[str]] = {}
         for chunk in chunks:
             paths.setdefault(PurePosixPath(chunk.path).name, set()).add(chunk.path)
-        # The file's name without its folder, where that is enough to tell it.
+        # A file is named without its folder unless several files have the same name.
         self._names = {
-            path: path if len(same) > 1 else name for name, same in paths.items() for path in same
+            path: path if len(namesakes) > 1 else name
+            for name, namesakes in paths.items()
+            for path in namesakes
         }
         self._lines_before: dict[int, int] = {}
 
     def add(self, chunk: int, row: int, fate: str, reason: str, text: str = "") -> None:
+        """Add one row, by its number in its chunk."""
         line = {
             "origin": self.origin(chunk, row),
             "fate": fate,
@@ -60,7 +68,7 @@ class RejectLog:
         self._out.write(json.dumps(line) + "\n")
 
     def add_table(self, table: pa.Table, names: Mapping[int, str]) -> None:
-        """Rows of tokenize.SCHEMA; `names` gives each fate's."""
+        """Add the rows of a table of tokenized_table.SCHEMA; `names` has the name of each fate."""
         columns = (table[name].to_pylist() for name in ("chunk", "row", "fate", "reason", "text"))
         for chunk, row, fate, reason, text in zip(*columns, strict=True):
             self.add(chunk, row, names[fate], reason, text)
@@ -74,12 +82,13 @@ class RejectLog:
         return next(kind.first for kind in reject_kinds(self.path) if kind.fate == fate)
 
     def check_rejects(self, counts: Mapping[str, int], config: DataConfig) -> None:
+        """As the function `check_rejects`, of the rejects so far."""
         self._out.flush()
         check_rejects(counts, lambda: self.path, config)
 
     @contextmanager
     def kept_on_failure(self, store: Store, key: str) -> Iterator[None]:
-        """Put what was written so far into the store when a UserError ends the stage, and say in it where that is."""
+        """Save the rejects so far in the store when a UserError ends the stage, and name the file."""
         try:
             yield
         except UserError as error:
@@ -88,28 +97,28 @@ class RejectLog:
                 raise
             with store.create_artifact(KIND, key) as draft:
                 shutil.copyfile(self.path, draft.path / FILE)
-            raise UserError(f"{error}; all lost rows: {store.folder(KIND, key)}/{FILE}") from error
+            raise UserError(f"{error}; all rejects: {store.folder(KIND, key)}/{FILE}") from error
 
     def origin(self, chunk: int, row: int) -> str:
         """`file:line` of a row."""
         return f"{self._names[self._chunks[chunk].path]}:{self._first_line(chunk) + row + 1}"
 
     def _first_line(self, chunk: int) -> int:
-        """Lines of the file before a chunk, counted once from the nearest chunk before it whose number is known."""
-        mine, known = self._chunks[chunk], chunk
-        if mine.kind != "jsonl":
+        """Lines of the file before a chunk; counting resumes at the nearest earlier chunk."""
+        current, start = self._chunks[chunk], chunk
+        if current.kind != "jsonl":
             return 0
-        while known not in self._lines_before and self._chunks[known].first:
-            known -= 1
-        lines = self._lines_before.setdefault(known, 0)
-        for i in range(known + 1, chunk + 1):
-            lines += lines_between(mine.path, self._chunks[i - 1].first, self._chunks[i].first)
+        while start not in self._lines_before and self._chunks[start].first:
+            start -= 1
+        lines = self._lines_before.setdefault(start, 0)
+        for i in range(start + 1, chunk + 1):
+            lines += lines_between(current.path, self._chunks[i - 1].first, self._chunks[i].first)
             self._lines_before[i] = lines
         return lines
 
 
 def reject_kinds(path: Path) -> list[RejectKind]:
-    """The reasons in a `rejects.jsonl`, most frequent first; reasons that differ in numbers alone are one."""
+    """The reasons in a `rejects.jsonl`, most frequent first; reasons that differ only in numbers count as one."""
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], tuple[str, str]] = {}
     with open(path) as lines:
@@ -130,9 +139,9 @@ def reject_kinds(path: Path) -> list[RejectKind]:
 
 
 def check_rejects(counts: Mapping[str, int], path: Callable[[], Path], config: DataConfig) -> None:
-    """Raise UserError, naming the reasons in the `rejects.jsonl` at `path`, when more was rejected than the recipe allows.
+    """Raise UserError, naming the most frequent reasons, if more was rejected than the recipe allows.
 
-    The path is asked for only then: an object store's files must be fetched first.
+    `path` is called only then, since files in an object store must be downloaded first.
     """
     if counts["rejected"] <= config.max_rejects_share * counts["read"]:
         return
@@ -140,5 +149,5 @@ def check_rejects(counts: Mapping[str, int], path: Callable[[], Path], config: D
     worst = "; ".join(f"{kind.count} x {kind.reason} (first at {kind.first})" for kind in kinds[:3])
     raise UserError(
         f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used: {worst}; that is more than "
-        f"data.max_rejects_share={config.max_rejects_share}: mend the rows or raise it"
+        f"data.max_rejects_share={config.max_rejects_share}: fix the rows or raise it"
     )

@@ -1,12 +1,14 @@
-"""Tokenized source files, kept in the store: when one of several sources changes, only that one is tokenized again."""
+"""Tokenized source files in the store: when one of several files changes, only it is tokenized."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from pipelines.data.read.chunks import Chunk
+from pipelines.data.tokenized_table import SCHEMA
 from pipelines.storage import Store
 
 KIND = "tokenized"
@@ -21,30 +23,31 @@ def through_cache(
     keys: Sequence[str],
     make: Callable[[Sequence[Chunk]], Tables],
 ) -> Tables:
-    """The tables of all chunks in order. `keys[i]` is the key of chunk i's file: found ones are read, others are made
-    by one call of `make` for all of them, and kept.
+    """The tables of all chunks in order, from the store where it has them.
 
-    The tables' `chunk` column counts from 0 in `make` and in the store, and over all chunks in what comes out.
+    `keys[i]` is the key of chunk i's file. One call of `make` tokenizes the chunks of all files that
+    the store lacks; their tables are stored. The `chunk` column of the yielded tables counts over all
+    chunks; in the store and in `make` it begins at 0.
     """
-    found = {key: store.find(KIND, key) for key in dict.fromkeys(keys)}
-    missing = [i for i, key in enumerate(keys) if found[key] is None]
-    made = _Ahead(make([chunks[i] for i in missing]))
+    artifacts = {key: store.find(KIND, key) for key in dict.fromkeys(keys)}
+    missing = [i for i, key in enumerate(keys) if artifacts[key] is None]
+    made = _Lookahead(make([chunks[i] for i in missing]))
     first = 0
     while first < len(chunks):
         key = keys[first]
         count = next((i for i in range(first, len(keys)) if keys[i] != key), len(keys)) - first
-        artifact = found[key]
+        artifact = artifacts[key]
         if artifact is not None:
-            tables = _read(store, artifact.ref.uri, store.local_dir(artifact.ref) / _FILE)
+            tables = _read(store.local_dir(artifact.ref) / _FILE)
         else:
-            tables = _keep(store, key, _of_file(made, missing.index(first), count))
+            tables = _stored(store, key, _of_file(made, missing.index(first), count))
         for table in tables:
             yield _renumbered(table, first)
         first += count
 
 
-class _Ahead:
-    """An iterator of tables that can be asked which chunk comes next."""
+class _Lookahead:
+    """An iterator of tables whose next table can be inspected in `next` before it is taken."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -56,8 +59,8 @@ class _Ahead:
         return table
 
 
-def _of_file(made: _Ahead, first: int, count: int) -> Tables:
-    """The made tables of the chunks `first:first + count`, renumbered from 0."""
+def _of_file(made: _Lookahead, first: int, count: int) -> Tables:
+    """The new tables of the chunks `first:first + count`, renumbered from 0."""
     while made.next is not None and (
         not len(made.next) or made.next["chunk"][0].as_py() < first + count
     ):
@@ -66,9 +69,8 @@ def _of_file(made: _Ahead, first: int, count: int) -> Tables:
             yield _renumbered(table, -first)
 
 
-def _keep(store: Store, key: str, tables: Tables) -> Tables:
-    from pipelines.data.tokenize import SCHEMA
-
+def _stored(store: Store, key: str, tables: Tables) -> Tables:
+    """Yield the tables and write them into the store."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         store.create_artifact(KIND, key) as draft,
@@ -79,7 +81,7 @@ def _keep(store: Store, key: str, tables: Tables) -> Tables:
             yield table
 
 
-def _read(store: Store, uri: str, path: object) -> Tables:
+def _read(path: Path) -> Tables:
     with pa.OSFile(str(path)) as source:
         file = pa.ipc.open_file(source)
         for i in range(file.num_record_batches):

@@ -6,18 +6,18 @@ Read from a finished `prepared` artifact; every candidate gets the same samples 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
+from pipelines.packed.reader import PackedSample, RowReader, read_heldout_samples
 from pipelines.storage import Store
 
 LOSS_BATCH_TOKENS = 4096
@@ -29,15 +29,6 @@ EVAL_BATCH_SCHEMA = pa.schema(
         ("weights", pa.list_(pa.list_(pa.float32()))),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One conversation taken out of its pack: token ids [T] and the loss weight of each as a label [T]."""
-
-    sample_id: str
-    input_ids: np.ndarray
-    loss_weights: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Prompt:
 class HeldoutSet:
     """Every held-out sample, the prompts to answer, and the sha256 of the files that they were read from."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[PackedSample, ...]
     prompts: tuple[Prompt, ...]
     digest: str
 
@@ -72,7 +63,7 @@ class EvalBatch:
 def load_heldout(store: Store, prepared: PreparedDataset, max_prompts: int) -> HeldoutSet:
     """Read the held-out split. Raises UserError when it is empty or has no loss token."""
     folder = store.local_dir(prepared.ref)
-    samples = tuple(s for path in sorted(folder.glob("heldout-*.parquet")) for s in unpack(path))
+    samples = tuple(RowReader(folder, "heldout").samples())
     if not any(s.loss_weights[1:].any() for s in samples):
         raise UserError(
             f"{prepared.ref.uri}: holds no held-out sample to score; set data.heldout_share above 0 "
@@ -80,7 +71,7 @@ def load_heldout(store: Store, prepared: PreparedDataset, max_prompts: int) -> H
         )
     return HeldoutSet(
         samples,
-        _prompts(folder / "heldout_samples.parquet", max_prompts),
+        _prompts(folder, max_prompts),
         heldout_digest(store, prepared),
     )
 
@@ -95,23 +86,11 @@ def heldout_digest(store: Store, prepared: PreparedDataset) -> str:
     )
 
 
-def unpack(path: Path) -> Iterator[Sample]:
-    """The samples of a file of packs, each on its own again, padding left behind."""
-    table = pq.read_table(path)
-    for row in range(table.num_rows):
-        ids = table["input_ids"][row].values.to_numpy(zero_copy_only=False)
-        weights = table["loss_weights"][row].values.to_numpy(zero_copy_only=False)
-        start = 0
-        for sample_id, length in zip(
-            table["sample_ids"][row].as_py(), table["sample_lengths"][row].as_py(), strict=True
-        ):
-            yield Sample(sample_id, ids[start : start + length], weights[start : start + length])
-            start += length
-
-
-def loss_batches(samples: Sequence[Sample], max_tokens: int = LOSS_BATCH_TOKENS) -> list[EvalBatch]:
+def loss_batches(
+    samples: Sequence[PackedSample], max_tokens: int = LOSS_BATCH_TOKENS
+) -> list[EvalBatch]:
     """Batches of samples of like length whose padded size stays within `max_tokens` (a longer sample goes alone)."""
-    batches: list[list[Sample]] = []
+    batches: list[list[PackedSample]] = []
     for sample in sorted(samples, key=lambda s: (-len(s.input_ids), s.sample_id)):
         if batches and len(batches[-1][0].input_ids) * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(sample)
@@ -155,11 +134,10 @@ def batch_from_row(row: dict) -> EvalBatch:
     return EvalBatch(row["kind"], list(row["sample_ids"]), tokens, weights)
 
 
-def _prompts(path: Path, max_prompts: int) -> tuple[Prompt, ...]:
+def _prompts(folder: Path, max_prompts: int) -> tuple[Prompt, ...]:
     """At most `max_prompts` prompts, chosen by the hash of their ids: the same ones every time, from all sources."""
-    rows = pq.read_table(
-        path, columns=["sample_id", "prompt_ids", "prompt", "reference"]
-    ).to_pylist()
+    columns = ("sample_id", "prompt_ids", "prompt", "reference")
+    rows = read_heldout_samples(folder, columns)
     rows = [row for row in rows if row["prompt_ids"]]
     chosen = sorted(rows, key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest())[
         :max_prompts

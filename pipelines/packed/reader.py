@@ -1,20 +1,48 @@
-"""Reading packed rows."""
+"""Reading packed rows: by number for training, in order for evaluation and audits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipelines.packed.format import (
+    HELDOUT_SAMPLES,
+    LABELS,
+    TRAINING_COLUMNS,
+    row_column,
+    shard_paths,
+)
+
+# R: packed rows, T: tokens
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """One sample cut out of its packed row: token ids int32 [T] and their loss weights float32 [T].
+
+    The other fields are described with LABELS in packed.format.
+    """
+
+    sample_id: str
+    input_ids: np.ndarray
+    loss_weights: np.ndarray
+    cluster_id: str = ""
+    source: int = -1
+    slice: str = ""
+    split: str = ""
 
 
 class RowReader:
     """Random access to the packed rows of one split of a prepared artifact's folder."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        self._paths = sorted(folder.glob(f"{split}-*.parquet"))
+        self._paths = shard_paths(folder, split)
         metadata = [pq.read_metadata(path) for path in self._paths]
         groups = [
             (i, g, m.row_group(g).num_rows)
@@ -29,7 +57,10 @@ class RowReader:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, rows: np.ndarray) -> pa.Table:
-        """The rows of these numbers, in this order. Raises IndexError for a number that does not exist."""
+        """TRAINING_COLUMNS of the rows with these numbers, in this order.
+
+        Raises IndexError for a number that does not exist.
+        """
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
             raise IndexError(
@@ -37,12 +68,64 @@ class RowReader:
             )
         group_of = np.searchsorted(self._ends, rows, side="right")
         needed, position = np.unique(group_of, return_inverse=True)
-        tables = list(self._read_groups(needed))
+        tables = [self._read_group(number, TRAINING_COLUMNS) for number in needed]
         firsts = np.concatenate(([0], np.cumsum([len(t) for t in tables])))
         within = rows - (self._ends[group_of] - self._groups[group_of, 2])
         return pa.concat_tables(tables).combine_chunks().take(pa.array(firsts[position] + within))
 
-    def _read_groups(self, needed: np.ndarray) -> Iterator[pa.Table]:
-        for number in needed:
-            path, group, _ = self._groups[number]
-            yield pq.ParquetFile(self._paths[path]).read_row_group(int(group))
+    def packs(self) -> Iterator[list[PackedSample]]:
+        """The samples of each packed row, in order; one row group at a time is in memory."""
+        for number in range(len(self._groups)):
+            yield from _cut(self._read_group(number))
+
+    def samples(self) -> Iterator[PackedSample]:
+        """All samples, in the order of the packed rows."""
+        for pack in self.packs():
+            yield from pack
+
+    def _read_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        path, group, _ = self._groups[number]
+        file = pq.ParquetFile(self._paths[path])
+        return file.read_row_group(int(group), columns=list(columns) if columns else None)
+
+
+def token_arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The ids int32 and loss weights float32 of a table of packed rows, both [R, T]."""
+    width = table.schema.field("input_ids").type.list_size
+    ids, weights = (
+        table[name].combine_chunks().flatten().to_numpy().reshape(-1, width)
+        for name in ("input_ids", "loss_weights")
+    )
+    return ids, weights
+
+
+def as_batch(table: pa.Table) -> dict[str, Any]:
+    """TRAINING_COLUMNS as arrays [R, T], and lists of each row's sample lengths and ids."""
+    ids, weights = token_arrays(table)
+    lengths = [np.asarray(lengths, np.int32) for lengths in table["sample_lengths"].to_pylist()]
+    return {
+        "input_ids": ids,
+        "loss_weights": weights,
+        "sample_lengths": lengths,
+        "sample_ids": table["sample_ids"].to_pylist(),
+    }
+
+
+def read_heldout_samples(folder: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The chosen columns of HELDOUT_SCHEMA, one dictionary for each held-out sample."""
+    return pq.read_table(folder / HELDOUT_SAMPLES, columns=list(columns)).to_pylist()
+
+
+def _cut(table: pa.Table) -> Iterator[list[PackedSample]]:
+    ids, weights = token_arrays(table)
+    labels = {name: table[row_column(name)].to_pylist() for name in LABELS}
+    for row, lengths in enumerate(table["sample_lengths"].to_pylist()):
+        ends = np.cumsum(lengths, dtype=np.int64)
+        yield [
+            PackedSample(
+                input_ids=ids[row, end - length : end],
+                loss_weights=weights[row, end - length : end],
+                **{name: values[row][i] for name, values in labels.items()},
+            )
+            for i, (length, end) in enumerate(zip(lengths, ends.tolist(), strict=True))
+        ]

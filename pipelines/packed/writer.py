@@ -1,4 +1,4 @@
-"""Writing packed rows."""
+"""Writing packed rows and held-out samples."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core.artifacts import SplitStats
-from pipelines.packed.format import row_schema
+from pipelines.packed.format import LABELS, row_column, row_schema, shard_path
 from pipelines.packed.pack import best_fit, group_rows
 
-SHARD_TOKENS = 1 << 23
+SHARD_TOKENS = 1 << 23  # of a file
+GROUP_TOKENS = 1 << 15  # of a row group
 
-
-GROUP_TOKENS = 1 << 15
-
-
-# Token ids compress best with their bytes apart (most have two zero bytes), weights are two or three values in runs.
+# Token ids compress best as separate byte streams, since most have two zero bytes; loss weights are
+# runs of two or three values.
 _ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": ["loss_weights.list.element"],
+    "use_dictionary": [
+        f"{name}.list.element" for name in ("loss_weights", "sources", "slices", "splits")
+    ],
     "column_encoding": {"input_ids.list.element": "BYTE_STREAM_SPLIT"},
     "write_statistics": False,
 }
 
 
 class SampleStore:
-    """The tokens of one split's samples in two flat files; a sample is known by its number, in the order it came.
+    """The tokens of one split's samples in two flat files; a sample's number is its arrival order.
 
-    Reading one sample back costs one `pread` a file, so memory stays flat however many samples there are.
+    Reading a sample back costs one `pread` a file, so memory does not grow with the tokens.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class SampleStore:
             io.FileIO(folder / "weights.bin", "w+"),
         )
         self._lengths: list[np.ndarray] = []
-        self._trained: list[np.ndarray] = []
+        self._loss_tokens: list[np.ndarray] = []
 
     def __enter__(self) -> Self:
         return self
@@ -63,18 +63,20 @@ class SampleStore:
         write_all(self._ids, ids.flatten().to_numpy())
         write_all(self._weights, flat)
         self._lengths.append(np.diff(offsets))
-        self._trained.append(np.diff(np.searchsorted(np.flatnonzero(flat), offsets - offsets[0])))
+        self._loss_tokens.append(
+            np.diff(np.searchsorted(np.flatnonzero(flat), offsets - offsets[0]))
+        )
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sample, int64 [N]."""
         return np.concatenate(self._lengths or [np.empty(0, np.int64)])
 
-    def trained(self) -> np.ndarray:
-        """Trained tokens of each sample, int64 [N]."""
-        return np.concatenate(self._trained or [np.empty(0, np.int64)])
+    def num_loss_tokens(self) -> np.ndarray:
+        """Label positions of each sample, int64 [N]."""
+        return np.concatenate(self._loss_tokens or [np.empty(0, np.int64)])
 
     def read_into(self, ids: np.ndarray, weights: np.ndarray, first: int) -> None:
-        """Fill two one-dimensional arrays with the tokens from token number `first` on."""
+        """Fill two one-dimensional arrays with ids and weights, beginning at token number `first`."""
         os.preadv(self._ids.fileno(), [ids.view(np.uint8).data], first * 4)
         os.preadv(self._weights.fileno(), [weights.view(np.uint8).data], first * 4)
 
@@ -82,22 +84,44 @@ class SampleStore:
 def write_all(stream: io.FileIO, values: np.ndarray) -> None:
     """Write an array's bytes to an unbuffered file."""
     data = np.ascontiguousarray(values).view(np.uint8).data
-    while len(data):  # an unbuffered write may stop short; the next one then says why
+    while len(data):  # an unbuffered write may be partial; the next write raises the reason
         data = data[stream.write(data) :]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Samples to pack, by number in their store (a number may come twice), with a name for each."""
+    """Samples to pack, by number in their store; a number may occur several times.
+
+    The ids are V16 [N], sources int32 [N], in the order of `numbers`. `split` is the label "train",
+    "select" or "gate" of all of them.
+    """
 
     numbers: np.ndarray
-    names: np.ndarray
+    sample_ids: np.ndarray
+    cluster_ids: np.ndarray
+    sources: np.ndarray
+    split: str
+
+    def labels(self, samples: np.ndarray) -> dict[str, pa.Array]:
+        """LABELS of the samples with these indices into the selection."""
+        return {
+            "sample_id": hex_ids(self.sample_ids[samples]),
+            "cluster_id": hex_ids(self.cluster_ids[samples]),
+            "source": pa.array(self.sources[samples], pa.int32()),
+            "slice": pa.repeat("", len(samples)),
+            "split": pa.repeat(self.split, len(samples)),
+        }
+
+
+def hex_ids(ids: np.ndarray) -> pa.Array:
+    """Ids V16 [N] as hexadecimal strings."""
+    return pa.array([value.hex() for value in ids.tolist()], pa.string())
 
 
 def write_shards(
     samples: SampleStore, chosen: Selection, folder: Path, split: str, row_tokens: int, seed: int
 ) -> SplitStats:
-    """Pack a split and write `split-00000.parquet` and so on. Packs are shuffled by `seed`, once and for all."""
+    """Pack a split and write its shards. `seed` shuffles the packed rows once, before writing."""
     all_lengths = samples.lengths()
     starts = np.concatenate(([0], np.cumsum(all_lengths)))[chosen.numbers]
     lengths = all_lengths[chosen.numbers]
@@ -107,16 +131,16 @@ def write_shards(
     rows_per_group = max(1, GROUP_TOKENS // row_tokens)
     schema = row_schema(row_tokens)
     for shard, first in enumerate(range(0, len(rows), rows_per_shard)):
-        path = folder / f"{split}-{shard:05d}.parquet"
-        mine = rows[first : first + rows_per_shard]
+        path = shard_path(folder, split, shard)
+        shard_rows = rows[first : first + rows_per_shard]
         with pq.ParquetWriter(path, schema, **_ENCODING) as out:
-            for at in range(0, len(mine), rows_per_group):
-                members = [order[bounds[r] : bounds[r + 1]] for r in mine[at : at + rows_per_group]]
-                out.write_table(
-                    _packed(samples, members, lengths, starts, chosen.names, row_tokens)
-                )
-    trained = int(samples.trained()[chosen.numbers].sum())
-    return SplitStats(len(lengths), len(rows), int(lengths.sum()), trained)
+            for at in range(0, len(shard_rows), rows_per_group):
+                members = [
+                    order[bounds[r] : bounds[r + 1]] for r in shard_rows[at : at + rows_per_group]
+                ]
+                out.write_table(_packed(samples, members, lengths, starts, chosen, row_tokens))
+    num_loss_tokens = int(samples.num_loss_tokens()[chosen.numbers].sum())
+    return SplitStats(len(lengths), len(rows), int(lengths.sum()), num_loss_tokens)
 
 
 def _packed(
@@ -124,7 +148,7 @@ def _packed(
     members: list[np.ndarray],
     lengths: np.ndarray,
     starts: np.ndarray,
-    names: np.ndarray,
+    chosen: Selection,
     row_tokens: int,
 ) -> pa.Table:
     ids = np.zeros((len(members), row_tokens), np.int32)
@@ -137,13 +161,14 @@ def _packed(
             at = end
     flat = np.concatenate(members)
     bounds = np.concatenate(([0], np.cumsum([len(group) for group in members]))).astype(np.int32)
-    sample_ids = pa.array([name.hex() for name in names[flat].tolist()])
-    return pa.table(
-        [
-            pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), row_tokens),
-            pa.FixedSizeListArray.from_arrays(pa.array(weights.reshape(-1)), row_tokens),
-            pa.ListArray.from_arrays(pa.array(bounds), pa.array(lengths[flat].astype(np.int32))),
-            pa.ListArray.from_arrays(pa.array(bounds), sample_ids),
-        ],
-        schema=row_schema(row_tokens),
-    )
+    offsets, labels = pa.array(bounds), chosen.labels(flat)
+    lists = {"sample_lengths": pa.array(lengths[flat].astype(np.int32))}
+    lists |= {row_column(name): labels[name] for name in LABELS}
+    columns = {
+        "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), row_tokens),
+        "loss_weights": pa.FixedSizeListArray.from_arrays(
+            pa.array(weights.reshape(-1)), row_tokens
+        ),
+        **{name: pa.ListArray.from_arrays(offsets, values) for name, values in lists.items()},
+    }
+    return pa.table(columns, schema=row_schema(row_tokens))

@@ -1,8 +1,7 @@
-"""Opening and hashing source files, local or remote, compressed or not."""
+"""Opening source files, local or remote, compressed or not."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,12 +58,3 @@ def file_system_of(uri: str, key: str = "data.sources") -> tuple[Any, str]:
         scheme = uri.split("://", 1)[0]
         reason = one_line(error, REASON_CHARS)
         raise UserError(f"{key}={uri}: {scheme}:// cannot be read here ({reason})") from error
-
-
-def content_digest(path: str) -> str:
-    """Hex sha256 of a file's stored bytes, local or remote."""
-    digest = hashlib.sha256()
-    with open_binary(path) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

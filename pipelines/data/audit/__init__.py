@@ -1,1 +1,1 @@
-"""What the loss will see, and what is wrong with it."""
+"""The audit of a prepared dataset: figures, examples of the loss, and problems."""

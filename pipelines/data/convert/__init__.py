@@ -1,1 +1,1 @@
-"""Rows to conversations, and which of them are kept."""
+"""Rows become conversations; filters decide which conversations stay."""

@@ -1,4 +1,4 @@
-"""What training must not hold: the questions of benchmark files, and their runs of words."""
+"""Benchmark questions and runs of words, which training rows must not contain."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 
 from pipelines.core.conversation import Conversation
 from pipelines.core.errors import UserError
-from pipelines.data.convert.dedup import grams, question_keys, text_of
-from pipelines.data.convert.row_formats import RowError, to_conversation
+from pipelines.data.convert.content_keys import grams, question_keys, text_of
+from pipelines.data.convert.row_error import RowError
+from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.read.chunks import cut_chunks, lines_between
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import SourceFile, files_at
+from pipelines.sources.files import SourceFile
 
 _NO_ANSWER = "(none)"
 
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Questions by their keys, and runs of words by their hashes."""
+    """Keys of benchmark questions, and hashes of their runs of 13 words."""
 
     questions: frozenset[int] = frozenset()
     grams: frozenset[int] = frozenset()
 
-    def hold(self, conversation: Conversation) -> bool:
-        """Whether one of a conversation's questions, or a run of its words, is known from a benchmark."""
+    def overlaps(self, conversation: Conversation) -> bool:
+        """Whether a benchmark has one of the conversation's questions or runs of words."""
         if not self.questions:
             return False
         if not self.questions.isdisjoint(question_keys(conversation)):
@@ -34,17 +35,11 @@ class Benchmarks:
         return bool(self.grams) and not self.grams.isdisjoint(grams(text_of(conversation)))
 
 
-def benchmark_files(paths: Sequence[str]) -> list[SourceFile]:
-    """The files of `data.benchmarks`. Raises UserError naming the key and path."""
-    return [
-        file
-        for i, path in enumerate(paths)
-        for file in files_at(path, f"data.benchmarks.{i}", split="benchmark")
-    ]
-
-
 def read_benchmarks(files: Sequence[SourceFile]) -> Benchmarks:
-    """Questions and runs of all rows. Raises UserError for a row that has none: it would guard nothing."""
+    """The questions and runs of words of all rows.
+
+    Raises UserError for a row that cannot be read: its question could not be found in the sources.
+    """
     questions: set[int] = set()
     runs: set[int] = set()
     for chunk in cut_chunks(files):
@@ -60,16 +55,16 @@ def read_benchmarks(files: Sequence[SourceFile]) -> Benchmarks:
                     + 1
                 )
                 raise UserError(
-                    f"data.benchmarks: {chunk.path}:{line}: {error}; mend the row or leave it out"
+                    f"data.benchmarks: {chunk.path}:{line}: {error}; fix the row or remove it"
                 ) from error
-            # A later user turn alone may say no more than "Why?".
+            # A later user turn alone may be as short as "Why?", which is no benchmark question.
             questions |= question_keys(conversation, first_only=True)
             runs |= grams(text_of(conversation))
     return Benchmarks(frozenset(questions), frozenset(runs))
 
 
 def _conversation(row: Any) -> Conversation:
-    """A row of a known format; its answer may be missing or no text (the number of a choice, say)."""
+    """Convert a row whose answer may be missing or no text, such as the number of a choice."""
     try:
         return to_conversation(row)
     except RowError:

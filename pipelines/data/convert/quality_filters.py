@@ -1,4 +1,7 @@
-"""Quality rules: an expression over a row's measures, such as `answer_chars >= 2 and unique_word_share > 0.2`."""
+"""Quality filters: expressions over a row's measures.
+
+An example is `answer_chars >= 2 and unique_word_share > 0.2`.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,24 @@ from pipelines.core.conversation import Conversation
 from pipelines.core.errors import UserError
 
 _MEASURES: Mapping[str, Callable[[str, str, Conversation], float]] = {
-    "prompt_chars": lambda prompt, answer, talk: len(prompt),
-    "answer_chars": lambda prompt, answer, talk: len(answer),
-    "answer_words": lambda prompt, answer, talk: len(answer.split()),
-    "answer_lines": lambda prompt, answer, talk: answer.count("\n") + 1,
-    "num_turns": lambda prompt, answer, talk: len(talk.turns),
-    "unique_word_share": lambda prompt, answer, talk: (
+    "prompt_chars": lambda prompt, answer, conversation: len(prompt),
+    "answer_chars": lambda prompt, answer, conversation: len(answer),
+    "answer_words": lambda prompt, answer, conversation: len(answer.split()),
+    "answer_lines": lambda prompt, answer, conversation: answer.count("\n") + 1,
+    "num_turns": lambda prompt, answer, conversation: len(conversation.turns),
+    "unique_word_share": lambda prompt, answer, conversation: (
         len(set(answer.split())) / max(1, len(answer.split()))
     ),
-    "letter_share": lambda prompt, answer, talk: (
+    "letter_share": lambda prompt, answer, conversation: (
         sum(map(str.isalpha, answer)) / max(1, len(answer))
     ),
-    "ascii_share": lambda prompt, answer, talk: sum(map(str.isascii, answer)) / max(1, len(answer)),
-    "longest_word_chars": lambda prompt, answer, talk: max(map(len, answer.split()), default=0),
-    "repeats_prompt": lambda prompt, answer, talk: float(answer.strip() == prompt.strip()),
+    "ascii_share": lambda prompt, answer, conversation: (
+        sum(map(str.isascii, answer)) / max(1, len(answer))
+    ),
+    "longest_word_chars": lambda prompt, answer, conversation: max(
+        map(len, answer.split()), default=0
+    ),
+    "repeats_prompt": lambda prompt, answer, conversation: float(answer.strip() == prompt.strip()),
 }
 _ALLOWED = (
     ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult,
@@ -31,28 +38,28 @@ _ALLOWED = (
 )  # fmt: skip
 
 
-class Rules:
-    """The recipe's `data.keep`. Raises UserError for an expression that is no such rule, listing the measures."""
+class QualityFilters:
+    """The recipe's `data.keep`. Raises UserError, listing the measures, for an invalid expression."""
 
     def __init__(self, expressions: Sequence[str]) -> None:
-        self._rules = [(text, *_compiled(text)) for text in expressions]
+        self._filters = [(text, *_compiled(text)) for text in expressions]
 
-    def broken_by(self, conversation: Conversation) -> str | None:
-        """The first rule that a conversation does not fulfil, or None."""
-        if not self._rules:
+    def first_failed(self, conversation: Conversation) -> str | None:
+        """The first expression that is false for a conversation, or None."""
+        if not self._filters:
             return None
         answer = "\n".join(t.content for t in conversation.turns if t.role == "assistant")
         prompt = "\n".join(t.content for t in conversation.turns if t.role == "user")
-        for text, code, names in self._rules:
+        for text, code, names in self._filters:
             values: dict[str, Any] = {
                 name: _MEASURES[name](prompt, answer, conversation) for name in names
             }
             try:
-                # The tree holds nothing but numbers, measures and arithmetic: see _compiled.
-                kept = eval(code, {"__builtins__": {}}, values)
+                # Safe: _compiled admits numbers, measures, comparisons and arithmetic only.
+                passes = eval(code, {"__builtins__": {}}, values)
             except ArithmeticError:
-                kept = False
-            if not kept:
+                passes = False
+            if not passes:
                 return text
         return None
 
@@ -67,7 +74,7 @@ def _compiled(text: str) -> tuple[Any, list[str]]:
     for node in ast.walk(tree):
         number = not isinstance(node, ast.Constant) or isinstance(node.value, int | float)
         if not isinstance(node, _ALLOWED) or not number:
-            raise UserError(f"data.keep: {text!r} holds {ast.unparse(node)!r}; {advice}")
+            raise UserError(f"data.keep: {text!r} contains {ast.unparse(node)!r}; {advice}")
     unknown = [name for name in names if name not in _MEASURES]
     if unknown:
         raise UserError(f"data.keep: {text!r}: unknown measure {unknown[0]}; {advice}")

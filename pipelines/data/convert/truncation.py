@@ -1,4 +1,4 @@
-"""Conversations that are longer than a pack, made to fit by whole exchanges; nothing is cut inside a turn."""
+"""Fit conversations longer than a packed row by leaving out complete exchanges, never by cutting turns."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import replace
 
 from pipelines.chat import ChatRenderer, TemplateError
 from pipelines.core.conversation import Conversation, Turn
-from pipelines.data.convert.row_formats import is_trained
+from pipelines.data.convert.row_checks import enters_loss
 
 Exchange = tuple[Turn, ...]
 
 
-def shortened(
+def shorten(
     conversation: Conversation, renderer: ChatRenderer, row_tokens: int, policy: str
 ) -> list[Conversation]:
-    """The conversations that take a long one's place: none when it cannot be mended.
+    """The conversations that replace one longer than a packed row; none when nothing fits.
 
-    truncate: the system turn with as many of the latest exchanges as fit. split: all trained exchanges in conversations
-    that fit, each with the system turn; exchanges that are not trained stand before the trained one that follows, as many
-    of the latest as fit. An exchange that does not fit alone is left out. Each conversation trains something.
+    `policy` truncate: the system turn with as many of the latest exchanges as fit. split: several
+    conversations that together have every exchange with loss, each with the system turn; exchanges
+    without loss precede the next exchange with loss, as many of the latest as fit. drop: none. An
+    exchange that does not fit alone is left out. Each conversation has at least one answer in the
+    loss.
     """
     system, exchanges = _exchanges(conversation.turns)
     if policy == "drop" or len(exchanges) < 2:
@@ -37,17 +39,17 @@ def shortened(
             return False
         return len(rendered.input_ids) <= row_tokens
 
-    trained = [any(map(is_trained, exchange)) for exchange in exchanges]
+    has_loss = [any(map(enters_loss, exchange)) for exchange in exchanges]
     count = len(exchanges)
     if policy == "truncate":
         first = next((i for i in range(1, count) if fits(i, count)), count)
-        return [joined(first, count)] if any(trained[first:]) else []
+        return [joined(first, count)] if any(has_loss[first:]) else []
     pieces, first, last = [], 0, 0
-    while any(trained[first:]):
+    while any(has_loss[first:]):
         while last < count and fits(first, last + 1):
             last += 1
-        end = max((i + 1 for i in range(first, last) if trained[i]), default=None)
-        if end is None:  # nothing but context: less of it, so that what it is for may fit
+        end = max((i + 1 for i in range(first, last) if has_loss[i]), default=None)
+        if end is None:  # only context fits: drop the earliest exchange so that an answer may fit
             first += 1
             last = max(last, first)
         else:
@@ -57,7 +59,7 @@ def shortened(
 
 
 def _exchanges(turns: Sequence[Turn]) -> tuple[Exchange, list[Exchange]]:
-    """The leading system turns, and the rest in groups that each begin with a user turn."""
+    """The leading system turns, and the other turns in groups that each begin with a user turn."""
     start = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     cuts = [i for i, turn in enumerate(turns) if i > start and turn.role == "user"]
     bounds = [start, *cuts, len(turns)]

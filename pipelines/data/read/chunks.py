@@ -1,4 +1,4 @@
-"""Chunks of files."""
+"""Chunks: the parts of files that tasks read."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipelines.core.errors import UserError
+from pipelines.core.errors import UserError, one_line
 from pipelines.sources.files import SourceFile
-from pipelines.sources.hub_datasets import (
-    COMPRESSIONS,
-)
-from pipelines.sources.open import _one_line, open_binary
+from pipelines.sources.hub_datasets import COMPRESSIONS
+from pipelines.sources.open import REASON_CHARS, open_binary
 
-# Small inputs still make work for several tasks; large ones make tasks that outlast their scheduling.
+# Small inputs still give several tasks work; tasks on large ones outlast their scheduling.
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES, _USUAL_CHUNKS = 1 << 20, 16 << 20, 16
-
-
-_TO_THE_END = 1 << 62  # how many bytes a compressed file holds shows only at its end
+_TO_THE_END = 1 << 62  # a compressed file's size without compression is known only at its end
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a file: lines that begin in `first:last` (bytes), row groups or record batches `first:last`, or all."""
+    """A part of a file, by its kind.
+
+    jsonl: the lines that begin at the bytes `first:last`. parquet, arrow: the row groups or record
+    batches `first:last`. Other kinds: the complete file.
+    """
 
     source: int
     path: str
@@ -33,7 +33,7 @@ class Chunk:
 
 
 def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int | None = None) -> list[Chunk]:
-    """The files as chunks, in order; where they are cut changes nothing about the rows."""
+    """The files as chunks, in order. Where files are cut does not change the rows."""
     chunk_bytes = chunk_bytes or _chunk_bytes(sum(file.num_bytes for file in files))
     chunks = []
     for file in files:
@@ -52,23 +52,26 @@ def cut_chunks(files: Sequence[SourceFile], chunk_bytes: int | None = None) -> l
 
 
 def _chunk_bytes(total: int) -> int:
-    """A power of two: files that grow a little leave the cuts of the others, and so their cached rows, as they are."""
-    wanted = min(max(total // _USUAL_CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
-    return 1 << (wanted.bit_length() - 1)
+    # A power of two: when one file grows a little, the cuts of the others stay, and so do their
+    # cached rows.
+    target = min(max(total // _USUAL_CHUNKS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
+    return 1 << (target.bit_length() - 1)
 
 
 def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
-    """Cuts between row groups (Parquet) or record batches (Arrow) so that each chunk has about `chunk_bytes`."""
+    """Cuts between row groups or record batches that give chunks of about `chunk_bytes`."""
     from pipelines.data.read.tables import table_sizes
 
     try:
         sizes = table_sizes(file.path, file.kind)
     except (ValueError, OSError) as error:
         key = f"data.sources.{file.source}.path" if file.source >= 0 else "data.benchmarks"
-        raise UserError(f"{key}={file.path}: not {file.kind} ({_one_line(error)})") from error
+        raise UserError(
+            f"{key}={file.path}: not {file.kind} ({one_line(error, REASON_CHARS)})"
+        ) from error
     cuts, size = [0], 0
-    for number, each in enumerate(sizes):
-        size += each
+    for number, part_bytes in enumerate(sizes):
+        size += part_bytes
         if size >= chunk_bytes:
             cuts.append(number + 1)
             size = 0
@@ -76,7 +79,7 @@ def _table_cuts(file: SourceFile, chunk_bytes: int) -> list[int]:
 
 
 def lines_between(path: str, first: int, last: int) -> int:
-    """Number of lines that begin at a byte in `first:last` of a text file that is not compressed."""
+    """Number of lines that begin at the bytes `first:last` of an uncompressed text file."""
     count, left = int(not first and last > 0), last - max(first, 1)
     with open_binary(path) as stream:
         stream.seek(max(first, 1) - 1)

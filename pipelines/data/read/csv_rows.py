@@ -1,4 +1,4 @@
-"""The rows of a CSV file: a quote that is not closed costs its line, not all that follows."""
+"""The rows of a CSV file. A quote that is not closed costs its line, not the lines behind it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken, printable
 
 
 def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
-    """The rows, readable or not, each with its first line. Raises UserError when the header is not one."""
+    """The rows, readable or not, numbered by their first line. Raises UserError for a bad header."""
     csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB a field
     lines = _Lines(
         io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -27,7 +27,7 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            # Mostly a quote that is not closed: what follows the record's first line may be good rows.
+            # Most often a quote is not closed: the lines behind the record's first may be good rows.
             yield broken(lines.number, f"not CSV: {error}", lines.give_back())
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
             continue
@@ -40,25 +40,28 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
 
 def _header(rows: Iterator[list[str]], path: str) -> list[str]:
     try:
-        header = next(filter(None, rows), [])  # behind blank lines
+        header = next(filter(None, rows), [])  # skips blank lines
     except csv.Error as error:
         raise UserError(
-            f"{path}: its first line is no CSV header ({error}); mend the file"
+            f"{path}: its first line is not a CSV header ({error}); fix the file"
         ) from error
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
+    repeated = [name for name in header if header.count(name) > 1]
+    if repeated:
         raise UserError(
-            f"{path}: the header names {printable(twice[0])!r} twice; rename one of the columns"
+            f"{path}: the header names {printable(repeated[0])!r} twice; rename one of the columns"
         )
     return header
 
 
 class _Lines:
-    """A text's lines, of which those of the present record can be given back; `number` counts the lines before it."""
+    """Iterates over a text's lines and can give back the lines of the current record.
+
+    `record` has the lines of the current record, `number` counts the lines before it.
+    """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self._stream = stream
-        self._waiting: deque[str] = deque()
+        self._returned: deque[str] = deque()
         self.record: list[str] = []
         self.number = 0
         self._size = 0
@@ -67,7 +70,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._waiting.popleft() if self._waiting else self._read()
+        line = self._returned.popleft() if self._returned else self._read()
         if not line:
             raise StopIteration
         self.record.append(line)
@@ -77,19 +80,19 @@ class _Lines:
         return line
 
     def _read(self) -> str:
-        """The next line; of one that is longer than a row may be only as much as shows it."""
+        """The next line; a line above the limit of a row is cut, but longer than the limit."""
         line = rest = self._stream.readline(MAX_ROW_BYTES + 1)
         while len(rest) > MAX_ROW_BYTES and not rest.endswith(("\n", "\r")):
             rest = self._stream.readline(MAX_ROW_BYTES + 1)
         return line
 
     def begin(self) -> None:
-        """A new record begins with the next line."""
+        """Begin a new record with the next line."""
         self.number += len(self.record)
         self.record, self._size = [], 0
 
     def give_back(self) -> str:
-        """Let all lines of the record but its first come again; the first is returned."""
-        self._waiting.extendleft(reversed(self.record[1:]))
+        """Return the record's first line; its other lines will be read again."""
+        self._returned.extendleft(reversed(self.record[1:]))
         del self.record[1:]
         return self.record[0] if self.record else ""

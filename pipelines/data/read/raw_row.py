@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ MAX_SHOWN_CHARS = 2000
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row with its number: the line in the chunk, or the row where there are no lines, from 0. `error` says why it
-    cannot be read; `text` is then what was found there, cut at 2,000 characters.
+    """A row with its number in the chunk, from 0: its line, or its index in files without lines.
+
+    A row that cannot be read has the reason in `error`, and in `text` its first 2,000 characters.
     """
 
     number: int
@@ -22,47 +24,52 @@ class RawRow:
     text: str = ""
 
 
-def broken(number: int, error: str, found: bytes | str) -> RawRow:
+def broken(number: int, error: str, content: bytes | str) -> RawRow:
     """A row that cannot be read."""
     text = (
-        found[: 4 * MAX_SHOWN_CHARS].decode(errors="backslashreplace")
-        if isinstance(found, bytes)
-        else found
+        content[: 4 * MAX_SHOWN_CHARS].decode(errors="backslashreplace")
+        if isinstance(content, bytes)
+        else content
     )
     return RawRow(number, error=error, text=printable(text[:MAX_SHOWN_CHARS]))
 
 
 def printable(text: str) -> str:
-    """The text with what is no Unicode character (half surrogate pairs, stray bytes) spelled as an escape."""
+    """The text with half surrogate pairs and stray bytes as escapes, so that it can be encoded."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def as_text(value: Any) -> str:
-    """A value for people, whatever it holds, cut at 2,000 characters."""
+    """Any value as text for people, cut at 2,000 characters."""
     try:
         return json.dumps(value, default=str, skipkeys=True)[:MAX_SHOWN_CHARS]
     except (ValueError, TypeError, OverflowError, RecursionError):
         return f"({type(value).__name__} that cannot be written as JSON)"
 
 
-def why(error: BaseException) -> str:
-    """An exception as part of a line; of JSON's errors the message without its place."""
+def reason_of(error: BaseException) -> str:
+    """An exception as part of one line; of a JSON error only the message, without the position."""
     text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
+    """The fault of an object in which a key occurs more than once."""
+    keys = [key for key, _ in pairs]
+    return f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice"
+
+
+def strict_decoder() -> json.JSONDecoder:
+    """A decoder that raises ValueError for NaN, Infinity and keys that occur twice."""
+    return json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        raise ValueError(repeated_key(pairs))
     return value
 
 
-def strict_decoder() -> json.JSONDecoder:
-    """JSON without the constants that Python adds and without keys that are there twice."""
-    return json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

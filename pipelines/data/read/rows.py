@@ -10,20 +10,23 @@ from pipelines.core.errors import UserError
 from pipelines.data.read.chunks import Chunk
 from pipelines.data.read.csv_rows import read_csv
 from pipelines.data.read.json_array import read_array
-from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken, strict_decoder, why
-from pipelines.data.read.tables import _arrow_batches
+from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken, reason_of, strict_decoder
+from pipelines.data.read.tables import arrow_batches
 from pipelines.sources.open import open_rows
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
-    """The rows of one chunk, readable or not, in order. Raises UserError when a table or a compressed file is damaged."""
+    """The rows of one chunk, readable or not, in order.
+
+    Raises UserError for a damaged table or compressed file, and for a JSON array that does not parse.
+    """
     with open_rows(chunk.path) as stream:
         if chunk.kind == "jsonl":
             yield from _read_lines(stream, chunk)
         elif chunk.kind == "json":
-            yield from read_array(stream)
+            yield from read_array(stream, chunk.path)
         elif chunk.kind in ("csv", "tsv"):
             yield from read_csv(stream, chunk.path, "\t" if chunk.kind == "tsv" else ",")
         else:
@@ -33,7 +36,7 @@ def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
 def _read_lines(stream: IO[bytes], chunk: Chunk) -> Iterator[RawRow]:
     position = 0
     if chunk.first:
-        # The line that runs into this chunk belongs to the one before, unless it ends exactly at the border.
+        # A line that begins before this chunk belongs to the previous one.
         stream.seek(chunk.first - 1)
         position = chunk.first - 1 + _line_end(stream, b"")
     number = 0
@@ -50,7 +53,7 @@ def _read_lines(stream: IO[bytes], chunk: Chunk) -> Iterator[RawRow]:
 
 
 def _line_end(stream: IO[bytes], line: bytes) -> int:
-    """Read to the end of the line that `line` begins, without keeping it; the number of bytes that this took."""
+    """Skip to the end of the line that begins with `line`; returns the number of skipped bytes."""
     size = 0
     while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
         size += len(line)
@@ -65,7 +68,7 @@ def _parsed(number: int, line: bytes, decode: Callable[[str], Any]) -> RawRow:
             number, f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}", line
         )
     except (ValueError, RecursionError) as error:
-        return broken(number, f"not JSON: {why(error)}", line)
+        return broken(number, f"not JSON: {reason_of(error)}", line)
 
 
 def _read_table(stream: IO[bytes], chunk: Chunk) -> Iterator[RawRow]:
@@ -73,19 +76,19 @@ def _read_table(stream: IO[bytes], chunk: Chunk) -> Iterator[RawRow]:
     try:
         for number, batch in _batches(stream, chunk):
             yield from _rows_of(batch, number)
-    except (ValueError, OSError) as error:  # a row's own faults do not come this far
+    except (ValueError, OSError) as error:  # faults of single rows are handled in _rows_of
         raise UserError(
-            f"{chunk.path}: damaged ({why(error)}); mend or replace the file"
+            f"{chunk.path}: damaged ({reason_of(error)}); fix or replace the file"
         ) from error
 
 
 def _batches(stream: IO[bytes], chunk: Chunk) -> Iterator[tuple[int, Any]]:
-    """Batches with the number of the first row of each in the file."""
+    """Batches, each with the number of its first row in the file."""
     import pyarrow.parquet
 
     number = 0
     if chunk.kind == "arrow":
-        for i, batch in enumerate(itertools.islice(_arrow_batches(stream), chunk.last)):
+        for i, batch in enumerate(itertools.islice(arrow_batches(stream), chunk.last)):
             if i >= chunk.first:
                 yield number, batch
             number += batch.num_rows
@@ -101,11 +104,11 @@ def _rows_of(batch: Any, number: int) -> Iterator[RawRow]:
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError, RecursionError):
-        rows = None  # one value has no Python form: find out which
+        rows = None  # one value has no Python form: convert row by row to find it
     for i in range(batch.num_rows):
         try:
             value = rows[i] if rows is not None else batch.slice(i, 1).to_pylist()[0]
         except (ValueError, OverflowError, RecursionError) as error:
-            yield broken(number + i, f"a value cannot be read: {why(error)}", "")
+            yield broken(number + i, f"a value cannot be read: {reason_of(error)}", "")
         else:
             yield RawRow(number + i, value)

@@ -1,4 +1,4 @@
-"""Sizes of the parts of tables."""
+"""Record batches of Arrow files, and sizes of the parts of tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from pipelines.sources.open import open_binary
 
 
-def _arrow_batches(stream: Any) -> Iterator[Any]:
-    """Record batches of an Arrow file or, as the datasets library writes them, an Arrow stream."""
+def arrow_batches(stream: Any) -> Iterator[Any]:
+    """Record batches of an Arrow file, or of an Arrow stream as the datasets library writes it."""
     import pyarrow as pa
 
     magic = stream.read(6)
@@ -22,11 +22,11 @@ def _arrow_batches(stream: Any) -> Iterator[Any]:
 
 
 def table_sizes(path: str, kind: str) -> list[int]:
-    """Bytes of each row group of a Parquet file or each record batch of an Arrow file. Raises ValueError if it is none."""
+    """Bytes of each row group (Parquet) or record batch (Arrow). Raises ValueError for other files."""
     import pyarrow.parquet
 
     with open_binary(path) as stream:
         if kind == "arrow":
-            return [batch.nbytes for batch in _arrow_batches(stream)]
+            return [batch.nbytes for batch in arrow_batches(stream)]
         metadata = pyarrow.parquet.ParquetFile(stream).metadata
         return [metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups)]

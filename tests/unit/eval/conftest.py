@@ -16,6 +16,13 @@ from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.artifacts import Checkpoint, PreparedDataset, SplitStats, TrainingRun
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.core.digests import digest_of
+from pipelines.packed.format import (
+    HELDOUT_SAMPLES,
+    HELDOUT_SCHEMA,
+    row_column,
+    row_schema,
+    shard_path,
+)
 from pipelines.storage import Store
 
 ANSWER = "Aye, captain."
@@ -64,42 +71,31 @@ def write_prepared(store: Store, renderer: ChatRenderer, questions: list[str]) -
             Conversation((Turn("user", question), Turn("assistant", ANSWER)))
         )
         if number % 2 == 0:
-            rows.append(
-                {"input_ids": [], "loss_weights": [], "sample_lengths": [], "sample_ids": []}
-            )
+            rows.append({name: [] for name in row_schema(ROW_TOKENS).names})
         rows[-1]["input_ids"] += rendered.input_ids.tolist()
         rows[-1]["loss_weights"] += rendered.loss_weights.tolist()
         rows[-1]["sample_lengths"].append(len(rendered.input_ids))
-        rows[-1]["sample_ids"].append(f"s{number}")
+        labels = {"sample_id": f"s{number}", "cluster_id": f"c{number}", "source": 0, "slice": ""}
+        labels["split"] = "select"
+        for name, value in labels.items():
+            rows[-1][row_column(name)].append(value)
         ids = renderer.prompt_ids([{"role": "user", "content": question}]).tolist()
-        prompts.append(
-            {"sample_id": f"s{number}", "prompt_ids": ids, "prompt": question, "reference": ANSWER}
-        )
+        prompts.append(labels | {"prompt_ids": ids, "prompt": question, "reference": ANSWER})
     for row in rows:
         padding = ROW_TOKENS - len(row["input_ids"])
         row["input_ids"] += [0] * padding
         row["loss_weights"] += [0.0] * padding
-    fixed = {
-        "input_ids": pa.list_(pa.int32(), ROW_TOKENS),
-        "loss_weights": pa.list_(pa.float32(), ROW_TOKENS),
-    }
-    packed = pa.schema(
-        [
-            *fixed.items(),
-            ("sample_lengths", pa.list_(pa.int32())),
-            ("sample_ids", pa.list_(pa.string())),
-        ]
-    )
     half = len(rows) // 2
     with store.create_artifact(
         "prepared", digest_of(questions), parents={"source.sailor.json": "5" * 64}
     ) as draft:
         for shard, part in enumerate((rows[:half], rows[half:])):
             pq.write_table(
-                pa.Table.from_pylist(part, schema=packed),
-                draft.path / f"heldout-{shard:05d}.parquet",
+                pa.Table.from_pylist(part, schema=row_schema(ROW_TOKENS)),
+                shard_path(draft.path, "heldout", shard),
             )
-        pq.write_table(pa.Table.from_pylist(prompts), draft.path / "heldout_samples.parquet")
+        table = pa.Table.from_pylist(prompts, schema=HELDOUT_SCHEMA)
+        pq.write_table(table, draft.path / HELDOUT_SAMPLES)
     assert draft.ref is not None
     stats = SplitStats(len(questions), len(rows), 0, 0)
     return PreparedDataset(

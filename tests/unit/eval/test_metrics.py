@@ -13,7 +13,6 @@ from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.digests import digest_of
 from pipelines.eval.heldout import (
     HeldoutSet,
-    Sample,
     answer_batches,
     batch_from_row,
     batch_table,
@@ -22,6 +21,7 @@ from pipelines.eval.heldout import (
 )
 from pipelines.eval.metrics import is_exact, pad_batch, weighted_nll
 from pipelines.eval.scorer import Scorer, ScorerSpec, greedy
+from pipelines.packed.reader import PackedSample
 from pipelines.storage import Store
 from tests.unit.eval.conftest import write_checkpoint
 
@@ -38,8 +38,8 @@ def heldout(eval_store: Store, prepared: PreparedDataset) -> HeldoutSet:
     return load_heldout(eval_store, prepared, max_prompts=8)
 
 
-def sample(name: str, length: int) -> Sample:
-    return Sample(name, np.arange(length, dtype=np.int32), np.ones(length, np.float32))
+def sample(name: str, length: int) -> PackedSample:
+    return PackedSample(name, np.arange(length, dtype=np.int32), np.ones(length, np.float32))
 
 
 def test_every_sample_leaves_its_pack_whole(heldout: HeldoutSet, renderer: Any) -> None:
