@@ -1,1 +1,1 @@
-"""What every part uses: errors, digests, progress, conversations and the nouns handed between stages."""
+"""Errors, digests, progress, conversations and the nouns that stages hand to each other."""

@@ -36,7 +36,7 @@ class ArtifactRef:
 
     @property
     def name(self) -> str:
-        """The artifact's id: the name of its folder, which the terminal prints and commands take."""
+        """The artifact's id: its folder's name, which the terminal prints and commands take."""
         return short(self.key)
 
 
@@ -72,7 +72,7 @@ class PreparedDataset:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified adapter with the state from which training resumes; `metrics` belong to its step."""
+    """A verified adapter with the state to resume from; `metrics` belong to its step."""
 
     ref: ArtifactRef
     run_id: str

@@ -1,4 +1,4 @@
-"""One training conversation."""
+"""A training conversation: turns, tools and where it came from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. `train` False keeps an assistant turn out of the loss; `weight` scales it.
+    """One message of a conversation.
 
-    `tool_calls` holds OpenAI-style calls of an assistant turn; `content` may be empty then.
+    `train` False keeps an assistant turn out of the loss; `weight` scales its loss. `tool_calls`
+    are OpenAI-style calls of an assistant turn, whose `content` may then be empty.
     """
 
     role: str
@@ -24,20 +25,20 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of one sample, oldest first, the tools offered in it, and where it came from (`path:line`)."""
+    """The turns of one sample, oldest first, and the tools offered; `origin` is `path:line`."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     origin: str = ""
 
     def messages(self) -> list[dict[str, Any]]:
-        """The turns as the OpenAI-style dicts that chat templates take."""
-        out = []
+        """The turns as OpenAI-style dicts, the input of chat templates."""
+        messages = []
         for turn in self.turns:
             message: dict[str, Any] = {"role": turn.role, "content": turn.content}
             if turn.tool_calls:
                 message["tool_calls"] = [dict(call) for call in turn.tool_calls]
             if turn.name:
                 message["name"] = turn.name
-            out.append(message)
-        return out
+            messages.append(message)
+        return messages

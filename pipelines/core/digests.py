@@ -1,4 +1,4 @@
-"""Content digests."""
+"""Digests of JSON-like values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest_of(value: Any) -> str:
 
 
 def short(digest: str) -> str:
-    """The 12 characters by which people name a digest."""
+    """The first 12 characters of a digest, by which people refer to it."""
     return digest[:12]
 
 

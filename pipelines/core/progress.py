@@ -8,10 +8,13 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """How a stage tells a person what it is doing. The command line draws it; tests and libraries use `SILENT`."""
+    """How a stage reports what it is doing.
+
+    The command line draws it; tests and libraries use `SILENT`.
+    """
 
     def note(self, text: str) -> None:
-        """One line that stays on the screen."""
+        """Print one line that stays on the screen."""
         ...
 
     def bar(self, name: str, total: int | None = None) -> Any:

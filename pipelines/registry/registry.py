@@ -71,7 +71,7 @@ class Registry:
         return [version for version in self._versions.list() if version.name == model]
 
     def adapter_dir(self, version: ModelVersion) -> Path:
-        """A local folder with a version's two PEFT files, checked against their registered sha256."""
+        """A local folder with a version's two PEFT files, checked against their sha256."""
         return self._versions.adapter_dir(version)
 
     def aliases(self, model: str) -> list[Alias]:

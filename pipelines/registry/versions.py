@@ -115,13 +115,13 @@ class Versions:
 
 
 def check_model_name(name: str) -> None:
-    """Raise UserError unless the name may be a model's, so that no name leaves the registry's folder."""
+    """Raise UserError for a name that is not a model's or could leave the registry's folder."""
     if not re.fullmatch(MODEL_NAME, name):
         raise UserError(f"{name!r}: not a model name; it must match {MODEL_NAME}")
 
 
 def _copy_adapter(source: Path, target: Path, files: dict[str, str]) -> None:
-    """Copy files and compare them with the sha256 taken before. Raises UserError on a difference."""
+    """Copy files and compare them with their sha256. Raises UserError on a difference."""
     target.mkdir()
     for name, sha256 in files.items():
         shutil.copyfile(source / name, target / name)

@@ -1,9 +1,9 @@
 """Artifact folders on a local disk or an object store, each published atomically.
 
-A store is a folder tree `STORE/<kind>/<key12>/` whose `manifest.json` lists every file with its size
-and sha256. A local artifact is built under a hidden temporary name, synced and renamed; on an object
-store the files are uploaded first and the manifest last. A folder without a manifest is not an
-artifact. References in manifests are relative to the store, so that a store may be moved or copied.
+An artifact is a folder `STORE/<kind>/<key12>/` whose `manifest.json` lists every file with its size
+and sha256; without a manifest it is unfinished. A local artifact is built under a hidden temporary
+name, synced and renamed; on an object store the files are uploaded first and the manifest last.
+References in manifests are relative to the store, so that a store may be moved or copied.
 """
 
 from pipelines.storage.folders import (

@@ -1,4 +1,4 @@
-"""Folders on a local disk that appear whole under their final name, and the check that they still are."""
+"""Folders on a local disk: published atomically, claimed by one process, verified and deleted."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def sha256_file(path: Path) -> str:
 
 
 def nearest_path(path: Path) -> Path | None:
-    """The name beside a missing path that its writer may have meant."""
+    """The sibling of a missing path whose name is the most similar, for a hint in an error."""
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    return path.parent / near[0] if near else None
+    matches = difflib.get_close_matches(path.name, siblings, n=1)
+    return path.parent / matches[0] if matches else None
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file below a folder by its relative name, with sha256 and size."""
+    """The sha256 and size of every file below a folder, by relative name."""
     return {
         str(PurePosixPath(p.relative_to(folder))): {
             "sha256": sha256_file(p),
@@ -77,22 +77,23 @@ def verify(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def scratch_folder(root: Path, name: str) -> Iterator[Path]:
-    """A hidden, empty folder in `root` for one writer, gone on exit unless it was renamed.
+    """Yield a hidden, empty folder in `root` for one writer; it is deleted on exit unless renamed.
 
-    The writer holds a lock on it for as long as it lives, so what a killed writer of the same name left behind can be
-    told from work in progress, and is deleted first.
+    The writer locks its folder, and the system frees the lock when the writer dies. That separates
+    work in progress from what a killed writer of the same `name` left behind, which is deleted
+    first.
     """
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f".tmp-{name}-*"):
-        with _locked(leftover, wait=False) as orphaned:
-            if orphaned:
+        with _locked(leftover, wait=False) as is_orphan:
+            if is_orphan:
                 shutil.rmtree(leftover, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         while True:
             work = root / f".tmp-{name}-{secrets.token_hex(4)}"
             work.mkdir()
             stack.enter_context(_locked(work))
-            if work.exists():  # else another writer took it for an orphan before it was locked
+            if work.exists():  # another writer may have deleted it before it was locked
                 break
         try:
             yield work
@@ -100,13 +101,17 @@ def scratch_folder(root: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def publish(work: Path, final: Path, is_whole: Callable[[], bool]) -> None:
-    """Rename a synced folder to its final name. What is whole there stays; a broken leftover makes way."""
+def publish(work: Path, final: Path, is_complete: Callable[[], bool]) -> None:
+    """Flush the folder `work` to the disk and rename it to `final`.
+
+    An existing folder `final` stays if `is_complete()`, and `work` is then not published; otherwise
+    it is a broken leftover and is replaced.
+    """
     sync_tree(work)
     if not _renamed(work, final):
-        # Only one process at a time may clear the name, or it could clear away what another has just published.
+        # Only one process may replace the leftover: a second would delete the first one's folder.
         with _locked(final.parent):
-            if not _renamed(work, final) and not is_whole():
+            if not _renamed(work, final) and not is_complete():
                 broken = work.with_name(work.name + ".broken")
                 os.rename(final, broken)
                 shutil.rmtree(broken, ignore_errors=True)
@@ -115,7 +120,10 @@ def publish(work: Path, final: Path, is_whole: Callable[[], bool]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder so that nobody ever sees a part of it; what a killed process left of another deletion goes too."""
+    """Delete a folder so that no reader ever sees it partly deleted.
+
+    Also deletes what killed processes left of earlier deletions in the same parent folder.
+    """
     for leftover in folder.parent.glob(f"{_GONE}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     hidden = folder.with_name(f"{_GONE}{folder.name}-{secrets.token_hex(4)}")
@@ -138,7 +146,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def create_file(path: Path, text: str) -> bool:
-    """Create a file that did not exist, whole and on the disk; False when it exists."""
+    """Create a file atomically and flush it to the disk; False when it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
@@ -167,9 +175,11 @@ def _renamed(work: Path, final: Path) -> bool:
 
 @contextlib.contextmanager
 def claimed(folder: Path, work: str) -> Iterator[None]:
-    """Inside, no other process that claims the folder does `work` there; the system ends the claim of one that dies.
+    """Let one process at a time work in a folder; `work` names the work in the error of the others.
 
-    Raises UserError naming the process that holds the claim. On a file system without locks nothing is claimed.
+    The claim ends with the block, or with the process when it dies. Raises UserError, naming the
+    process that has the claim, when the folder is claimed already. A file system without locks
+    grants every claim.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LOCK, "a+") as stream:
@@ -192,7 +202,10 @@ def claimed(folder: Path, work: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process holds the folder's lock inside; the system frees it when the process dies."""
+    """Lock a folder for the block; yields False when another process has the lock.
+
+    The system frees the lock when the process dies.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -200,14 +213,14 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        held = True
+        locked = True
     except OSError as error:
-        # File systems without locks keep their leftovers; two writers that meet a broken folder there are on their own.
+        # Without locks, leftovers stay, and two writers may race to replace a broken folder.
         if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
             raise
-        held = False
+        locked = False
     try:
-        yield held
+        yield locked
     finally:
         os.close(handle)
 

@@ -1,4 +1,4 @@
-"""What a disk or an object store can refuse, told as one line with the path and what to do."""
+"""Errors of a disk or an object store as one line with the path and what to do."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REASONS = {
     errno.EPERM: "the file system does not permit it",
     errno.ENOTDIR: "a part of the path is a file",
 }
-# What only the check before any work may meet; later these are the program's own faults.
-_FIRST_REASONS = {
-    errno.EEXIST: "a file lies there, not a folder",
-    errno.ENOENT: "the folder cannot be made",
+# Expected only in the check before any work; later they would be bugs of this program.
+_PREFLIGHT_REASONS = {
+    errno.EEXIST: "a file with this name exists, where a folder is needed",
+    errno.ENOENT: "the folder cannot be created",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ELSEWHERE = "choose another place with --store"
@@ -42,41 +42,45 @@ _CLIENT_ERRORS = {
 
 @contextlib.contextmanager
 def as_user_error(
-    root: str, path: str, first: bool = False, wants_bytes: Callable[[], int] | None = None
+    root: str, path: str, preflight: bool = False, wants_bytes: Callable[[], int] | None = None
 ) -> Iterator[None]:
-    """Turn what the local store at `root` refuses into a UserError; errors of other files pass through.
+    """Turn an OS error of the local store at `root` into a UserError that names the file or `path`.
 
-    `first` marks the check before any work, where every error is the store's. `wants_bytes` says what the work at `path`
-    needs there; 0 where that is not known.
+    Errors of files elsewhere pass through, except in the `preflight` check before any work, where
+    every error concerns the store. `wants_bytes` gives the bytes that the work needs, 0 if unknown;
+    it is asked only when the disk is full.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # raised again unless it is the disk's; libraries in C++ and Rust have types of their own
-        code, named = _code(error), _file(error)
-        reasons = _REASONS | _FIRST_REASONS if first else _REASONS
-        reason = reasons.get(code, str(error) if first and isinstance(error, OSError) else "")
-        if not reason or not (first or _belongs(named, root)):
+    except Exception as error:  # libraries in C++ and Rust raise types of their own for a full disk
+        code, file = _error_code(error), _file_name(error)
+        reasons = _REASONS | _PREFLIGHT_REASONS if preflight else _REASONS
+        is_other = preflight and isinstance(error, OSError)
+        reason = reasons.get(code, str(error) if is_other else "")
+        if not reason or not (preflight or _concerns(file, root)):
             raise
         wants = wants_bytes() if wants_bytes and code in _FULL else 0
         wanted = f", {max(1, wants >> 20)} MiB wanted" if wants else ""
-        full = f" ({_free_mib(path)} MiB free{wanted}); free space and give the same command again, or {_ELSEWHERE}"
-        advice = full if code in _FULL else f"; {_ELSEWHERE}"
-        raise UserError(f"{named or path}: {reason}{advice}") from error
+        advice = f"; {_ELSEWHERE}"
+        if code in _FULL:
+            free = f" ({_free_mib(path)} MiB free{wanted})"
+            advice = f"{free}; free space and give the same command again, or {_ELSEWHERE}"
+        raise UserError(f"{file or path}: {reason}{advice}") from error
 
 
 @contextlib.contextmanager
 def remote_as_user_error(path: str) -> Iterator[None]:
-    """Turn what an object store refuses into a UserError, but for a missing file, which is an answer."""
+    """Turn an object store's error into a UserError; FileNotFoundError passes through."""
     try:
         yield
     except FileNotFoundError:
         raise
     except (OSError, *client_errors()) as error:
         raise UserError(
-            f"{path}: the object store refused ({one_line(error)}); check the address, the credentials and the network, "
-            f"or {_ELSEWHERE}"
+            f"{path}: the object store refused ({one_line(error)}); "
+            f"check the address, the credentials and the network, or {_ELSEWHERE}"
         ) from error
 
 
@@ -88,24 +92,27 @@ def client_errors() -> list[type[Exception]]:
     return [error for error in errors if error is not None]
 
 
-def _code(error: Exception) -> int:
+def _error_code(error: Exception) -> int:
+    """The errno of an OSError, else the one whose message is part of the error's text, else 0."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     return next((code for code in _REASONS if os.strerror(code) in str(error)), 0)
 
 
-def _file(error: Exception) -> str:
+def _file_name(error: Exception) -> str:
+    """The file that an OSError names, or the empty string."""
     name = error.filename if isinstance(error, OSError) else None
     return os.fsdecode(name) if isinstance(name, str | bytes) else ""
 
 
-def _belongs(named: str, root: str) -> bool:
-    here = Path(named).absolute()
-    return not named or here.is_relative_to(root) or Path(root).is_relative_to(here)
+def _concerns(file: str, root: str) -> bool:
+    """Whether an error of this file is one of the store: unnamed, inside the store, or above it."""
+    path = Path(file).absolute()
+    return not file or path.is_relative_to(root) or Path(root).is_relative_to(path)
 
 
 def _free_mib(path: str) -> int:
-    here = Path(path)
-    while not here.exists():
-        here = here.parent
-    return shutil.disk_usage(here).free >> 20
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free >> 20

@@ -14,13 +14,16 @@ _CONFLICT_WAITS_S = (0.1, 0.4, 1.6)
 
 
 class RemoteFiles:
-    """Files below one fsspec URI (`s3://`, `gs://`, `memory://`). Raises UserError for what the store refuses."""
+    """Files below one fsspec URI (`s3://`, `gs://`, `memory://`).
+
+    Methods raise UserError when the object store refuses a request.
+    """
 
     def __init__(self, uri: str) -> None:
         import fsspec
 
         try:
-            # A cached listing would hide what other processes write, such as an alias's last move.
+            # A cached listing would hide other processes' files, such as an alias's last move.
             self._fs: Any = fsspec.filesystem(uri.split("://", 1)[0], use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UserError(
@@ -33,25 +36,25 @@ class RemoteFiles:
             return self._fs.cat_file(uri)
 
     def get(self, uri: str, path: Path) -> None:
-        """Copy one file here. Raises FileNotFoundError."""
+        """Download one file to `path`. Raises FileNotFoundError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with remote_as_user_error(uri):
             self._fs.get_file(uri, str(path))
 
     def put(self, path: Path, uri: str) -> None:
-        """Copy one local file there."""
+        """Upload one local file."""
         with remote_as_user_error(uri):
             self._fs.put_file(str(path), uri)
 
     def names(self, uri: str) -> list[str]:
-        """What lies directly below a prefix. Raises FileNotFoundError where nothing does."""
+        """Names directly below a prefix. Raises FileNotFoundError when there are none."""
         with remote_as_user_error(uri):
             return sorted(
                 str(p).rstrip("/").rsplit("/", 1)[-1] for p in self._fs.ls(uri, detail=False)
             )
 
     def files(self, uri: str) -> set[str]:
-        """Names, relative to a prefix, of all files below it."""
+        """Names of all files below a prefix, relative to it."""
         with remote_as_user_error(uri):
             prefix = self._fs._strip_protocol(uri).rstrip("/") + "/"
             return {str(path).removeprefix(prefix) for path in self._fs.find(uri)}
@@ -59,7 +62,8 @@ class RemoteFiles:
     def create_file(self, uri: str, data: bytes) -> bool:
         """Write a file in one conditional request; False when it exists.
 
-        Raises UserError for a kind of store that can only look first and write then, since two writers could both win.
+        Raises UserError for file systems that can only check first and then write, since two
+        writers could both succeed there.
         """
         self._check_conditional(uri)
         with remote_as_user_error(uri):
@@ -70,16 +74,20 @@ class RemoteFiles:
                 except FileExistsError:
                     return False
                 except OSError as error:
-                    # Not every S3 names the condition that failed, and of two writers at once both may be turned away.
+                    # Not every S3 names the failed condition, and it may refuse both of two
+                    # simultaneous writers as busy: then try again.
                     if self._fs.exists(uri):
                         return False
                     if error.errno != errno.EBUSY:
                         raise
                     time.sleep(wait_s)
-        raise UserError(f"{uri}: busy; other writers hold it, try again")
+        raise UserError(f"{uri}: busy with other writers; give the same command again")
 
     def check_writable(self, uri: str, probe: str) -> None:
-        """Write, create in vain and delete the file `probe`. Raises UserError when one of them is not possible."""
+        """Check that a file can be written, not be created twice, and be deleted.
+
+        Uses the file `probe`. Raises UserError when one of these fails.
+        """
         try:
             with remote_as_user_error(uri):
                 self._fs.pipe_file(probe, b"probe")
@@ -91,7 +99,8 @@ class RemoteFiles:
             ) from error
         if not exclusive:
             raise UserError(
-                f"{uri}: ignores the condition of a create (If-None-Match), so promotions are not safe there"
+                f"{uri}: ignores the condition of a create (If-None-Match), so two promotions "
+                "could both win; choose another place with --store"
             )
 
     def _check_conditional(self, uri: str) -> None:
@@ -99,6 +108,6 @@ class RemoteFiles:
 
         if getattr(self._fs.pipe_file, "__func__", None) is AbstractFileSystem.pipe_file:
             raise UserError(
-                f"{uri}: {type(self._fs).__name__} cannot create a file on condition that there is none, so two promotions "
-                "could both win; use a local folder, s3://, gs:// or abfs://"
+                f"{uri}: {type(self._fs).__name__} cannot create a file only if it does not exist, "
+                "so two promotions could both win; use a local folder, s3://, gs:// or abfs://"
             )

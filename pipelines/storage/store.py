@@ -79,20 +79,20 @@ class Store:
         if not self.is_local:
             self._remote.check_writable(self.uri, f"{self.uri}/.probe-{secrets.token_hex(4)}")
             return
-        with as_user_error(self.uri, self.uri, first=True):
+        with as_user_error(self.uri, self.uri, preflight=True):
             Path(self.uri).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.uri) as probe:
                 probe.write(b"x" * _PROBE_BYTES)
                 probe.flush()
 
-    # -- artifacts -----------------------------------------------------------------------------------------------
+    # -- artifacts ---------------------------------------------------------------------------
 
     def folder(self, kind: str, key: str) -> str:
         """The URI of the folder for the artifact of this key, whether it exists or not."""
         return f"{self.uri}/{kind}/{short(key)}"
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact of this key, or None; also None when one of its files is missing."""
+        """The finished artifact of this key, or None, also when one of its files is missing."""
         artifact = self.read(self.folder(kind, key))
         return artifact if artifact and artifact.ref.key == key else None
 
@@ -220,7 +220,7 @@ class Store:
             return all(os.path.isfile(f"{uri}/{name}") for name in artifact.files)
         return artifact.files.keys() <= self._remote.files(uri)
 
-    # -- references ----------------------------------------------------------------------------------------------
+    # -- references --------------------------------------------------------------------------
 
     def relative(self, uri: str) -> str:
         """A URI inside this store as a path relative to it; any other URI unchanged."""
@@ -238,7 +238,7 @@ class Store:
         """Rebuild a noun from `noun_to_json`; its references point into this store."""
         return map_uris(from_json(cls, data), self.resolve)
 
-    # -- small files ---------------------------------------------------------------------------------------------
+    # -- small files -------------------------------------------------------------------------
 
     def read_text(self, uri: str) -> str | None:
         """The text of one file, or None when it does not exist.
@@ -264,7 +264,7 @@ class Store:
             return create_file(Path(uri), text)
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder of the store (relative to the store's URI), sorted, without hidden ones."""
+        """Sorted names in a folder, given relative to the store's URI, without hidden ones."""
         uri = f"{self.uri}/{folder}"
         try:
             names = sorted(os.listdir(uri)) if self.is_local else self._remote.names(uri)

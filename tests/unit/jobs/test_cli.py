@@ -150,10 +150,10 @@ def test_a_store_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
     said = mistake("run", recipe, "--store", tmp_path / "file")
     assert (
         said
-        == f"{tmp_path}/file: a file lies there, not a folder; choose another place with --store"
+        == f"{tmp_path}/file: a file with this name exists, where a folder is needed; choose another place with --store"
     )
     assert mistake("run", recipe, "--store", "/proc/store").startswith(
-        "/proc/store: the folder cannot be made"
+        "/proc/store: the folder cannot be created"
     )
     assert "nowhere://x: Protocol not known" in mistake("run", recipe, "--store", "nowhere://x")
     assert (tmp_path / "file").read_text() == "mine"

@@ -29,7 +29,7 @@ def _promote_in_rounds(uri: str, version_id: str, barrier: Any, wins: Any) -> No
 
 
 def _read_until(uri: str, done: Any, num_reads: Any) -> None:
-    """Read all the time; a torn file or an earlier revision makes this process's exit code nonzero."""
+    """Read all the time; a torn file or an earlier revision makes this process fail."""
     registry, seen = Registry(Store(uri)), 0
     while not done.is_set() or seen < NUM_ROUNDS:
         alias = registry.alias("bot", "production")

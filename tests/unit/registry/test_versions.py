@@ -1,4 +1,4 @@
-"""Model versions: immutable, found by name, checked when read, and bound to their store's folder."""
+"""Model versions: immutable, found by name, and checked when they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store that is full, read-only, in the wrong place or at its limits: one line with the path and what to do."""
+"""A store that is full, read-only or misplaced: one line with the path and what to do."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def foreign_folder() -> Iterator[Path]:
 
 
 def as_stranger(work: Callable[[], Any]) -> str:
-    """The UserError that `work` meets in a process without root's rights; the empty string for none."""
+    """The UserError that `work` raises in a process without root's rights; "" for none."""
     fork = multiprocessing.get_context("fork")
-    said = fork.Queue()
+    message = fork.Queue()
 
     def body() -> None:
         if os.getuid() == 0:
@@ -59,13 +59,13 @@ def as_stranger(work: Callable[[], Any]) -> str:
         try:
             work()
         except UserError as error:
-            said.put(str(error))
+            message.put(str(error))
         else:
-            said.put("")
+            message.put("")
 
     process = fork.Process(target=body)
     process.start()
-    answer = said.get(timeout=20)
+    answer = message.get(timeout=20)
     process.join(20)
     return answer
 
@@ -75,7 +75,7 @@ def fill(store: Store, num_bytes: int) -> None:
         (draft.path / "large").write_bytes(b"x" * num_bytes)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_and_the_same_write_passes_when_there_is_room(
+def test_a_write_on_a_full_disk_is_refused_leaves_nothing_and_succeeds_once_there_is_space(
     small_disk: Path,
 ) -> None:
     store = Store(small_disk / "store")
@@ -84,7 +84,8 @@ def test_a_full_disk_is_said_and_leaves_nothing_and_the_same_write_passes_when_t
     ballast.write_bytes(b"x" * (160 << 10))
     with pytest.raises(
         UserError,
-        match=rf"{small_disk}/store/.*: the disk is full \(\d+ MiB free\); free space and give the same command again, or .*--st",
+        match=rf"{small_disk}/store/.*: the disk is full \(\d+ MiB free\); free space and give "
+        "the same command again, or .*--st",
     ):
         fill(store, 200 << 10)
     assert store.find("things", KEY) is None and list(Path(store.uri, "things").iterdir()) == []
@@ -101,7 +102,7 @@ def test_a_store_on_a_full_disk_is_refused_before_any_work(small_disk: Path) -> 
         Store(small_disk / "store").check_writable()
 
 
-def test_a_full_disk_is_recognised_in_the_errors_of_other_languages(small_disk: Path) -> None:
+def test_a_full_disk_is_recognised_in_the_errors_of_native_libraries(small_disk: Path) -> None:
     np = pytest.importorskip("numpy")
     safetensors = pytest.importorskip("safetensors.numpy")
     store = Store(small_disk / "store")
@@ -115,8 +116,8 @@ def test_a_full_disk_is_recognised_in_the_errors_of_other_languages(small_disk: 
 def test_a_folder_without_permission_is_refused(foreign_folder: Path) -> None:
     expected = f"{foreign_folder}/store: no permission; choose another place with --store"
     assert as_stranger(Store(foreign_folder / "store").check_writable) == expected
-    said = as_stranger(Store(foreign_folder).check_writable)
-    assert said.startswith(str(foreign_folder)) and "no permission" in said
+    message = as_stranger(Store(foreign_folder).check_writable)
+    assert message.startswith(str(foreign_folder)) and "no permission" in message
     assert "no permission" in as_stranger(lambda: fill(Store(foreign_folder), 1))
     assert "no permission" in as_stranger(
         lambda: Store(foreign_folder).create_file(f"{foreign_folder}/a/b", "x")
@@ -124,7 +125,7 @@ def test_a_folder_without_permission_is_refused(foreign_folder: Path) -> None:
     assert list(foreign_folder.iterdir()) == []
 
 
-def test_an_unreadable_manifest_is_said_and_not_taken_for_an_unfinished_artifact(
+def test_an_unreadable_manifest_is_an_error_and_not_an_unfinished_artifact(
     foreign_folder: Path,
 ) -> None:
     foreign_folder.chmod(0o755)
@@ -134,10 +135,11 @@ def test_an_unreadable_manifest_is_said_and_not_taken_for_an_unfinished_artifact
     assert "manifest.json: no permission" in as_stranger(lambda: store.find("things", KEY))
 
 
-def test_a_file_in_the_place_of_the_store_or_of_a_folder_above_is_refused(tmp_path: Path) -> None:
+def test_a_file_where_the_store_or_a_folder_above_it_must_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(
-        UserError, match=rf"{tmp_path}/file: a file lies there, not a folder; choose another place"
+        UserError,
+        match=rf"{tmp_path}/file: a file with this name exists, where a folder is needed; choose",
     ):
         Store(tmp_path / "file").check_writable()
     with pytest.raises(UserError, match=rf"{tmp_path}/file.*: a part of the path is a file"):
@@ -149,38 +151,38 @@ def test_a_file_in_the_place_of_the_store_or_of_a_folder_above_is_refused(tmp_pa
     )
 
 
-def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
-    with pytest.raises(UserError, match="/proc/store: the folder cannot be made"):
+def test_a_store_whose_folder_cannot_be_created_is_refused() -> None:
+    with pytest.raises(UserError, match="/proc/store: the folder cannot be created"):
         Store("/proc/store").check_writable()
 
 
-def test_a_limit_on_file_sizes_is_said(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_is_reported(tmp_path: Path) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
         fill(Store(tmp_path / "store"), 128 << 10)
 
     tmp_path.parent.chmod(0o755)
     fork_safe = multiprocessing.get_context("fork").Queue()
-    said = _in_a_fork(limited, fork_safe)
-    assert "larger than a file may be here (ulimit -f" in said
+    message = _in_a_fork(limited, fork_safe)
+    assert "larger than a file may be here (ulimit -f" in message
     assert Store(tmp_path / "store").list("things") == []
 
 
-def _in_a_fork(work: Callable[[], None], said: Any) -> str:
+def _in_a_fork(work: Callable[[], None], message: Any) -> str:
     def body() -> None:
         try:
             work()
         except UserError as error:
-            said.put(str(error))
+            message.put(str(error))
 
     process = multiprocessing.get_context("fork").Process(target=body)
     process.start()
-    answer = said.get(timeout=20)
+    answer = message.get(timeout=20)
     process.join(20)
     return answer
 
 
-def test_errors_of_files_elsewhere_pass_as_they_are(store: Store, tmp_path: Path) -> None:
+def test_errors_of_files_elsewhere_pass_through_unchanged(store: Store, tmp_path: Path) -> None:
     elsewhere = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "my-source.json"))
     for error in (
         elsewhere,

@@ -1,4 +1,4 @@
-"""A store behind fsspec: manifest last, fetched copies checked, and create as the one conditional step."""
+"""A store behind fsspec: manifest last, fetched copies checked, files created conditionally."""
 
 from __future__ import annotations
 
@@ -58,19 +58,14 @@ def path_in(store: Store, name: str) -> str:
     return Scripted._strip_protocol(f"{store.folder('runs/abc', KEY)}/{name}")
 
 
-def test_fsspecs_own_memory_store_does_it_all(tmp_path: Path) -> None:
-    store = Store("memory://bucket/whole", cache_dir=tmp_path / "cache")
+def test_fsspecs_own_memory_store_supports_every_operation(tmp_path: Path) -> None:
+    store = Store("memory://bucket/all", cache_dir=tmp_path / "cache")
     store.check_writable()
     ref = write(store)
-    assert (
-        store.names("") == ["runs"]
-        and store.create_file(f"{store.uri}/once", "a")
-        and store.names("runs/abc") == ["k" * 12]
-    )
-    assert (
-        not store.create_file(f"{store.uri}/once", "b")
-        and store.read_text(f"{store.uri}/once") == "a"
-    )
+    assert store.names("") == ["runs"] and store.names("runs/abc") == ["k" * 12]
+    assert store.create_file(f"{store.uri}/once", "a")
+    assert not store.create_file(f"{store.uri}/once", "b")
+    assert store.read_text(f"{store.uri}/once") == "a"
     assert (store.local_dir(ref) / "deep" / "file.txt").read_text() == "hello"
 
 
@@ -78,9 +73,10 @@ def test_an_artifact_is_found_listed_and_fetched_as_from_a_local_store(
     remote: Store, tmp_path: Path
 ) -> None:
     ref = write(remote)
-    found = remote.find("runs/abc", KEY)
-    assert found is not None and found.ref == ref and found.metadata == {"text": "hello"}
-    assert remote.list("runs/abc") == [found] == [remote.by_id("runs/abc", KEY)]
+    artifact = remote.find("runs/abc", KEY)
+    assert artifact is not None and artifact.ref == ref
+    assert artifact.metadata == {"text": "hello"}
+    assert remote.list("runs/abc") == [artifact] == [remote.by_id("runs/abc", KEY)]
     assert ref.digest == write(Store(tmp_path / "local")).digest
     folder = remote.local_dir(ref)
     assert (folder / "deep" / "file.txt").read_text() == "hello" and (
@@ -91,11 +87,11 @@ def test_an_artifact_is_found_listed_and_fetched_as_from_a_local_store(
     assert remote.find("runs/abc", KEY) is None and remote.list("runs/abc") == []
 
 
-def test_the_first_whole_artifact_of_a_key_stays(remote: Store) -> None:
+def test_the_first_complete_artifact_of_a_key_stays_in_an_object_store(remote: Store) -> None:
     assert write(remote, "first") == write(remote, "second")
 
 
-def test_an_upload_that_breaks_off_anywhere_is_not_finished_and_is_written_anew(
+def test_an_upload_that_breaks_off_anywhere_is_unfinished_and_is_written_again(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for num_files in range(3):
@@ -122,7 +118,9 @@ def test_an_upload_that_breaks_off_anywhere_is_not_finished_and_is_written_anew(
     assert write(remote).digest == write(remote).digest
 
 
-def test_a_copy_is_checked_and_a_bad_one_is_not_kept(remote: Store, tmp_path: Path) -> None:
+def test_a_fetched_copy_is_checked_and_a_damaged_one_is_discarded(
+    remote: Store, tmp_path: Path
+) -> None:
     ref = write(remote)
     Scripted().pipe_file(path_in(remote, "deep/file.txt"), b"jello")
     with pytest.raises(UserError, match="deep/file.txt: its bytes differ"):
@@ -134,7 +132,7 @@ def test_a_copy_is_checked_and_a_bad_one_is_not_kept(remote: Store, tmp_path: Pa
     assert remote.find("runs/abc", KEY) is None, "a missing file is not finished"
 
 
-def test_another_artifact_under_the_same_folder_is_not_taken_for_the_one_asked_for(
+def test_another_artifact_in_the_same_folder_is_refused(
     remote: Store,
 ) -> None:
     write(remote)
@@ -148,7 +146,7 @@ def _fetch(store: Store, ref: ArtifactRef, barrier: Any) -> None:
     assert (store.local_dir(ref) / "deep" / "file.txt").read_text() == "hello"
 
 
-def test_many_processes_that_fetch_one_artifact_get_one_whole_copy(
+def test_many_processes_that_fetch_one_artifact_share_one_complete_copy(
     remote: Store, tmp_path: Path
 ) -> None:
     ref, fork = write(remote), multiprocessing.get_context("fork")
@@ -162,18 +160,21 @@ def test_many_processes_that_fetch_one_artifact_get_one_whole_copy(
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"abc-{ref.digest[:24]}"]
 
 
-# -- create ------------------------------------------------------------------------------------------------------
+# -- creating a file only if it does not exist ----------------------------------------------------
 
 
-def test_a_store_that_looks_first_and_writes_then_is_refused(
+def test_a_file_system_that_checks_first_and_then_writes_is_refused(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Scripted, "pipe_file", AbstractFileSystem.pipe_file)
-    for refused in (lambda: remote.create_file(f"{remote.uri}/once", "a"), remote.check_writable):
+    for refused_call in (
+        lambda: remote.create_file(f"{remote.uri}/once", "a"),
+        remote.check_writable,
+    ):
         with pytest.raises(
             UserError, match="two promotions could both win; use a local folder, s3://"
         ):
-            refused()
+            refused_call()
     assert remote.read_text(f"{remote.uri}/once") is None
 
 
@@ -188,7 +189,7 @@ def test_a_store_that_ignores_the_condition_is_refused_before_any_work(
         remote.check_writable()
 
 
-def test_a_refusal_that_does_not_name_the_condition_and_a_conflict_are_understood(
+def test_a_conflict_is_retried_and_an_unnamed_refusal_of_an_existing_file_is_understood(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, answers = (
@@ -213,7 +214,7 @@ def test_a_refusal_that_does_not_name_the_condition_and_a_conflict_are_understoo
     )
 
 
-def test_what_the_store_refuses_is_said_with_the_path(
+def test_a_refusal_by_the_object_store_is_reported_with_the_path(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(self: Any, path: str, *_: Any, **__: Any) -> None:
@@ -221,7 +222,7 @@ def test_what_the_store_refuses_is_said_with_the_path(
 
     for method in ("pipe_file", "cat_file", "ls"):
         monkeypatch.setattr(Scripted, method, denied)
-    for refused in (
+    for refused_call in (
         remote.check_writable,
         lambda: remote.create_file(f"{remote.uri}/once", "a"),
         lambda: remote.read_text(f"{remote.uri}/once"),
@@ -231,7 +232,7 @@ def test_what_the_store_refuses_is_said_with_the_path(
         with pytest.raises(
             UserError, match=rf"{remote.uri}.*the object store refused \(Access Denied\)"
         ):
-            refused()
+            refused_call()
 
 
 def test_a_bucket_that_does_not_exist_and_a_scheme_without_a_package_are_refused(
@@ -250,7 +251,7 @@ def test_a_bucket_that_does_not_exist_and_a_scheme_without_a_package_are_refused
         Store("nowhere://x").check_writable()
 
 
-def test_what_another_process_writes_is_seen_though_the_file_system_would_cache_its_listings(
+def test_another_processs_file_is_listed_although_the_file_system_caches_listings(
     remote: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing = MemoryFileSystem.ls
@@ -258,10 +259,10 @@ def test_what_another_process_writes_is_seen_though_the_file_system_would_cache_
     def cached(self: Any, path: str, detail: bool = True, **_: Any) -> Any:
         if path not in self.dircache:
             self.dircache[path] = listing(self, path, detail=True)
-        found: Any = (
+        entries: Any = (
             self.dircache[path] if path in self.dircache else listing(self, path, detail=True)
         )
-        return found if detail else [entry["name"] for entry in found]
+        return entries if detail else [entry["name"] for entry in entries]
 
     monkeypatch.setattr(Scripted, "ls", cached)
     remote.create_file(f"{remote.uri}/moves/1", "a")
