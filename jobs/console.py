@@ -1,4 +1,4 @@
-"""What a person sees: lines that stay, and a bar while something runs."""
+"""Progress on a terminal: lines that stay, and a bar while something runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _LOG_EVERY_S = 60.0
 
 
 class ConsoleProgress:
-    """Draws `contracts.Progress` on a terminal; elsewhere (logs, CI) a bar is a line a minute and one when it ends."""
+    """Draws `core.progress.Progress` on a terminal.
+
+    Elsewhere (logs, CI) a bar is one line a minute and one when it ends.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(
@@ -28,9 +31,9 @@ class ConsoleProgress:
 
     @contextmanager
     def bar(self, name: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-        started, done, said = time.monotonic(), 0, ""
+        started, done, last_text = time.monotonic(), 0, ""
         logged = started
-        drawn = _Drawn(
+        bars = _Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}" + (f" of {total:,}" if total else "")),
@@ -40,31 +43,31 @@ class ConsoleProgress:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        with drawn:
-            task = drawn.add_task(name, total=total, text="", rate="")
+        with bars:
+            task = bars.add_task(name, total=total, text="", rate="")
 
             def advance(count: int = 1, text: str = "") -> None:
-                nonlocal done, said, logged
-                done, said = done + count, text or said
+                nonlocal done, last_text, logged
+                done, last_text = done + count, text or last_text
                 if self.console.is_terminal:
                     rate = f"{done / max(time.monotonic() - started, 1e-9):,.1f}/s"
-                    drawn.update(task, advance=count, text=said, rate=rate)
+                    bars.update(task, advance=count, text=last_text, rate=rate)
                 elif time.monotonic() - logged >= _LOG_EVERY_S:
                     logged = time.monotonic()
                     self.note(
-                        f"  {name}: {done:,}{f' of {total:,}' if total else ''} {said}".rstrip()
+                        f"  {name}: {done:,}{f' of {total:,}' if total else ''} {last_text}".rstrip()
                     )
 
             yield advance
         rate = done / max(time.monotonic() - started, 1e-9)
-        self.note(f"  {name}: {done:,} ({rate:,.1f}/s) {said}".rstrip())
+        self.note(f"  {name}: {done:,} ({rate:,.1f}/s) {last_text}".rstrip())
 
 
-class _Drawn(Progress):
-    """A bar with its text on the lines below, where a narrow terminal breaks it instead of cutting it."""
+class _Bars(Progress):
+    """A bar with its text on the lines below, where a narrow terminal can wrap it."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bars, then what they say."""
+        """The bars, then their texts."""
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
             if task.fields["text"]:

@@ -15,7 +15,7 @@ from serve_app.deploy import run_endpoint, stop_endpoint
 
 @contextmanager
 def running_endpoint(inputs: Inputs, store: Store, progress: Progress) -> Iterator[Endpoint]:
-    """The endpoint of a recipe inside; it is stopped on exit, since a shared cluster outlives us."""
+    """The endpoint of a recipe; stopped on exit, since a shared cluster runs on without us."""
     endpoint = run_endpoint(inputs.recipe, store, progress, inputs.base_fingerprint)
     try:
         yield endpoint
@@ -24,11 +24,13 @@ def running_endpoint(inputs: Inputs, store: Store, progress: Progress) -> Iterat
 
 
 def serve_until_stopped(inputs: Inputs, store: Store, progress: Progress) -> None:
-    """Answer until Ctrl-C."""
+    """Serve until the process is interrupted."""
     with running_endpoint(inputs, store, progress) as endpoint:
-        body = f'{{"model": "{endpoint.models[-1]}", "messages": [{{"role": "user", "content": "..."}}]}}'
+        messages = '[{"role": "user", "content": "..."}]'
+        body = f'{{"model": "{endpoint.models[-1]}", "messages": {messages}}}'
         progress.note(
-            f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+            f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' "
+            f"-d '{body}'"
         )
         progress.note("  Ctrl-C stops it")
         threading.Event().wait()

@@ -24,16 +24,16 @@ _OBJECT_STORE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: what was found, the verdict, and for anything but `ok` what to do."""
+    """One check: what it saw, the verdict, and for any verdict but `ok` what to do."""
 
     name: str
-    found: str
+    observed: str
     verdict: str = OK
     advice: str = ""
 
 
 def check_machine(store: Path) -> list[Check]:
-    """Look at Python, packages, CPU, memory, GPU, Ray's authentication and the disks. Changes nothing."""
+    """Check Python, packages, CPU, memory, GPU, Ray's token and the disks. Changes nothing."""
     return [
         _python(),
         *_packages(),
@@ -53,21 +53,19 @@ def checks_table(checks: list[Check]) -> Table:
         table.add_column(column, overflow="fold")
     for check in checks:
         verdict = Text(check.verdict, style=_STYLES[check.verdict])
-        table.add_row(check.name, Text(check.found), verdict, Text(check.advice))
+        table.add_row(check.name, Text(check.observed), verdict, Text(check.advice))
     return table
 
 
 def _python() -> Check:
-    tested = ("3.11", "3.12")
+    tested = ("3.11", "3.12", "3.13")
     if not platform.python_version().startswith(tested):
-        return Check(
-            "python", platform.python_version(), WARNING, f"tested: {' and '.join(tested)}"
-        )
+        return Check("python", platform.python_version(), WARNING, f"tested: {', '.join(tested)}")
     return Check("python", platform.python_version())
 
 
 def _packages() -> Iterator[Check]:
-    """One line for all that fit, one for each package that is missing or outside its range."""
+    """One line for each package that is missing or outside its range, one for all others."""
     try:
         lines = importlib.metadata.requires("loraforge") or []
     except importlib.metadata.PackageNotFoundError:
@@ -133,7 +131,10 @@ def _gpu() -> Check:
 def _auth() -> Check:
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if mode == "disabled":
-        advice = "unset RAY_AUTH_MODE: without a token, whoever reaches the dashboard's port runs code here"
+        advice = (
+            "unset RAY_AUTH_MODE: without a token, anyone who reaches the dashboard's port can run "
+            "code here"
+        )
         return Check("ray authentication", "RAY_AUTH_MODE=disabled", WARNING, advice)
     path, default = os.environ.get("RAY_AUTH_TOKEN_PATH"), Path("~/.ray/auth_token").expanduser()
     if os.environ.get("RAY_AUTH_TOKEN"):

@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS or a job names, else one on this machine, quiet unless asked."""
+"""Connecting to Ray: the cluster of RAY_ADDRESS or of a job, else one started on this machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PRELOADED = ("RAY_preload_python_modules", "pipelines,jobs,serve_app")
 
 @contextmanager
 def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray while inside. A cluster started here ends with it; one that was there already only loses this driver.
+    """Ray is initialised inside. A cluster that was started here ends on exit; others keep running.
 
-    A local cluster offers at least 4 logical CPUs, so that two fractional trainers and the data tasks that feed them
-    fit on two cores.
+    A local cluster offers at least 4 logical CPUs, so that two trainers with fractional CPUs and
+    the data tasks that feed them fit on two cores.
     """
     import ray
 
@@ -41,7 +41,9 @@ def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[
     else:
         os.environ.setdefault(*_PRELOADED)
         ray.init(
-            address="local",  # else a cluster started by hand on this machine would be joined, and these options refused
+            # Without it Ray would join a cluster started by hand on this machine and refuse the
+            # options below.
+            address="local",
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=verbose,
@@ -54,7 +56,7 @@ def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[
 
 
 def quiet(verbose: bool) -> None:
-    """Keep library chatter off the terminal unless `verbose`; it stays in Ray's own log files."""
+    """Keep the logs of libraries off the terminal unless `verbose`; Ray's own files keep them."""
     if verbose:
         return
     warnings.filterwarnings("ignore")
@@ -76,9 +78,9 @@ def quiet(verbose: bool) -> None:
 
 
 def check_fits(recipe: Recipe) -> None:
-    """Refuse a recipe whose training workers can never be placed; Ray would wait for them for ever.
+    """Raise UserError when the cluster can never place the training workers.
 
-    Raises UserError with what is asked and what the cluster has.
+    Ray itself would wait for them for ever.
     """
     import ray
 
@@ -88,6 +90,7 @@ def check_fits(recipe: Recipe) -> None:
         total = each * want.min_workers
         if total > have.get(name, 0):
             raise UserError(
-                f"resources: {want.min_workers} workers x {each:g} {name} = {total:g}, the cluster has {have.get(name, 0):g}; "
-                f"set resources.workers or resources.{name.lower()}s_per_worker lower, or submit to a larger cluster"
+                f"resources: {want.min_workers} workers x {each:g} {name} = {total:g}, the cluster "
+                f"has {have.get(name, 0):g}; set resources.workers or "
+                f"resources.{name.lower()}s_per_worker lower, or submit to a larger cluster"
             )

@@ -1,4 +1,4 @@
-"""What travels with a submitted job: a folder with the code, the recipe and the local files that it names."""
+"""The folder that is uploaded with a job: code, recipe, and the local files that it names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipelines.storage import sha256_file
 PACKAGES = ("pipelines", "jobs", "serve_app")
 RECIPE_FILE = "recipe.yaml"
 MAX_BYTES = 50 << 20  # Ray itself refuses above 100 MB, after the upload has begun
-_SKIPPED = {"__pycache__"}
+_SKIPPED = {"__pycache__", "_shipped"}  # _shipped: only in a wheel; a job reads none of it
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Files to copy, target -> source, and the recipe whose local paths point at the targets."""
+    """Files to upload (target -> source) and the recipe, whose local paths name the targets."""
 
     recipe: Recipe
     files: dict[str, Path] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Staged:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of all that travels: code, recipe, data and base; the same wherever it lies here."""
+        """Hex sha256 of all uploaded content: code, recipe, data and base; paths do not matter."""
         contents = {target: sha256_file(path) for target, path in self.files.items()}
         return digest_of({"files": contents, "recipe": self.recipe.model_dump(mode="json")})
 
@@ -45,8 +45,8 @@ class Staged:
         (folder / RECIPE_FILE).write_text(self.recipe.to_yaml())
 
 
-def stage(recipe: Recipe, shared: Sequence[Path] = ()) -> Staged:
-    """Decide what travels. Paths below a `shared` folder, URIs and Hub ids stay as they are.
+def stage_files(recipe: Recipe, shared: Sequence[Path] = ()) -> Staged:
+    """Decide what is uploaded. Paths below a `shared` folder, URIs and Hub ids stay as they are.
 
     Raises UserError for a missing file, and above `MAX_BYTES`, naming the five largest files.
     """
@@ -65,8 +65,8 @@ def stage(recipe: Recipe, shared: Sequence[Path] = ()) -> Staged:
     for folder, path, key in named:
         if path in moved or _stays(path, shared):
             continue
-        found = [Path(file.path) for file in files_at(path, key)]
-        files |= {f"{folder}/{index:05d}-{file.name}": file for index, file in enumerate(found)}
+        paths = [Path(file.path) for file in files_at(path, key)]
+        files |= {f"{folder}/{index:05d}-{file.name}": file for index, file in enumerate(paths)}
         moved[path] = f"./{folder}"
     base = Path(recipe.model.base)
     if base.is_dir() and not _stays(recipe.model.base, shared):
@@ -98,6 +98,7 @@ def _check_size(staged: Staged) -> None:
     largest = sorted(staged.files.values(), key=lambda path: path.stat().st_size, reverse=True)[:5]
     named = ", ".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in largest)
     raise UserError(
-        f"{staged.num_bytes / 1e6:.1f} MB would travel with the job, the limit is {MAX_BYTES / 1e6:.0f} MB; largest: {named}; "
-        "put large files where every node sees them and give that folder with --shared, or use a Hub id for model.base"
+        f"the job's upload has {staged.num_bytes / 1e6:.1f} MB, the limit is "
+        f"{MAX_BYTES / 1e6:.0f} MB; largest: {named}; put large files where every node sees them "
+        "and give that folder with --shared, or use a Hub id for model.base"
     )

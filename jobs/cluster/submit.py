@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import CODE
-from jobs.cluster.staging import RECIPE_FILE, stage
+from jobs.cluster.staging import RECIPE_FILE, stage_files
 from pipelines.config.recipe import Recipe
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
@@ -31,7 +31,7 @@ _YOUNG_CLUSTER_S = 120  # a head answers for a while before its agent can take a
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job of the cluster: whether this call started it, its status and, once it ended, its exit code."""
+    """A cluster job: whether this call started it, its status, and its exit code if it ended."""
 
     submission_id: str
     started: bool
@@ -48,38 +48,41 @@ def submit_job(
     shared: Sequence[Path] = (),
     command: str = "sh jobs/cluster/on_cluster.sh $PPID python -m jobs.cli run",
 ) -> SubmittedJob:
-    """Run `loraforge run` on the cluster whose dashboard is at `address`, or find the job that does so already.
+    """Run `loraforge run` as a job of the cluster at `address`, or find the job that already does.
 
-    The job's id is the digest of code, recipe, data, base and store. A job of that id that waits, runs or succeeded is
-    not started again; after one that failed or was stopped the next attempt (`ID-2`, ...) goes on from what it left in
-    the store. With `follow` its log is shown until it ends. Raises UserError for an address where no cluster answers, a
-    refused token, a missing file, or more data than may travel.
+    The job's id is the digest of code, recipe, data, base and store. A job of that id that waits,
+    runs or succeeded is not started again; after one that failed or was stopped, the next attempt
+    (`ID-2`, ...) resumes from what it left in the store. With `follow` its log is shown until it
+    ends. Raises UserError for an address where no cluster answers, a refused token, a missing
+    file, or an upload above the limit.
     """
     recipe.check_registers()
-    staged = stage(recipe, shared)
+    staged = stage_files(recipe, shared)
     entrypoint = f"{command} {RECIPE_FILE} --store {shlex.quote(store_uri)}"
     name = f"loraforge-{recipe.name}-{short(digest_of([staged.digest, entrypoint]))}"
-    with _explaining(address):
+    with _as_user_error(address):
         client = _connect(address)
-        job_id, found = _attempt(client, name)
-        if not found:
+        job_id, exists = _attempt(client, name)
+        if not exists:
             with tempfile.TemporaryDirectory(prefix="loraforge-submit-") as folder:
                 staged.write(Path(folder))
-                found = not _start(client, job_id, entrypoint, folder)
+                exists = not _start(client, job_id, entrypoint, folder)
         progress.note(
-            f"job {job_id}: {'found, nothing started' if found else 'submitted'}, {staged.num_bytes / 1e6:.1f} MB"
+            f"job {job_id}: {'found, nothing started' if exists else 'submitted'}, "
+            f"{staged.num_bytes / 1e6:.1f} MB"
         )
         if follow:
             _follow(client, job_id, progress)
         details = client.get_job_info(job_id)
     progress.note(f"job {job_id}: {details.status}")
-    return SubmittedJob(job_id, not found, str(details.status.value), details.driver_exit_code)
+    return SubmittedJob(job_id, not exists, str(details.status.value), details.driver_exit_code)
 
 
 def auth_headers() -> dict[str, str]:
-    """The token that Ray's own tools would send: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+    """The header with the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
 
-    Empty with RAY_AUTH_MODE=disabled or without a token. Raises UserError when RAY_AUTH_TOKEN_PATH cannot be read.
+    Empty with RAY_AUTH_MODE=disabled or without a token. Raises UserError when the file of
+    RAY_AUTH_TOKEN_PATH cannot be read.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return {}
@@ -105,7 +108,7 @@ def _connect(address: str) -> JobSubmissionClient:
 
 
 def _attempt(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
-    """The id to use, and whether a job of that id stands in the way of starting another."""
+    """The id to use, and whether a job of that id exists, so that none must be started."""
     from ray.job_submission import JobStatus
 
     statuses = {job.submission_id: job.status for job in client.list_jobs()}
@@ -145,13 +148,14 @@ def _follow(client: JobSubmissionClient, job_id: str, progress: Progress) -> Non
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         progress.note(
-            f"job {job_id} goes on; the same command follows it again, `ray job stop {job_id}` ends it"
+            f"job {job_id} continues; the same command follows it again, "
+            f"`ray job stop {job_id}` ends it"
         )
 
 
 @contextmanager
-def _explaining(address: str) -> Iterator[None]:
-    """Turn what the Jobs client raises into one line that says what to set."""
+def _as_user_error(address: str) -> Iterator[None]:
+    """Turn errors of the Jobs client into a UserError that names what to set."""
     import aiohttp
     import requests
     from ray.exceptions import AuthenticationError
@@ -165,9 +169,11 @@ def _explaining(address: str) -> Iterator[None]:
             else "refuses this token"
         )
         raise UserError(
-            f"--address {address}: the cluster {why}; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+            f"--address {address}: the cluster {why}; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to "
+            "the cluster's token"
         ) from error
     except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
         raise UserError(
-            f"--address {address}: no Ray dashboard answers there; is the cluster up, and its port 8265 forwarded to here?"
+            f"--address {address}: no Ray dashboard answers there; check that the cluster runs and "
+            "that its port 8265 is forwarded to this machine"
         ) from error

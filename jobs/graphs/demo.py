@@ -125,7 +125,7 @@ def heldout_questions(
 async def ask_all(
     endpoint: Endpoint, models: Sequence[str], questions: Sequence[Question]
 ) -> list[list[str]]:
-    """Every model's greedy answer to every question, `[model][question]`, through the stock OpenAI client."""
+    """Every model's greedy answer to every question, `[model][question]`, by the OpenAI client."""
     from openai import AsyncOpenAI
 
     gate = asyncio.Semaphore(_CONCURRENCY)
@@ -172,7 +172,7 @@ def scores_table(
     questions: Sequence[Question],
     answers: Sequence[Sequence[str]],
 ) -> Table:
-    """Exact match of every model on every task over HTTP, and the held-out loss of base and adapter."""
+    """Exact match of every model on every task over HTTP, and held-out losses."""
     table = Table(title="exact match on held-out rows, through the endpoint", title_justify="left")
     for column in ("task", "rows", "loss base", "loss adapter", *models):
         table.add_column(column, justify="left" if column == "task" else "right")

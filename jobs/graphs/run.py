@@ -36,7 +36,7 @@ class RecipeGraph:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What each stage of a run handed on; `version` is None when the gate rejected the candidate."""
+    """The result of each stage; `version` is None when the gate rejected the candidate."""
 
     prepared: PreparedDataset
     run: TrainingRun

@@ -12,7 +12,7 @@ from pipelines.chat import ChatRenderer
 from pipelines.config.schema import AuditConfig
 from pipelines.core.errors import UserError
 from pipelines.data.audit.audit import Audit, Histogram, audit
-from pipelines.data.audit.page import render
+from pipelines.data.audit.audit_page import render
 from pipelines.data.audit.summary import summary_of
 from pipelines.data.audit.token_text import glyphs, loss_runs
 from pipelines.data.stage import KIND, load_prepared
@@ -54,7 +54,7 @@ def show_audit(
 def _renderer(
     base: dict[str, str] | None, tokenizer_digest: str, console: Console
 ) -> ChatRenderer | None:
-    """The renderer of the base that the dataset was made for, if that is still there and the same."""
+    """The renderer of the dataset's base; None when that base is gone or has changed."""
     try:
         renderer = ChatRenderer.load(base["base"], base.get("revision")) if base else None
     except UserError as error:

@@ -43,8 +43,8 @@ def show_dry_run(inputs: Inputs, store: Store, console: Console) -> None:
 def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
     """Tables and lines that describe the run. Writes nothing and needs no Ray.
 
-    Raises UserError for whatever the run itself would refuse before its first step: sources, tokenizer, base, targets,
-    and a plan that fits no worker.
+    Raises UserError for everything that the run would refuse before its first step: sources,
+    tokenizer, base, targets, and sizes that fit no worker.
     """
     import torch
 
@@ -70,7 +70,8 @@ def _rows_table(recipe: Recipe) -> Table:
     chunks = cut_chunks(find_files(recipe.data.sources))
     if not chunks:
         raise UserError(
-            f"data.sources: {', '.join(source.path for source in recipe.data.sources)}: no row in it"
+            f"data.sources: {', '.join(source.path for source in recipe.data.sources)}: no row "
+            "in it"
         )
     rows: pa.Table = next(iter(ChunkTokenizer(renderer, recipe.data).tables(0, chunks[0]))).slice(
         0, NUM_ROWS
@@ -106,7 +107,10 @@ def _parameters_table(shape: ModelShape) -> Table:
 
 
 def _memory_table(plan: MemoryPlan) -> Table:
-    head = f"memory a worker: zero {plan.zero}, offload {plan.offload}, checkpointing {plan.gradient_checkpointing}"
+    head = (
+        f"memory a worker: zero {plan.zero}, offload {plan.offload}, checkpointing "
+        f"{plan.gradient_checkpointing}"
+    )
     table = Table("part", "GiB", title=head, title_justify="left", min_width=len(head))
     for name, size in plan.parts.items():
         table.add_row(name, f"{size / 2**30:,.2f}")
@@ -123,8 +127,8 @@ def _time_line(
     recompute, full = plan.gradient_checkpointing != "off", recipe.train.method == "full"
     step = matmul_flops(shape, recipe.train.global_batch * recipe.data.row_tokens, recompute, full)
     seconds = step / (rate * recipe.resources.max_workers)
-    said = f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s or more"
+    estimate = f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s or more"
     if prepared is None:
-        return f"{said}; the number of steps is known after `loraforge prepare`"
+        return f"{estimate}; the number of steps is known after `loraforge prepare`"
     steps = RowOrder(prepared.train.num_rows, recipe.train).num_steps
-    return f"{said}, and {steps:,} steps {steps * seconds:,.0f} s"
+    return f"{estimate}, and {steps:,} steps {steps * seconds:,.0f} s"

@@ -13,7 +13,7 @@ from pipelines.storage import Store
 
 
 def versions_table(store: Store, model: str | None = None) -> Table:
-    """Every version of one model or of all, oldest first, with the base's figures, its own, and its aliases.
+    """All versions of one model or of every model, oldest first, with their figures and aliases.
 
     Raises UserError for a model that has no version.
     """
@@ -29,11 +29,11 @@ def versions_table(store: Store, model: str | None = None) -> Table:
     for name in [model] if model else names:
         aliases = registry.aliases(name)
         for version in registry.versions(name):
-            held = ", ".join(a.alias for a in aliases if a.version_id == version.id)
+            names_here = ", ".join(a.alias for a in aliases if a.version_id == version.id)
             figures = [_change(version.metrics, metric, form) for metric, form in _FIGURES]
             table.add_row(
                 Text(version.id),
-                Text(held, style="bold green"),
+                Text(names_here, style="bold green"),
                 *figures,
                 version.created[:16].replace("T", " "),
             )

@@ -11,7 +11,7 @@ from pipelines.eval.report_page import exact_text, loss_text
 
 
 def scores_table(report: EvalReport, num_answers: int = 3) -> Table:
-    """Base against candidates, with a few answers of each under the figures; the best loss is bold."""
+    """Base and candidates side by side, with a few answers of each; the best loss is bold."""
     table = Table(
         title=f"held-out results ({report.base.num_samples} answers)", title_justify="left"
     )

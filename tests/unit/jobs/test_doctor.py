@@ -32,8 +32,8 @@ def test_packages_outside_their_range_or_missing_block(requires, tmp_path):
     assert (
         found(checks, "numpy").verdict == BLOCKER and "numpy>=99" in found(checks, "numpy").advice
     )
-    assert found(checks, "no-such-package").found == "missing"
-    assert found(checks, "packages").found.startswith("pydantic 2.") and not any(
+    assert found(checks, "no-such-package").observed == "missing"
+    assert found(checks, "packages").observed.startswith("pydantic 2.") and not any(
         c.name == "vllm" for c in checks
     )
 
@@ -44,7 +44,7 @@ def test_packages_outside_their_range_or_missing_block(requires, tmp_path):
 def test_the_disk_of_a_store_that_is_not_there_yet(requires, tmp_path, monkeypatch, free, verdict):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, free))
     check = found(check_machine(tmp_path / "not" / "yet"), "disk")
-    assert check.verdict == verdict and str(tmp_path) in check.found
+    assert check.verdict == verdict and str(tmp_path) in check.observed
 
 
 def test_ray_without_a_token_is_a_warning_and_a_missing_token_file_blocks(

@@ -7,7 +7,6 @@ the demo on real workers in such a folder; here the two counter-measures are che
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ PRELOADED = "RAY_preload_python_modules"
 
 
 @pytest.fixture
-def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[Path, str]]]:
+def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Path, str]]:
     """For each call of ray.init: the working directory and the modules that workers preload."""
     import ray
 
@@ -34,7 +33,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tup
     monkeypatch.delenv(PRELOADED)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
-    yield seen
+    return seen
 
 
 def test_workers_of_a_local_cluster_import_our_packages_before_they_see_the_users_folder(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import staging
-from jobs.cluster.staging import stage
+from jobs.cluster.staging import stage_files
 from jobs.cluster.submit import auth_headers
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe, parse_recipe
@@ -49,7 +49,7 @@ def test_what_arrives_reads_as_what_was_sent(tmp_path):
     sent = make_inputs(tmp_path / "here")
     arrived = tmp_path / "there"
     arrived.mkdir()
-    stage(sent).write(arrived)
+    stage_files(sent).write(arrived)
     received = load_recipe(arrived / "recipe.yaml")
     assert rows(received) == rows(sent) and len(rows(sent)) == 5
     assert (Path(received.model.base) / "model.safetensors").read_bytes() == b"weights"
@@ -58,7 +58,7 @@ def test_what_arrives_reads_as_what_was_sent(tmp_path):
 
 
 def test_the_code_that_arrives_runs_on_its_own(tmp_path):
-    stage(make_inputs(tmp_path / "here")).write(tmp_path)
+    stage_files(make_inputs(tmp_path / "here")).write(tmp_path)
     code = "import jobs.cli, pipelines.config.load as r; print(r.__file__, r.load_recipe('recipe.yaml').name)"
     command = [sys.executable, "-c", code]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -69,7 +69,7 @@ def test_the_code_that_arrives_runs_on_its_own(tmp_path):
 
 
 def test_code_travels_whole_and_without_caches(tmp_path):
-    targets = stage(make_inputs(tmp_path / "here")).files
+    targets = stage_files(make_inputs(tmp_path / "here")).files
     assert {
         "jobs/cli.py",
         "jobs/cluster/on_cluster.sh",
@@ -81,10 +81,10 @@ def test_code_travels_whole_and_without_caches(tmp_path):
 
 def test_the_digest_is_of_the_content_not_of_the_place(tmp_path):
     first, second = make_inputs(tmp_path / "here"), make_inputs(tmp_path / "elsewhere")
-    assert stage(first).digest == stage(second).digest
+    assert stage_files(first).digest == stage_files(second).digest
     changed = tmp_path / "elsewhere" / "one.json"
     changed.write_text(changed.read_text().replace("A", "B"))
-    assert stage(first).digest != stage(second).digest
+    assert stage_files(first).digest != stage_files(second).digest
 
 
 def test_benchmark_files_travel_and_count(tmp_path):
@@ -102,29 +102,29 @@ def test_benchmark_files_travel_and_count(tmp_path):
     )
     arrived = tmp_path / "there"
     arrived.mkdir()
-    staged = stage(sent)
+    staged = stage_files(sent)
     staged.write(arrived)
     received = load_recipe(arrived / "recipe.yaml")
     held = [Path(file.path).read_bytes() for file in benchmark_files(received.data.benchmarks)]
     assert held == [Path(source).read_bytes(), (tmp_path / "bench.jsonl").read_bytes()]
     assert all(Path(path).is_relative_to(arrived) for path in received.data.benchmarks)
     before = staged.digest
-    assert before != stage(recipe).digest
+    assert before != stage_files(recipe).digest
     (tmp_path / "bench.jsonl").write_text('{"instruction": "r", "output": "A"}\n')
-    assert before != stage(sent).digest
+    assert before != stage_files(sent).digest
     (tmp_path / "bench.jsonl").unlink()
     with pytest.raises(UserError, match="data.benchmarks.1=.*bench.jsonl: no such file"):
-        stage(sent)
+        stage_files(sent)
 
 
 def test_shared_folders_and_hub_ids_stay_where_they_are(tmp_path):
     recipe = make_inputs(tmp_path / "here")
-    staged = stage(recipe, shared=[tmp_path])
+    staged = stage_files(recipe, shared=[tmp_path])
     assert staged.recipe == recipe and not [
         t for t in staged.files if t.startswith(("data/", "base/"))
     ]
     hub = parse_recipe({**recipe.model_dump(), "model": {"base": "org/base"}})
-    assert stage(hub).recipe.model.base == "org/base"
+    assert stage_files(hub).recipe.model.base == "org/base"
 
 
 def test_too_much_is_refused_with_the_five_largest_named(tmp_path, monkeypatch):
@@ -135,7 +135,7 @@ def test_too_much_is_refused_with_the_five_largest_named(tmp_path, monkeypatch):
         )
     monkeypatch.setattr(staging, "MAX_BYTES", 5_000_000)
     with pytest.raises(UserError) as caught:
-        stage(recipe)
+        stage_files(recipe)
     text = str(caught.value)
     assert (
         all(f"part{index}.bin (2.0 MB)" in text for index in range(1, 6))
