@@ -1,4 +1,4 @@
-"""Draw the pocket model's pretraining loss, model/train_log.jsonl, as loss.png. Needs matplotlib."""
+"""Draw the pocket model's pretraining loss, model/train_log.jsonl, as loss.png (or as SVG)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,27 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
+from pipelines.report.charts import Level, LineChart, Series, save_line_chart
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
+    """Read the log and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, default=HERE / "model" / "train_log.jsonl")
     parser.add_argument("--out", type=Path, default=HERE / "loss.png")
     args = parser.parse_args()
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # after the backend is chosen
-
     summary, *log = [json.loads(line) for line in args.log.read_text(encoding="utf-8").splitlines()]
-    figure, axes = pyplot.subplots(figsize=(6, 3.2))
-    axes.plot(
-        [entry["tokens"] / 1e6 for entry in log], [entry["loss"] for entry in log], label="training"
+    chart = LineChart(
+        "Pretraining loss of the pocket model",
+        "tokens seen (millions)",
+        "loss (nats per token)",
+        [Series("training", [(entry["tokens"] / 1e6, entry["loss"]) for entry in log])],
+        [Level("unseen text, after training", summary["validation_loss_bf16"])],
+        log_y=True,
     )
-    axes.axhline(
-        summary["validation_loss_bf16"],
-        color="gray",
-        linestyle="--",
-        label="unseen text, after training",
-    )
-    axes.set(xlabel="million tokens", ylabel="loss (nats a token)", yscale="log")
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(args.out, dpi=110)
+    save_line_chart(chart, args.out)
 
 
 if __name__ == "__main__":

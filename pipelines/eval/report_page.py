@@ -1,29 +1,20 @@
-"""A report for people: Markdown, and one self-contained HTML page (no script, nothing fetched)."""
+"""An evaluation report for people to read: as Markdown and as one HTML page."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 
 from pipelines.core.artifacts import Score
 from pipelines.core.digests import short
+from pipelines.report import page
+from pipelines.report.charts import bar_chart
 
 _MAX_ANSWERS = 32
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2430;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
-th,td{padding:.4rem .6rem;border-bottom:1px solid #dde2e8;text-align:left;vertical-align:top}
-th{font-weight:600;background:#f5f7f9}td.num{font-variant-numeric:tabular-nums;white-space:nowrap}
-.text{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,monospace}
-.ok{background:#e7f6ec}.no{background:#fdf0ee}.failed{color:#a3261b}.facts{color:#5a6675;font-size:13px}
-.bar{background:#eef1f4;height:.7rem;min-width:9rem}.bar div{background:#2f6fbd;height:100%}
-.bar.em div{background:#2e9155}
-"""
 
 
 def as_markdown(facts: Mapping[str, str], scores: Sequence[Score]) -> str:
-    """The scores as a table and the sample answers below one another."""
+    """The scores as a table, then each prompt with its reference and all models' answers."""
     lines = [
         f"# Evaluation of {facts['recipe']}",
         "",
@@ -35,9 +26,8 @@ def as_markdown(facts: Mapping[str, str], scores: Sequence[Score]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for s in scores:
-        lines.append(
-            f"| {s.label} | {loss_text(s)} | {exact_text(s)} | {s.num_samples} | {s.num_loss_tokens:,} |"
-        )
+        figures = f"{loss_text(s)} | {exact_text(s)} | {s.num_samples} | {s.num_loss_tokens:,}"
+        lines.append(f"| {s.label} | {figures} |")
     lines += [f"\n{s.label} failed: `{s.error}`" for s in scores if s.error]
     lines += ["", "## Answers, side by side", ""]
     for prompt, reference, answers in _side_by_side(scores):
@@ -48,74 +38,102 @@ def as_markdown(facts: Mapping[str, str], scores: Sequence[Score]) -> str:
 
 
 def as_html(facts: Mapping[str, str], scores: Sequence[Score]) -> str:
-    """The same as one page with bars. Everything that came from data is escaped."""
-    title = f"Evaluation of {html.escape(facts['recipe'])}"
-    worst = (
-        max((s.heldout_loss for s in scores if math.isfinite(s.heldout_loss)), default=1.0) or 1.0
-    )
-    rows = "".join(_score_row(s, worst) for s in scores)
-    labels = "".join(f"<th>{html.escape(s.label)}</th>" for s in scores)
-    answers = "".join(
-        f"<tr>{_cell(prompt)}{_cell(reference)}"
-        + "".join(_cell(text, "ok" if exact else "no") for _, text, exact in given)
-        + "</tr>\n"
-        for prompt, reference, given in _side_by_side(scores)
-    )
-    about = " · ".join(f"{html.escape(k)} {html.escape(_brief(v))}" for k, v in facts.items())
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
-        f'<h1>{title}</h1><p class="facts">{about}</p>\n'
-        "<table><tr><th>model</th><th>held-out loss</th><th></th><th>exact match</th><th></th>"
-        "<th>loss tokens</th></tr>\n"
-        f"{rows}</table>\n<h2>Answers, side by side</h2>\n"
-        f"<table><tr><th>prompt</th><th>reference</th>{labels}</tr>\n{answers}</table>\n</body></html>\n"
+    """The report as one page with charts of the losses and of the shares of exact answers."""
+    about = {name.replace("_", " "): _brief(value) for name, value in facts.items()}
+    return page.page(
+        f"Evaluation of {facts['recipe']}",
+        page.facts(about),
+        page.section("Scores", _charts(scores), _scores_table(scores)),
+        page.section("Answers, side by side", _answers_table(scores)),
     )
 
 
 def loss_text(score: Score) -> str:
-    """The held-out loss to four places, `failed` where it is not finite."""
+    """The held-out loss with four decimal places; `failed` if it is not finite."""
     return f"{score.heldout_loss:.4f}" if math.isfinite(score.heldout_loss) else "failed"
 
 
 def exact_text(score: Score) -> str:
-    """The share of exact answers, `-` where nothing was answered."""
+    """The share of exact answers in percent; `-` if no prompt was answered."""
     return f"{score.exact_match:.1%}" if math.isfinite(score.exact_match) else "-"
 
 
-def _score_row(score: Score, worst: float) -> str:
-    label = html.escape(score.label)
-    if score.error:
-        return f'<tr><td>{label}</td><td colspan="5" class="failed">failed: {html.escape(score.error)}</td></tr>\n'
-    return (
-        f'<tr><td>{label}</td><td class="num">{loss_text(score)}</td><td>{_bar(score.heldout_loss / worst, "")}</td>'
-        f'<td class="num">{exact_text(score)}</td><td>{_bar(score.exact_match, "em")}</td>'
-        f'<td class="num">{score.num_loss_tokens:,}</td></tr>\n'
-    )
+def _charts(scores: Sequence[Score]) -> page.Markup:
+    """Bars of both figures for every model that has them; the best model's bar is green."""
+    losses = {s.label: s.heldout_loss for s in scores if math.isfinite(s.heldout_loss)}
+    shares = {s.label: s.exact_match for s in scores if math.isfinite(s.exact_match)}
+    figures = []
+    if losses:
+        best = min(losses, key=lambda label: losses[label])
+        svg = bar_chart(
+            losses, "held-out loss (lower is better)", "nats per label token", "{:.4f}".format, best
+        )
+        figures.append(page.figure(svg))
+    if shares:
+        best = max(shares, key=lambda label: shares[label])
+        svg = bar_chart(
+            {label: 100 * share for label, share in shares.items()},
+            "exact answers (higher is better)",
+            "% of the answers",
+            "{:.1f} %".format,
+            best,
+            x_max=100.0,
+        )
+        figures.append(page.figure(svg))
+    return page.charts(*figures)
 
 
-def _bar(share: float, kind: str) -> str:
-    width = 100 * min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
-    return f'<div class="bar {kind}"><div style="width:{width:.1f}%"></div></div>'
+def _scores_table(scores: Sequence[Score]) -> page.Markup:
+    rows = [
+        (
+            page.cell(score.label, "label"),
+            page.cell(loss_text(score), "number"),
+            page.cell(exact_text(score), "number"),
+            page.cell(f"{score.num_samples:,}", "number"),
+            page.cell(f"{score.num_loss_tokens:,}", "number"),
+            page.cell(score.error, "bad"),
+        )
+        for score in scores
+    ]
+    header = ["model", "held-out loss", "exact match", "answers", "loss tokens", "error"]
+    if not any(score.error for score in scores):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return page.table(header, rows)
 
 
-def _cell(text: str, kind: str = "") -> str:
-    return f'<td class="text {kind}">{html.escape(text)}</td>'
+def _answers_table(scores: Sequence[Score]) -> page.Markup:
+    header = ["prompt", "reference", *(s.label for s in scores if not s.error)]
+    rows = []
+    for prompt, reference, answers in _side_by_side(scores):
+        rows.append([page.cell(prompt, "text"), page.cell(reference, "text")])
+        rows[-1] += [
+            page.cell(f"{'✓' if exact else '✗'} {text}", f"text {'exact' if exact else 'differs'}")
+            for score, text, exact in answers
+            if not score.error
+        ]
+    return page.table(header, rows)
 
 
 def _side_by_side(scores: Sequence[Score]) -> list[tuple[str, str, list[tuple[Score, str, bool]]]]:
-    """(prompt, reference, each model's answer and whether it is exact); a failed model has an empty answer."""
-    given = [{a.sample_id: a for a in s.answers} for s in scores]
-    out = []
-    for answer in scores[0].answers[:_MAX_ANSWERS]:
-        each = [(s, found.get(answer.sample_id)) for s, found in zip(scores, given, strict=True)]
-        cells = [(s, a.generated if a else "", bool(a and a.exact)) for s, a in each]
-        out.append((answer.prompt, answer.reference, cells))
-    return out
+    """The first prompts as (prompt, reference, answers).
+
+    `answers` has (score, text, is exact) for every model; the text of a failed model is empty.
+    """
+    by_id = [{answer.sample_id: answer for answer in score.answers} for score in scores]
+    rows = []
+    for first in scores[0].answers[:_MAX_ANSWERS]:
+        answers = []
+        for score, own in zip(scores, by_id, strict=True):
+            answer = own.get(first.sample_id)
+            answers.append(
+                (score, answer.generated if answer else "", bool(answer and answer.exact))
+            )
+        rows.append((first.prompt, first.reference, answers))
+    return rows
 
 
 def _quoted(name: str, text: str) -> str:
-    """One labelled block; indented, so that nothing in the text is read as Markdown."""
+    """A labelled block. Its indent makes Markdown show the text as it is."""
     body = text if "\n" not in text else "\n    ".join(["", *text.splitlines()])
     return f"    {name}: {body}"
 
