@@ -25,13 +25,14 @@ from pipelines.config.schema import (
 )
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
+from pipelines.core.identifiers import MODEL_NAME
 
 
 class Recipe(Section):
     """One run, from a dataset to an endpoint. Required: `name`, `model.base`, `data.sources`."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        pattern=f"^{MODEL_NAME}$",
         description="Name of the recipe; it names the endpoint, and the adapter unless "
         "registry.model does.",
     )

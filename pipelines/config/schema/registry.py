@@ -5,19 +5,20 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipelines.config.schema.section import Section
+from pipelines.core.identifiers import ALIAS_NAME, MODEL_NAME
 
 
 class RegistryConfig(Section):
     """Where a promoted adapter is registered."""
 
     model: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        pattern=f"^{MODEL_NAME}$",
         description="Name of the adapter in the registry and in the API; the recipe's name if it "
         "is not "
         "given.",
     )
     alias: str = Field(
         default="production",
-        pattern=r"^[a-z][a-z0-9-]{0,31}$",
+        pattern=f"^{ALIAS_NAME}$",
         description="The alias that `promote` moves and `serve` follows.",
     )
