@@ -14,18 +14,23 @@ import typer
 from jobs.verbs.demo import demo
 from jobs.verbs.doctor import doctor
 from jobs.verbs.evaluate import evaluate
+from jobs.verbs.explain import explain
+from jobs.verbs.init import init
 from jobs.verbs.inspect import inspect
 from jobs.verbs.models import models, rollback
 from jobs.verbs.prepare import prepare
 from jobs.verbs.promote import promote
+from jobs.verbs.recipes import recipes
 from jobs.verbs.run import run
+from jobs.verbs.schema import schema
 from jobs.verbs.serve import serve
 from jobs.verbs.submit import submit
 from jobs.verbs.train import train
+from jobs.verbs.validate import validate
 from pipelines.core.errors import UserError, one_line
 
 _PANELS = {
-    "A recipe": (),
+    "A recipe": (init, validate, explain, schema),
     "Stages": (prepare, inspect, train, evaluate, promote, run),
     "Registry": (models, rollback),
     "Endpoint": (serve,),
@@ -41,6 +46,7 @@ app = typer.Typer(
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(recipes, name="recipes", rich_help_panel="A recipe")
 
 
 def _show_version(value: bool) -> None:

@@ -80,9 +80,20 @@ def read_first_rows(path: str) -> FirstRows:
 
 
 def split_keys(conversations: list[Conversation]) -> list[float]:
-    """For each different conversation the number in 0..1 that decides whether it is held out."""
+    """For each different conversation the number in 0..1 that decides whether it is held out.
+
+    It is held out if the number is below data.heldout_share, at data.seed 0.
+    """
     different = {content_id(conversation): conversation for conversation in conversations}
-    return [share_of(prompt_keys(each)[0], 0, "split") for each in different.values()]
+    return [share_of(_opening_key(each), 0, "split") for each in different.values()]
+
+
+def _opening_key(conversation: Conversation) -> int:
+    """The key of the turns before the first answer to a user, by which the stage splits."""
+    roles = [turn.role for turn in conversation.turns]
+    users = roles.index("user") if "user" in roles else len(roles)
+    keys = prompt_keys(conversation)
+    return keys[min(roles[:users].count("assistant"), len(keys) - 1)]
 
 
 def _rows(files: list[SourceFile]) -> Iterator[RawRow]:
@@ -126,7 +137,9 @@ def _has_format(row: Mapping[str, Any]) -> bool:
     return True
 
 
-def _count(rows: Iterator[RawRow], first: list[RawRow], files: list[SourceFile]) -> tuple[int, bool]:
+def _count(
+    rows: Iterator[RawRow], first: list[RawRow], files: list[SourceFile]
+) -> tuple[int, bool]:
     """The number of rows, and whether it is exact: counting stops after a few seconds."""
     deadline, count = time.monotonic() + _COUNT_SECONDS, len(first)
     for _ in rows:

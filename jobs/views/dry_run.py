@@ -18,7 +18,8 @@ from pipelines.data.stage import prepare_step
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.model.base import meta_model, resolve_dtype
 from pipelines.model.supported import check_base
-from pipelines.plan.memory import MemoryPlan, choose, device_bytes, matmul_flops
+from pipelines.plan.flops import RECOMPUTED_SHARE, step_flops
+from pipelines.plan.memory import MemoryPlan, choose_plan, device_bytes
 from pipelines.plan.shape import ModelShape, shape_of
 from pipelines.sources.files import find_files
 from pipelines.steps.inputs import Inputs
@@ -57,7 +58,7 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
     device = torch.device(
         "cuda" if torch.cuda.is_available() and recipe.resources.gpus_per_worker else "cpu"
     )
-    plan = choose(
+    plan = choose_plan(
         recipe, shape, recipe.data.row_tokens, recipe.resources.max_workers, device_bytes(device)
     )
     yield _memory_table(plan)
@@ -98,9 +99,9 @@ def _rows_table(recipe: Recipe) -> Table:
 
 def _parameters_table(shape: ModelShape) -> Table:
     table = Table("module", "trainable", "share", title="parameters", title_justify="left")
-    for name, count in shape.trainable.items():
+    for name, count in shape.trainable_by_module.items():
         table.add_row(name, f"{count:,}", f"{count / shape.total:.4%}")
-    total = shape.num_trainable
+    total = shape.num_trainable_parameters
     table.add_row("all", f"{total:,} of {shape.total:,}", f"{total / shape.total:.4%}")
     table.add_row("saved", f"{shape.saved_bytes:,} bytes ({shape.saved_bytes / 1e6:,.1f} MB)", "")
     return table
@@ -124,8 +125,10 @@ def _time_line(
     recipe = inputs.recipe
     prepared = Runner(store, SILENT).find(prepare_step(inputs))
     rate = matmul_rate(device, resolve_dtype(recipe.model, device.type))
-    recompute, full = plan.gradient_checkpointing != "off", recipe.train.method == "full"
-    step = matmul_flops(shape, recipe.train.global_batch * recipe.data.row_tokens, recompute, full)
+    tokens, full = recipe.train.global_batch * recipe.data.row_tokens, recipe.train.method == "full"
+    # Sample lengths and label positions are unknown here: no attention, and the head on all tokens.
+    recomputed = RECOMPUTED_SHARE[plan.gradient_checkpointing]
+    step = step_flops(shape, tokens, tokens, 0, full, recomputed)
     seconds = step / (rate * recipe.resources.max_workers)
     estimate = f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s or more"
     if prepared is None:

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.core.artifacts import EvalReport
-from pipelines.eval.gate import is_sound
+from pipelines.eval.gate import is_comparable
 from pipelines.eval.report_page import exact_text, loss_text
 
 
@@ -17,7 +17,7 @@ def scores_table(report: EvalReport, num_answers: int = 3) -> Table:
     )
     for name in ("", *(score.label for score in report.scores)):
         table.add_column(name, overflow="fold")
-    sound = [s.heldout_loss for s in report.scores if is_sound(s)]
+    sound = [s.heldout_loss for s in report.scores if is_comparable(s)]
     best = min(sound, default=None)
     losses = [
         Text(loss_text(s), style="bold green" if s.heldout_loss == best else "")
