@@ -1,9 +1,10 @@
-"""Content digests of local and remote files, remembered between commands so that a file is read once.
+"""Content digests of local and remote files, remembered between commands so that a file is read
+once.
 
-An entry is keyed by what the file system says about the file (device, inode, size, mtime and ctime in
-nanoseconds) or by an object store's ETag. An entry about a file that changed less than two seconds
-before it was hashed is not stored: on file systems with coarse timestamps, a second write could leave
-size and times as they are.
+An entry is keyed by what the file system says about the file (device, inode, size, mtime and ctime
+in nanoseconds) or by an object store's ETag. An entry about a file that changed less than two
+seconds before it was hashed is not stored: on file systems with coarse timestamps, a second write
+could leave size and times as they are.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _SETTLED_NS = 2_000_000_000
 class FileHashes:
     """SHA-256 digests of files and small facts derived from them.
 
-    `folder` is where entries are stored; None is the user's cache. With `verify`, stored entries are
-    ignored and every file is hashed again, at most once per object. `num_bytes` and `paths` record
-    what was really read.
+    `folder` is where entries are stored; None is the user's cache. With `verify`, stored entries
+    are ignored and every file is hashed again, at most once per object. `num_bytes` and `paths`
+    record what was really read.
     """
 
     def __init__(self, folder: Path | None = None, verify: bool = False) -> None:
@@ -42,9 +43,9 @@ class FileHashes:
     def sha256(self, path: str | Path, fresh: bool = False) -> str:
         """Hex SHA-256 of a file's bytes.
 
-        With `fresh`, only a digest that this object computed itself counts, not a stored one: use it
-        before an irreversible act such as a promotion. Raises UserError when a remote file cannot be
-        reached and OSError when a local one cannot be read.
+        With `fresh`, only a digest that this object computed itself counts, not a stored one: use
+        it before an irreversible act such as a promotion. Raises UserError when a remote file
+        cannot be reached and OSError when a local one cannot be read.
         """
         name = str(path)
         return self._remember("sha256", [name], lambda: self._read(name), fresh)
@@ -108,7 +109,8 @@ def _state(path: str) -> list[Any] | None:
 
 
 def _etag(uri: str) -> str | None:
-    """What an object store calls the version of an object's content; None if it has no word for it."""
+    """What an object store calls the version of an object's content; None if it has no word for it.
+    """
     import fsspec
 
     try:
@@ -121,7 +123,8 @@ def _etag(uri: str) -> str | None:
 
 
 def _last_change(state: list[Any] | None) -> int:
-    """When a local file changed last, in ns since the epoch; an object with an ETag is immutable."""
+    """When a local file changed last, in ns since the epoch; an object with an ETag is immutable.
+    """
     return max(state[3:5]) if state and len(state) == 5 else 0
 
 

@@ -1,4 +1,6 @@
-"""What a recipe names outside itself: base, sources, tokenizer and template, resolved once a command."""
+"""What a recipe names outside itself: base, sources, tokenizer and template, resolved once a
+command.
+"""
 
 from __future__ import annotations
 
