@@ -1,4 +1,4 @@
-"""Texts to token ids in batches, with each token's offsets, without a Python object for each token."""
+"""Texts to token ids and token offsets in batches, without a Python object for each token."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Encoder:
         )
         self._strips_right = {t["content"] for t in added if t["rstrip"]}
         self._strips_left = {t["content"] for t in added if t["lstrip"]}
-        self._lengths = None
+        self.token_lengths = None
         if use_token_lengths:
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-            self._lengths = build_token_lengths(vocabulary, data)
+            self.token_lengths = build_token_lengths(vocabulary, data)
 
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:
@@ -116,11 +116,11 @@ class Encoder:
         """Byte offsets: sums of the tokens' own lengths, or, for texts to whose bytes these do not
         add up, the tokenizers library's.
         """
-        if self._lengths is None:
+        if self.token_lengths is None:
             starts, ends = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
             unknown = np.arange(len(texts))
         else:
-            starts, ends, unknown = self._lengths.token_offsets(ids, offsets, bases, texts)
+            starts, ends, unknown = self.token_lengths.token_offsets(ids, offsets, bases, texts)
         for i in unknown.tolist():
             encoding = tokenizer.encode(texts[i], add_special_tokens=False)
             part = slice(offsets[i], offsets[i + 1])

@@ -19,8 +19,8 @@ _CALLS_INTRO = 'To call one, answer with <tool_call>{"name": ..., "arguments": .
 
 @dataclass(frozen=True)
 class TemplateCapabilities:
-    """What a template shows: system turns, the list of tools, an assistant's tool calls, its text in
-    a turn with tool calls, and turns of the role tool.
+    """What a template shows: system turns, the list of tools, an assistant's tool calls, its text
+    in a turn with tool calls, and turns of the role tool.
     """
 
     system: bool

@@ -1,4 +1,4 @@
-"""Loss weights of tokens from the spans of the answers, and counts that check them token by token."""
+"""Loss weights of tokens from the spans of the answers, and counts that check these weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import numpy as np
 from pipelines.chat.encoder import Encoded
 from pipelines.chat.spans import ByteSpans
 
-# L: texts, T: tokens of all texts, A: answers with a loss of all texts, C: context spans of all texts
+# Of all texts together: L texts, T tokens, A answers with a loss, C context spans
 
 
 @dataclass(frozen=True)
 class LossMasks:
     """`weights` float32 [T], and counts for each text, int64 [L].
 
-    `num_loss_turns`: assistant turns with a loss; `num_missing_stop`: those of them whose last token
-    with a loss is no stop token. `num_context_spans`: texts of system, user and tool turns;
-    `num_leaked_tokens`: tokens that touch one of these and have a loss all the same.
-    `num_prompt_tokens`: tokens up to the end of the last answer's generation prompt, -1 where no
-    token begins exactly there.
+    `num_loss_turns`: assistant turns with a loss; `num_missing_stop`: those of them whose last
+    token with a loss is no stop token. `num_context_spans`: texts of system, user and tool turns;
+    `num_leaked_tokens`: tokens that touch one of these and have a loss. `num_prompt_tokens`: tokens
+    up to the end of the last answer's generation prompt, -1 where no token begins exactly there.
     """
 
     weights: np.ndarray
@@ -104,8 +103,8 @@ def _leaked_tokens(
         return np.zeros(len(context), np.int64)
     first = np.searchsorted(encoded.ends, context[:, 0], side="right")
     last = np.searchsorted(encoded.starts, context[:, 1])
-    # The number of tokens with a loss before a token is linear between two bounds: it grows by one a
-    # token inside an answer and not at all outside. So np.interp over the bounds gives it exactly.
+    # The number of tokens with a loss before a token is linear between two bounds: it grows by one
+    # a token inside an answer and not at all outside. So np.interp over the bounds is exact.
     steps = np.diff(bounds, prepend=bounds[0])
     steps[::2] = 0
     before = np.cumsum(steps)

@@ -35,7 +35,7 @@ def begins_with_prompt(
 def has_prompt(batch: RenderedBatch, i: int, ids: np.ndarray, end: int) -> bool:
     """Whether conversation `i` has these ids just before its token `end`, the last of them masked.
 
-    Where only the tail of a prompt is compared, `end` is the number of tokens of the complete prompt.
+    Where only a prompt's tail is compared, `end` is the number of tokens of the complete prompt.
     """
     start = int(batch.offsets[i])
     if end < len(ids) or start + end > batch.offsets[i + 1]:

@@ -172,7 +172,7 @@ class ChatTemplate:
             return None
 
     def render_raw(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
-        """The render with its marks. Raises TemplateError when the template refuses the messages."""
+        """The render with its marks. Raises TemplateError when the messages are refused."""
         try:
             return self._template.render(
                 messages=messages,
@@ -230,7 +230,8 @@ def parse_marks(marked: str) -> MarkedText:
             )
     if open_generation >= 0 or open_content >= 0:
         raise TemplateError(
-            "the text contains a Unicode noncharacter of U+FDD0 to U+FDD3, or the template cuts a turn"
+            "the text contains a Unicode noncharacter of U+FDD0 to U+FDD3, or the template "
+            "cuts a turn"
         )
     pieces.append(marked[position:])
     return MarkedText("".join(pieces), tuple(generations), contents)

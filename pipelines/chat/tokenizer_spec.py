@@ -93,8 +93,8 @@ def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
-            f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so token offsets "
-            "are unknown; set model.base to a base with a tokenizer.json"
+            f"model.base={base}: {type(tokenizer).__name__} has no fast tokenizer, so token "
+            "offsets are unknown; set model.base to a base with a tokenizer.json"
         )
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     template = tokenizer.chat_template

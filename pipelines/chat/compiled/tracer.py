@@ -1,8 +1,8 @@
 """Traces a template: runs it once on symbolic contents, for one shape of conversation.
 
-Operators on text (`==`, `in`, `~`, `%`) cannot be intercepted in a str: Python and Jinja call C code
-for them. So the tracing environment parses a template into filters for these operators, refuses
-syntax that it does not know, and guards every filter, test and call.
+Operators on text (`==`, `in`, `~`, `%`) cannot all be intercepted in a str: Python and Jinja call C
+code for them. So the tracing environment turns these operators into filters when it parses a
+template, refuses syntax that it does not know, and guards every filter, test and call.
 """
 
 from __future__ import annotations
