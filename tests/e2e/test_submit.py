@@ -128,11 +128,11 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
     cluster, token, recipe
 ):
     script = (
-        "import os, sys, ray, pipelines.recipe as r; loaded = r.load_recipe(sys.argv[1]);"
+        "import os, sys, ray, pipelines.config.load as r; loaded = r.load_recipe(sys.argv[1]);"
         "path = loaded.data.sources[0].path; print('SAW', sys.argv[2:], os.listdir(path), flush=True);"
         "ray.init(); print('TASK', ray.get(ray.remote(lambda: os.path.exists(path)).remote()))"
     )
-    command = f'sh jobs/on_cluster.sh $PPID python -c "{script}"'
+    command = f'sh jobs/cluster/on_cluster.sh $PPID python -c "{script}"'
     notes = Notes()
     first = submit_job(recipe, "s3://bucket/store", cluster, notes, command=command)
     assert (first.started, first.status, first.exit_code) == (True, "SUCCEEDED", 0), notes.lines
