@@ -92,7 +92,7 @@ def _rows_table(recipe: Recipe) -> Table:
             table.add_row(str(number), "-", "-", "-", f"left out: {row['reason']}")
             continue
         trained = [token for token, weight in zip(ids, weights, strict=True) if weight]
-        stop, end = "no" if row["without_stop"] else "yes", repr(renderer.decode(trained[-12:]))
+        stop, end = "no" if row["num_missing_stop"] else "yes", repr(renderer.decode(trained[-12:]))
         table.add_row(str(number), f"{len(ids):,}", f"{len(trained):,}", stop, end)
     return table
 

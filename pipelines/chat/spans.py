@@ -1,4 +1,4 @@
-"""Spans of a rendered conversation: what came from messages, and what the model learns to write."""
+"""Spans of a rendered conversation: text from messages, and text that the model learns to write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RenderedSpans:
 
 
 class ByteSpans(NamedTuple):
-    """The spans of one text in bytes, as flat lists: a tuple a span would double the time of a row.
+    """The spans of one text in bytes, as flat lists, so that no object is made for each span.
 
     `label_spans` holds start, end and loss weight of each answer with a loss; `context_spans` start
     and end of each text from a system, user or tool turn, where the template shows it.

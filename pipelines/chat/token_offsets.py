@@ -42,10 +42,10 @@ class TokenLengths:
         """
         lengths = self.of_token[ids]
         sizes = np.diff(bases)
-        known = np.ones(len(texts), bool)
+        certain = np.ones(len(texts), bool)
         spaced = np.empty(0, np.int64)
         if self.space_before:
-            spaced, known = self._spaced(ids, offsets, _per_text(lengths, offsets) - sizes)
+            spaced, certain = self._spaced(ids, offsets, _per_text(lengths, offsets) - sizes)
             lengths[spaced] -= 1
         ends = np.cumsum(lengths)
         total = np.concatenate(([0], ends))[offsets]
@@ -53,11 +53,11 @@ class TokenLengths:
         starts = ends - lengths
         # A token that is only the added space takes the offsets of the character after the space.
         ends[spaced] = np.maximum(ends[spaced], starts[spaced] + 1)
-        known &= np.diff(total) == sizes
+        certain &= np.diff(total) == sizes
         if self.normalized:
             nfc = [t.isascii() or unicodedata.is_normalized("NFC", t) for t in texts]
-            known &= np.array(nfc, bool)
-        return starts, ends, np.flatnonzero(~known)
+            certain &= np.array(nfc, bool)
+        return starts, ends, np.flatnonzero(~certain)
 
     def _spaced(
         self, ids: np.ndarray, offsets: np.ndarray, surplus: np.ndarray

@@ -123,7 +123,9 @@ CALLED = '\n<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_ca
 def test_a_thought_that_a_template_inserts_before_a_tool_call_has_no_loss(
     renderer_of, content, expected
 ):
-    """Where a conversation ends in a call, the template writes an empty thought unless the turn has one."""
+    """If a conversation ends in a call, the template writes an empty thought, unless the turn has
+    one.
+    """
     conversation = Conversation(
         (Turn("user", "a"), Turn("assistant", content, tool_calls=(CALL,))), (TOOL,)
     )
@@ -177,7 +179,7 @@ MARKED = ["a\ufdd0b", "\ufdd2\ue000x\ufdd3", "\ufdd0x\ufdd1"]
 def test_a_row_that_contains_marks_is_refused_and_changes_no_other(
     render_with, template_of, family, content, marked_first
 ):
-    """In either order: a new renderer compiles its template for the shapes of rows that it meets."""
+    """In either order: a new renderer compiles its template when it meets a shape of rows."""
     renderer = render_with(template_of(family), bos_token="<s>", eos_token="</s>")
     clean = talk(("user", "x"), ("assistant", "b"))
     function = {"name": "f", "arguments": content}
