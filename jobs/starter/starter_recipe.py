@@ -95,7 +95,7 @@ def _source_path(data: str, out: Path) -> str:
 
 def _heldout_comment(choices: Choices) -> str:
     percent = f"{100 * choices.heldout_share:.3g} %"
-    first = f"  # About {choices.num_heldout:,} rows ({percent}) are not trained on; they score the adapter."
+    first = f"  # About {choices.num_heldout:,} rows ({percent}) only score the adapter."
     if choices.heldout_share < MAX_HELDOUT_SHARE or choices.num_heldout >= MIN_HELDOUT:
         return first
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -45,7 +45,7 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     from pipelines.storage import local_base_dir
 
     base, sources = recipe.model.base, recipe.data.sources
-    checks = [recipe.check_registers]
+    checks: list[Callable[[], object]] = [recipe.check_registers]
     if base.startswith("/"):
         checks.append(lambda: local_base_dir(base))
     for number, source in enumerate(sources):

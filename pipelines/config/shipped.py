@@ -21,7 +21,7 @@ _SCHEMA_COMMENT = "# yaml-language-server: $schema="
 
 
 def shipped_root() -> Path:
-    """The folder that has `recipes` and `assets/pocket`: a checkout, or the wheel's copy of them."""
+    """The folder with `recipes` and `assets/pocket`: a checkout, or the wheel's copy of them."""
     checkout = _PACKAGE.parent
     # A site-packages folder may hold a `recipes` of another package, but never our pyproject.toml.
     is_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "recipes").is_dir()
@@ -60,10 +60,11 @@ def shipped_recipe(name: str) -> Path:
 
 
 def summary_of(path: Path) -> str:
-    """The first line of a recipe's own comment: what the recipe is for."""
+    """The first sentence of a recipe's own comment: what the recipe is for."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    comments = (line for line in lines if line.startswith("#") and _SCHEMA_COMMENT not in line)
-    return next(comments, "").lstrip("# ")
+    comments = [line.lstrip("# ") for line in lines if line.startswith("# ")]
+    text = " ".join(line for line in comments if not line.startswith("yaml-language-server"))
+    return text.partition(". ")[0].rstrip(".")
 
 
 def copied_text(recipe: Path, target: Path) -> str:
@@ -77,7 +78,7 @@ def copied_text(recipe: Path, target: Path) -> str:
         path = (recipe.parent / node.value).resolve()
         if "://" not in node.value and path.exists():
             start, end = node.start_mark.index, node.end_mark.index
-            text = text[:start] + _quoted(path_from(target, path)) + text[end:]
+            text = text[:start] + yaml_scalar(path_from(target, path)) + text[end:]
     return with_schema_comment(text, target)
 
 
@@ -123,7 +124,7 @@ def _start(node: yaml.Node) -> int:
     return node.start_mark.index
 
 
-def _quoted(text: str) -> str:
-    """The text as a YAML scalar on one line."""
+def yaml_scalar(text: str) -> str:
+    """The text as YAML writes it on one line, quoted if needed."""
     dumped = yaml.safe_dump(text, default_flow_style=True, width=1 << 20, allow_unicode=True)
     return dumped.removesuffix("...\n").rstrip("\n")
