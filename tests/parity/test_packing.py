@@ -12,14 +12,13 @@ from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import parse_recipe
 from pipelines.core.progress import SILENT
 from pipelines.data.convert.row_formats import to_conversation
-from pipelines.data.stage import prepare
 from pipelines.layers.attention import PACKED
+from pipelines.layers.bounds import SampleBounds
 from pipelines.model.base import load_base
-from pipelines.packed.feed import as_batch
-from pipelines.packed.pack import cu_seqlens, positions
-from pipelines.packed.reader import RowReader
+from pipelines.packed.reader import RowReader, as_batch
 from pipelines.train.batch import collate
 from pipelines.train.loss import PackedLoss
+from tests.stages import prepare
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +53,10 @@ def test_packed_loss_equals_the_loss_of_the_samples_alone(ray_cluster, pocket_ba
     packed = [{name: batch[name][i] for name in batch} for i in range(reader.num_rows)]
     with torch.no_grad():
         loss = PackedLoss(load_base(recipe.model, "cpu", PACKED))
-        raise_on_all_ranks = sum(float(loss(collate([row]))) for row in packed)
+        packed_loss = sum(float(loss(collate([row]))) for row in packed)
         alone, weight = _alone(load_base(recipe.model, "cpu"), pocket_base, values, batch)
     assert weight == pytest.approx(float(batch["loss_weights"].sum()))
-    assert raise_on_all_ranks / weight == pytest.approx(alone / weight, abs=1e-5)
+    assert packed_loss / weight == pytest.approx(alone / weight, abs=1e-5)
 
 
 def _alone(model, base, values, batch) -> tuple[float, float]:
@@ -79,21 +78,48 @@ def _alone(model, base, values, batch) -> tuple[float, float]:
     return total, weight
 
 
-def test_boundaries_and_positions_of_stored_rows_fit_their_samples(
-    ray_cluster, pocket_base, store, rows
-):
-    recipe = parse_recipe(
-        {
-            "name": "t",
-            "model": {"base": pocket_base},
-            "data": {"sources": [str(rows[0])], "row_tokens": 512},
-        }
-    )
+def test_sample_bounds_of_stored_rows_fit_their_samples(ray_cluster, pocket_base, store, rows):
+    """Training attends within SampleBounds, whose starts must be where the stored samples begin."""
+    data = {"sources": [str(rows[0])], "row_tokens": 512}
+    recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
     reader = RowReader(store.local_dir(prepare(recipe, store, SILENT).ref), "train")
     batch = as_batch(reader.read(np.arange(reader.num_rows)))
-    for ids, lengths in zip(batch["input_ids"], batch["sample_lengths"], strict=True):
-        bounds = cu_seqlens(lengths, 512)
-        assert bounds[-1] == 512 and (positions(lengths, 512)[bounds[:-1]] == 0).all()
+    assert any(len(lengths) > 1 for lengths in batch["sample_lengths"])
+    for number, pack in enumerate(reader.packs()):
+        row = {name: batch[name][number] for name in batch}
+        ids, lengths = row["input_ids"], row["sample_lengths"]
+        micro_batch = collate([row])
+        starts = micro_batch.bounds.cu_seqlens.tolist()
+        assert starts == [0, *np.cumsum(lengths).tolist()] and starts[-1] <= 512
+        assert micro_batch.bounds.max_seqlen == max(lengths)
         # Every sample of the pocket's template opens with a role token.
-        assert all(ids[at] in (2, 3) for at in np.cumsum(lengths) - lengths)
-        assert not ids[lengths.sum() :].any()
+        assert all(ids[start] in (2, 3) for start in starts[:-1])
+        assert (micro_batch.position_ids[0, starts[:-1]] == 0).all()
+        assert not ids[starts[-1] :].any()
+        joined = np.concatenate([sample.input_ids for sample in pack])
+        assert micro_batch.input_ids[0].tolist() == joined.tolist()
+
+
+def test_packed_attention_of_a_stored_row_is_that_of_its_samples_alone(
+    ray_cluster, pocket_base, store, rows
+):
+    data = {"sources": [str(rows[0])], "row_tokens": 512}
+    recipe = parse_recipe(
+        {"name": "t", "model": {"base": pocket_base, "dtype": "fp32"}, "data": data}
+    )
+    reader = RowReader(store.local_dir(prepare(recipe, store, SILENT).ref), "train")
+    pack = max(reader.packs(), key=len)
+    lengths = torch.tensor([len(sample.input_ids) for sample in pack])
+    ids = torch.tensor(np.concatenate([sample.input_ids for sample in pack]).astype(np.int64))
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
+    packed_model, plain_model = (
+        load_base(recipe.model, "cpu", PACKED),
+        load_base(recipe.model, "cpu"),
+    )
+    with torch.no_grad():
+        packed = packed_model(
+            ids[None], position_ids=positions[None], bounds=SampleBounds.of(lengths)
+        ).logits[0]
+        alone = [plain_model(part[None]).logits[0] for part in ids.split(lengths.tolist())]
+    assert len(pack) > 1
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=1e-4)

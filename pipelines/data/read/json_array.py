@@ -51,12 +51,14 @@ def read_array(stream: IO[bytes], path: str) -> Iterator[RawRow]:
 class _Window:
     """A part of a text: `text` from `at` on has at least MAX_ROW_BYTES characters, or all the rest.
 
-    `line` is the line of `at`, from 0; `element` counts the elements that begin at or before `at`.
+    `line` is the line of `at`, from 0. `element` counts the elements that begin at or before `at`;
+    the last of them begins in `_element_line`.
     """
 
     def __init__(self, stream: io.TextIOWrapper, path: str) -> None:
         self._stream, self._path, self._ended = stream, path, False
-        self.text, self.at, self.line, self.element = "", 0, 0, 0
+        self.text, self.at, self.line = "", 0, 0
+        self.element = self._element_line = 0
         self._faults: list[str] = []  # of the present element
         self._decode = json.JSONDecoder(
             object_pairs_hook=self._object, parse_constant=self._constant
@@ -98,7 +100,7 @@ class _Window:
         """Parse the next element and move behind it."""
         self.skip_space()
         self.element += 1
-        line = self.line
+        self._element_line = self.line
         self._faults.clear()
         try:
             value, end = self._decode(self.text, self.at)
@@ -115,8 +117,8 @@ class _Window:
         shown = self.text[self.at : end] if self._faults else ""
         self._move(end)
         if self._faults:
-            return broken(line, f"not JSON: {self._faults[0]}", shown)
-        return RawRow(line, value)
+            return broken(self._element_line, f"not JSON: {self._faults[0]}", shown)
+        return RawRow(self._element_line, value)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -136,7 +138,7 @@ class _Window:
         near = self.text[max(0, place - _CHARS_BEFORE) : place + _CHARS_AFTER]
         where = f"near {printable(near)!r}" if near else "at the end of the file"
         raise UserError(
-            f"{self._path}: element {max(1, self.element)} of the JSON array, line {line}: "
-            f"{reason}, {where}; fix the file, or write one row a line as .jsonl, where a broken "
+            f"{self._path}:{line}: element {max(1, self.element)} of the JSON array, which begins in "
+            f"line {self._element_line + 1}: {reason}, {where}; fix the file, or write one row a line as .jsonl, where a broken "
             "row costs only itself"
         )

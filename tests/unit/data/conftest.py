@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.data.assemble import Assembler
-from pipelines.data.convert.decontamination import Benchmarks
-from pipelines.data.tokenize import ChunkTokenizer
+from tests.stages import serial_tokenize
 
 _FATES = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "shortened", "leaked")
 
@@ -32,11 +31,5 @@ def counts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serially():
-    """The work of `dataset.tokenized` in this process, without Ray."""
-
-    def tokenize(chunks, renderer, config, benchmarks=None):
-        tokenizer = ChunkTokenizer(renderer, config, benchmarks or Benchmarks())
-        for number, chunk in enumerate(chunks):
-            yield from tokenizer.tables(number, chunk)
-
-    return tokenize
+    """The tokenizing tasks in this process, without Ray."""
+    return serial_tokenize

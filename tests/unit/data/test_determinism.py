@@ -9,9 +9,10 @@ import pytest
 
 from pipelines.config.recipe import parse_recipe
 from pipelines.core.progress import SILENT
-from pipelines.data import stage
+from pipelines.data.read import chunks
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.storage import Store
+from tests.stages import prepare
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_any_number_of_workers_and_any_cut_give_the_same_bytes(
 ):
     def digest(workers: int, chunk_bytes: int) -> str:
         monkeypatch.setattr(
-            stage, "cut_chunks", functools.partial(cut_chunks, chunk_bytes=chunk_bytes)
+            chunks, "cut_chunks", functools.partial(cut_chunks, chunk_bytes=chunk_bytes)
         )
         data = {
             "sources": [str(sources)],
@@ -45,7 +46,7 @@ def test_any_number_of_workers_and_any_cut_give_the_same_bytes(
         }
         recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
         store = Store(tmp_path / f"{workers}-{chunk_bytes}")
-        prepared = stage.prepare(recipe, store, SILENT)
+        prepared = prepare(recipe, store, SILENT)
         assert prepared.counts["duplicates"] > 0 and prepared.counts["rejected"] == 4
         return prepared.ref.digest
 

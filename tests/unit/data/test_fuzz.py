@@ -1,4 +1,4 @@
-"""Whatever a row or a file holds, the stage goes on: every row is kept or listed with its place and reason."""
+"""Whatever rows and files contain, every row is in a split or listed with its line and reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import parse_recipe
 from pipelines.config.schema import DataConfig, SourceConfig
+from pipelines.core.errors import UserError
 from pipelines.data.assemble import Assembler
 from pipelines.data.read.chunks import Chunk, cut_chunks
 from pipelines.data.read.raw_row import RawRow
 from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.data.tokenized_table import HELDOUT, TRAIN
 from pipelines.sources.files import find_files
 
 FORMATS = {
@@ -109,7 +111,7 @@ def rows_of(name: str) -> st.SearchStrategy:
 @pytest.fixture(scope="module")
 def tokenizers_of(pocket_base):
     """One with the base's own template, and one whose template shows neither tools nor calls, as many do not."""
-    renderer = ChatRenderer.load(pocket_base).sped_up()[0]
+    renderer = ChatRenderer.load(pocket_base).with_fastokens()[0]
     config = DataConfig(
         sources=[SourceConfig(path="x")],
         row_tokens=64,
@@ -123,17 +125,19 @@ def tokenizers_of(pocket_base):
     ], config
 
 
-def collected(tables, config, chunks, scratch: Path) -> tuple[dict[str, int], list[dict]]:
-    with Assembler(config, chunks, scratch) as collector:
-        kept = 0
+def assembled(tables, config, chunks, scratch: Path) -> dict[str, int]:
+    """The counts after all tables; each row is a sample or listed with its line and reason."""
+    with Assembler(config, chunks, scratch) as assembler:
+        num_samples = 0
         for table in tables:
-            collector.add(table)
-            kept += sum(fate in (0, 1) for fate in table["fate"].to_pylist())
-        collector._lost.check_rejects({"rejected": 0, "read": 0}, config)  # flushes
-        lost = [json.loads(line) for line in (scratch / "rejects.jsonl").open()]
-        assert all(line["reason"] and ":" in line["origin"] for line in lost)
-        assert collector.counts["read"] + collector.counts["pieces"] == kept + len(lost)
-        return collector.counts, lost
+            assembler.add(table)
+            num_samples += sum(fate in (TRAIN, HELDOUT) for fate in table["fate"].to_pylist())
+        assembler._rejects.check_rejects({"rejected": 0, "read": 0}, config)  # flushes
+        rejects = [json.loads(line) for line in (scratch / "rejects.jsonl").open()]
+        assert all(reject["reason"] and ":" in reject["origin"] for reject in rejects)
+        counts = assembler.counts
+        assert counts["read"] + counts["pieces"] == num_samples + len(rejects)
+        return counts
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -143,13 +147,13 @@ def collected(tables, config, chunks, scratch: Path) -> tuple[dict[str, int], li
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_any_row_of_a_format_is_kept_or_listed(tokenizers_of, tmp_path_factory, name, data):
+def test_any_row_of_a_format_is_a_sample_or_listed(tokenizers_of, tmp_path_factory, name, data):
     tokenizers, config = tokenizers_of
     rows = data.draw(st.lists(rows_of(name) | anything, min_size=1, max_size=6))
     chunk = Chunk(0, "rows.parquet", "parquet", 0, 1)
     for tokenizer in tokenizers:
         table = tokenizer._table(0, chunk, [RawRow(i, row) for i, row in enumerate(rows)])
-        counts, _ = collected([table], config, [chunk], tmp_path_factory.mktemp("fuzz"))
+        counts = assembled([table], config, [chunk], tmp_path_factory.mktemp("fuzz"))
         assert counts["read"] == len(rows)
 
 
@@ -182,13 +186,12 @@ edits = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(edits=edits)
-def test_any_damage_to_a_file_costs_rows_and_never_the_stage(
+def test_any_damage_to_a_file_costs_rows_or_refuses_an_array_in_one_line(
     tokenizers_of, tmp_path_factory, name, edits
 ):
     content = bytearray(FILES[name].encode())
-    start = (
-        content.index(b"\n") + 1 if name == "csv" else 1
-    )  # a header or bracket that is none is another file
+    # Damage to the header or the first bracket would make another kind of file.
+    start = content.index(b"\n") + 1 if name == "csv" else 1
     for place, length, new in edits:
         at = start + int(place * (len(content) - start))
         content[at : at + length] = new
@@ -206,5 +209,10 @@ def test_any_damage_to_a_file_costs_rows_and_never_the_stage(
     tables = (
         table for number, chunk in enumerate(chunks) for table in tokenizer.tables(number, chunk)
     )
-    counts, _ = collected(tables, tokenizers_of[1], chunks, folder)
-    assert counts["read"] or not content.strip()
+    try:
+        counts = assembled(tables, tokenizers_of[1], chunks, folder)
+    except UserError as error:
+        assert name.endswith("json") and "of the JSON array, which begins in line " in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert counts["read"] or content.strip() in (b"", b"[]")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
-from pipelines.data.stage import prepare
 from pipelines.packed.feed import RowFeed
+from pipelines.packed.format import HELDOUT_SAMPLES
+from pipelines.packed.reader import PackedSample, RowReader, as_batch, read_heldout_samples
 from pipelines.storage import Store
+from tests.stages import prepare
+from tests.unit.data.datasets import long_talk, talk, write_jsonl
 
 
 def recipe_for(base: str, *paths: Path, **data) -> Recipe:
@@ -28,17 +33,13 @@ def write_rows(path: Path, numbers: range) -> Path:
     return path
 
 
-def samples_of(store: Store, prepared, split: str) -> dict[str, np.ndarray]:
-    """Sample id -> its token ids, read back from the packed rows."""
-    out = {}
-    for path in sorted(Path(store.local_dir(prepared.ref)).glob(f"{split}-*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            at = 0
-            for name, length in zip(row["sample_ids"], row["sample_lengths"], strict=True):
-                out[name] = np.array(row["input_ids"][at : at + length])
-                at += length
-            assert not any(row["loss_weights"][at:])
-    return out
+def samples_of(store: Store, prepared: PreparedDataset, split: str) -> dict[str, PackedSample]:
+    """Each sample of a split by its id, read back from the packed rows."""
+    reader = RowReader(store.local_dir(prepared.ref), split)
+    batch = as_batch(reader.read(np.arange(reader.num_rows)))
+    for weights, lengths in zip(batch["loss_weights"], batch["sample_lengths"], strict=True):
+        assert not weights[lengths.sum() :].any()
+    return {sample.sample_id: sample for sample in reader.samples()}
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,9 @@ def test_every_sample_is_packed_once_and_counts_add_up(prepared_once, pocket_bas
     assert counts["read"] == 200 == counts["train"] + counts["heldout"]
     renderer = ChatRenderer.load(pocket_base)
     texts = {
-        renderer.decode(ids, skip_control=False)
-        for ids in samples_of(store, prepared, "train").values()
-    }
-    texts |= {
-        renderer.decode(ids, skip_control=False)
-        for ids in samples_of(store, prepared, "heldout").values()
+        renderer.decode(sample.input_ids.tolist(), skip_special_tokens=False)
+        for split in ("train", "heldout")
+        for sample in samples_of(store, prepared, split).values()
     }
     assert texts == {f"<|user|>Say {i}<|assistant|>It is {i}, é.<|end|>" for i in range(200)}
     assert prepared.heldout.num_samples > 10
@@ -80,14 +78,55 @@ def test_the_manifest_names_files_tokenizer_template_and_recipe(prepared_once):
 
 def test_heldout_samples_hold_prompt_and_reference(prepared_once, pocket_base):
     _, store, _, prepared = prepared_once
-    table = pq.read_table(store.local_dir(prepared.ref) / "heldout_samples.parquet")
+    table = pq.read_table(store.local_dir(prepared.ref) / HELDOUT_SAMPLES)
     assert table.num_rows == prepared.heldout.num_samples
     row = table.to_pylist()[0]
     number = row["prompt"].removeprefix("Say ")
     assert row["reference"] == f"It is {number}, é."
     assert json.loads(row["messages"]) == [{"role": "user", "content": f"Say {number}"}]
-    text = ChatRenderer.load(pocket_base).decode(row["prompt_ids"], skip_control=False)
+    text = ChatRenderer.load(pocket_base).decode(row["prompt_ids"], skip_special_tokens=False)
     assert text == f"<|user|>Say {number}<|assistant|>"
+
+
+def test_samples_are_labeled_with_cluster_source_slice_and_split(
+    pocket_base, store, tmp_path, serially
+):
+    """Conversations with the same first user message share a cluster, also across splits."""
+    rows = [talk(("user", f"ask {i}"), ("assistant", f"answer {i}")) for i in range(4)]
+    more = [
+        talk(("system", "s"), ("user", " ASK  1"), ("assistant", "another answer")),
+        talk(("user", "ask 1"), ("assistant", "answer 1"), ("user", "b"), ("assistant", "c")),
+    ]
+    held = [talk(("system", "t"), ("user", "ask 2"), ("assistant", "held out"))]
+    sources = [{"path": str(write_jsonl(tmp_path / f"{name}.jsonl", part)), "split": split}
+               for name, part, split in (("a", rows, "train"), ("b", more, "train"), ("c", held, "heldout"))]  # fmt: skip
+    recipe = parse_recipe(
+        {
+            "name": "t",
+            "model": {"base": pocket_base},
+            "data": {"sources": sources, "row_tokens": 64},
+        }
+    )
+    prepared = prepare(recipe, store, SILENT, serially)
+    train = samples_of(store, prepared, "train").values()
+    assert sorted(sample.source for sample in train) == [0, 0, 0, 0, 1, 1]
+    assert {(sample.slice, sample.split) for sample in train} == {("", "train")}
+    by_cluster = Counter(sample.cluster_id for sample in train)
+    assert sorted(by_cluster.values()) == [1, 1, 1, 3]
+    (sample,) = samples_of(store, prepared, "heldout").values()
+    assert (sample.source, sample.slice, sample.split) == (2, "", "select")
+    assert by_cluster[sample.cluster_id] == 1
+    columns = ("sample_id", "cluster_id", "source", "slice", "split", "reference")
+    (row,) = read_heldout_samples(store.local_dir(prepared.ref), columns)
+    assert tuple(row.values()) == (sample.sample_id, sample.cluster_id, 2, "", "select", "held out")
+
+
+def test_pieces_of_a_split_conversation_share_its_cluster(pocket_base, store, tmp_path, serially):
+    path = write_jsonl(tmp_path / "rows.jsonl", [long_talk(0, 12), long_talk(1, 1)])
+    recipe = recipe_for(pocket_base, path, too_long="split", heldout_share=0)
+    prepared = prepare(recipe, store, SILENT, serially)
+    clusters = Counter(s.cluster_id for s in samples_of(store, prepared, "train").values())
+    assert sorted(clusters.values()) == [1, prepared.counts["pieces"]]
 
 
 def test_the_same_content_elsewhere_is_found_and_not_made_again(prepared_once, tmp_path):
@@ -141,7 +180,7 @@ def test_the_feed_gives_rows_in_the_order_asked_for(prepared_once):
             "prompt,prompt\n",
             "twice.csv: the header names 'prompt' twice; rename one of the columns$",
         ),
-        ("rows.csv.gz", "prompt", r"rows.csv.gz: damaged \(.*; mend or replace the file$"),
+        ("rows.csv.gz", "prompt", r"rows.csv.gz: damaged \(.*; fix or replace the file$"),
     ],
 )
 def test_a_useless_source_is_one_clear_line(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from jobs.graphs.run import is_finished, prepared_of
-from jobs.verbs.inspect import dataset_digest
 from pipelines.config.recipe import parse_recipe
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
-from pipelines.data.stage import prepare
+from pipelines.data.stage import prepare_step
+from pipelines.steps.inputs import Inputs
+from pipelines.steps.runner import Runner
+from tests.stages import prepare
 
 NUM_GOOD = 10_000
 
@@ -53,7 +53,7 @@ BAD = [
     (b'{"instruction": "a", "output": NaN}', "NaN is not JSON"),
     (b'{"instruction": "caf\xe9", "output": "b"}', "not UTF-8: byte 0xe9 at column 21"),
     (b'\xef\xbb\xbf{"instruction": "a", "output": "b"}', "not JSON"),
-    (b'{"instruction": "a", "instruction": "b", "output": "c"}', "'instruction' is there twice"),
+    (b'{"instruction": "a", "instruction": "b", "output": "c"}', "'instruction' occurs twice"),
     (b'{"instruction": "a\x00", "output": "b"}', "not JSON: Invalid control character"),
     (b'{"instruction": "a", "output": "nul \\u0000 inside"}', "NUL character"),
     (b'{"instruction": "a", "output": "half \\ud83d"}', "half a surrogate pair, U+D83D"),
@@ -210,19 +210,13 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
     tolerant = recipe_for(pocket_base, few_bad, max_rejects_share=0.2, heldout_share=0.2)
     strict = recipe_for(pocket_base, few_bad, max_rejects_share=0.05, heldout_share=0.2)
     made = prepare(tolerant, store, SILENT, serially)
-    assert dataset_digest(tolerant, store, SILENT, nullcontext) == made.ref.name and prepared_of(
-        tolerant, store, None
-    )
-    for find in (
-        lambda: dataset_digest(strict, store, SILENT, nullcontext),
-        lambda: prepared_of(strict, store, None),
-        lambda: is_finished(strict, store, "prepare"),
-    ):
+    runner = Runner(store, SILENT)
+    assert runner.find(prepare_step(Inputs(tolerant), serially)) == made
+    for look in (runner.find, runner.require, runner.run):
         with pytest.raises(
             UserError, match=r"2 of 22 rows cannot be used: .*rows.jsonl:21.*max_rejects_share=0.05"
         ):
-            find()
-    assert prepared_of(strict, store, made.ref.name) == made
+            look(prepare_step(Inputs(strict), serially))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +226,7 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
         (
             ["Say 3"],
             {"max_rejects_share": 0.2},
-            "1 training rows ask what is held out",
+            "1 training rows ask questions that are held out",
             {"rejected": 2, "leaked": 1},
         ),
         (
@@ -257,31 +251,38 @@ def test_a_stage_that_fails_leaves_its_rejects_where_it_says(
         )
     for _ in range(2):  # the second time they are there already
         with pytest.raises(
-            UserError, match=f"{reason}.*; all lost rows: .*/rejects/.*/rejects.jsonl$"
+            UserError, match=f"{reason}.*; all rejects: .*/rejects/.*/rejects.jsonl$"
         ) as error:
             prepare(recipe, store, SILENT, serially)
-    path = Path(str(error.value).rpartition("rows: ")[2])
+    path = Path(str(error.value).rpartition("rejects: ")[2])
     lost = [json.loads(line) for line in path.read_text().splitlines()]
     assert Counter(line["fate"] for line in lost) == fates and "\n" not in str(error.value)
     assert {"rows.jsonl:21", "rows.jsonl:22"} <= {line["origin"] for line in lost}
     assert not store.list("prepared")
 
 
-def test_a_bad_element_of_an_array_costs_that_element(ray_cluster, pocket_base, store, tmp_path):
-    good = [
-        json.dumps({"instruction": f"Say {i}", "output": f"It is {i}."}, indent=2)
-        for i in range(50)
-    ]
-    good[20] = '{\n  "instruction": "a",\n  "output": "b\n}'
-    text = "[\n  " + ",\n  ".join(element.replace("\n", "\n  ") for element in good) + "\n]\n"
-    (tmp_path / "rows.json").write_text(text)
-    recipe = recipe_for(
-        pocket_base, tmp_path / "rows.json", max_rejects_share=0.1, heldout_share=0.2
-    )
-    prepared = prepare(recipe, store, SILENT)
-    assert (
-        prepared.counts["train"] + prepared.counts["heldout"] == 49
-        and prepared.counts["rejected"] == 1
-    )
+def test_a_row_of_an_array_that_does_not_fit_costs_that_row(pocket_base, store, tmp_path, serially):
+    good = [{"instruction": f"Say {i}", "output": f"It is {i}."} for i in range(50)]
+    good[20]["output"] = ""
+    (tmp_path / "rows.json").write_text(json.dumps(good, indent=1))
+    path = tmp_path / "rows.json"
+    recipe = recipe_for(pocket_base, path, max_rejects_share=0.1, heldout_share=0.2)
+    prepared = prepare(recipe, store, SILENT, serially)
+    assert prepared.counts["train"] + prepared.counts["heldout"] == 49
+    assert prepared.counts["rejected"] == 1
     (line,) = (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()
     assert json.loads(line)["origin"] == "rows.json:82"
+
+
+def test_an_array_that_does_not_parse_is_refused_by_the_stage(
+    ray_cluster, pocket_base, store, tmp_path
+):
+    good = [json.dumps({"instruction": f"Say {i}", "output": f"It is {i}."}) for i in range(50)]
+    good[20] = good[20][:-1]
+    (tmp_path / "rows.json").write_text("[\n" + ",\n".join(good) + "\n]\n")
+    recipe = recipe_for(pocket_base, tmp_path / "rows.json", max_rejects_share=1)
+    with pytest.raises(
+        UserError, match=r"rows.json:23: element 21 of the JSON array, which begins in line 22: "
+    ):
+        prepare(recipe, store, SILENT)
+    assert not store.list("prepared")

@@ -9,12 +9,12 @@ import pytest
 
 from pipelines.config.recipe import parse_recipe
 from pipelines.core.progress import SILENT
-from pipelines.data import stage
+from pipelines.data import ray_tokenize
 from pipelines.data.read import chunks
 from pipelines.data.read.chunks import cut_chunks
-from pipelines.data.stage import prepare
 from pipelines.sources.files import SourceFile, find_files
 from pipelines.storage import Store
+from tests.stages import prepare
 
 
 def write(path, numbers):
@@ -29,13 +29,13 @@ def write(path, numbers):
 def made(monkeypatch):
     """The paths that were tokenized, in order."""
     paths = []
-    original = stage.tokenized
+    original = ray_tokenize.tokenized
 
     def counting(chunks, **options):
         paths.extend(chunk.path.rsplit("/", 1)[-1] for chunk in chunks)
         return original(chunks, **options)
 
-    monkeypatch.setattr(stage, "tokenized", counting)
+    monkeypatch.setattr(ray_tokenize, "tokenized", counting)
     return paths
 
 

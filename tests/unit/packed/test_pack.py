@@ -1,3 +1,5 @@
+"""Best-fit packing against the textbook algorithm."""
+
 from __future__ import annotations
 
 import itertools
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.packed.pack import best_fit, cu_seqlens, group_rows, positions
+from pipelines.packed.pack import best_fit, group_rows
 
 
 def reference_best_fit(lengths: list[int], row_tokens: int) -> list[int]:
@@ -44,11 +46,3 @@ def test_a_length_outside_the_row_is_an_error(length):
 def test_group_rows_keeps_the_order_of_samples():
     samples, bounds = group_rows(np.array([1, 0, 1, 0, 2]))
     assert [list(samples[a:b]) for a, b in itertools.pairwise(bounds)] == [[1, 3], [0, 2], [4]]
-
-
-def test_positions_restart_at_every_sample_and_at_the_tail():
-    assert list(cu_seqlens([3, 2], 8)) == [0, 3, 5, 8]
-    assert list(positions([3, 2], 8)) == [0, 1, 2, 0, 1, 0, 1, 2]
-    assert list(cu_seqlens([3, 5], 8)) == [0, 3, 8]
-    with pytest.raises(ValueError, match="9 tokens"):
-        cu_seqlens([9], 8)

@@ -17,7 +17,7 @@ from pipelines.core.errors import UserError
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.rows import read_chunk
 from pipelines.sources.files import find_files
-from pipelines.sources.open import content_digest
+from pipelines.sources.hashes import FileHashes
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"a, {i}", "completion": "b\nc\td é"} for i in range(7)]
 ENDS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -54,7 +54,10 @@ def read(path: Path) -> list[tuple[int, Any]]:
 def test_a_compressed_file_gives_the_rows_that_it_holds(tmp_path, suffix, end):
     path = squeezed(tmp_path / f"rows{suffix}{end}", text_of(suffix))
     assert [value for _, value in read(path)] == ROWS
-    assert content_digest(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        FileHashes(tmp_path / "hashes").sha256(path)
+        == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -71,7 +74,7 @@ def test_a_damaged_compressed_file_is_one_line(tmp_path, suffix, end):
     for damaged in (whole[:9], whole[: len(whole) // 2], whole[:-3], text.encode()):
         path.write_bytes(damaged)
         with pytest.raises(
-            UserError, match=rf"rows{suffix}{end}: damaged \(.*; mend or replace the file$"
+            UserError, match=rf"rows{suffix}{end}: damaged \(.*; fix or replace the file$"
         ) as error:
             read(path)
         assert "\n" not in str(error.value)

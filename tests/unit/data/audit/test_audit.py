@@ -9,16 +9,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.verbs.inspect import inspect
+from jobs.views.audit import show_audit
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import parse_recipe
 from pipelines.config.schema import AuditConfig
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
-from pipelines.data.audit.audit import Audit, glyphs
-from pipelines.data.stage import prepare
+from pipelines.data.audit.audit import Audit
+from pipelines.data.audit.token_text import glyphs
 from pipelines.storage import Store
+from tests.stages import prepare
 
 JOINED = "{% for m in messages %}{{ m.content }}{% endfor %}"  # no role, no stop token
 
@@ -60,7 +61,7 @@ class _Parsed(HTMLParser):
 def shown(store, digest, **options) -> tuple[str, Audit]:
     screen = io.StringIO()
     console = Console(file=screen, width=160, force_terminal=True, color_system="standard")
-    found = inspect(store, digest, console, **options)
+    found = show_audit(store, digest, console, **options)
     return screen.getvalue(), found
 
 
@@ -116,7 +117,7 @@ def test_examples_are_spread_over_the_samples(dataset):
 def test_without_colours_brackets_show_what_is_trained(dataset):
     _, store, prepared = dataset
     screen = io.StringIO()
-    inspect(store, prepared.ref.key, Console(file=screen, width=160), num_examples=1)
+    show_audit(store, prepared.ref.key, Console(file=screen, width=160), num_examples=1)
     assert "<|assistant|>⟦It is " in screen.getvalue() and "<|end|>⟧" in screen.getvalue()
 
 
@@ -191,7 +192,6 @@ def test_an_unknown_digest_is_one_clear_line(store):
 @pytest.mark.parametrize("verb", ["run", "train"])
 def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeypatch, capsys, verb):
     """Exit code 2 and one line, although `inspect` alone would find it too late."""
-    import contextlib
     import sys
 
     from jobs import cli
@@ -203,9 +203,6 @@ def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeyp
         "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1,\n"
         "       audit: {max_lost_share: 0.001, min_trained_share: 0.9}}\n"
     )
-    monkeypatch.setattr(
-        cli, "_cluster", lambda *_, **__: contextlib.nullcontext()
-    )  # the tests' own is up
     monkeypatch.setattr(sys, "argv", ["loraforge", verb, str(recipe), "--store", store.uri])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -243,7 +240,7 @@ def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_
     data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 128, "heldout_share": 0}
     with pytest.raises(
         UserError,
-        match=r"rows.jsonl:1: \d+ tokens of its system, user or tool turns would be trained",
+        match=r"rows.jsonl:1: the loss would include \d+ tokens of its system, user or tool turns",
     ):
         prepare(
             parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}),

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.chat import ChatRenderer
 from pipelines.core.conversation import Conversation, Turn
-from pipelines.data.convert.truncation import shortened
+from pipelines.data.convert.truncation import shorten
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def pieces(
 ) -> list[str]:
     """The numbers of the exchanges in each piece, of packs that just hold so many."""
     row_tokens = tokens(renderer, talk("T" * num_exchanges))
-    found = shortened(conversation, renderer, row_tokens, policy)
+    found = shorten(conversation, renderer, row_tokens, policy)
     assert all(
         piece.turns[0].role == "system" and tokens(renderer, piece) <= row_tokens for piece in found
     )

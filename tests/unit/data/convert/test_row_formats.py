@@ -1,0 +1,142 @@
+"""Each row format is detected, converted, and refused with a reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.chat import ChatRenderer
+from pipelines.core.errors import UserError
+from pipelines.data.convert.format_keys import check_columns, detect_format
+from pipelines.data.convert.row_error import RowError
+from pipelines.data.convert.row_formats import to_conversation
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def contents(row, **kwargs) -> list[str]:
+    return [turn.content for turn in to_conversation(row, **kwargs).turns]
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "turns"),
+    [
+        (
+            {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["a", "b"]]},
+            "alpaca",
+            [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i\n\nx"), ("assistant", "o")],
+        ),
+        ({"instruction": "i", "output": "o"}, "alpaca", [("user", "i"), ("assistant", "o")]),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+            "sharegpt",
+            [("system", "s"), ("user", "a"), ("assistant", "b")],
+        ),
+        (
+            {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                          {"role": "assistant", "content": "b"}]},
+            "messages",
+            [("system", "s"), ("user", "a"), ("assistant", "b")],
+        ),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion", [("user", "p"), ("assistant", "c")]),
+        ({"question": "q", "answer": "a"}, "question_answer", [("user", "q"), ("assistant", "a")]),
+    ],
+)  # fmt: skip
+def test_each_format_is_detected_and_converted(row, format, turns):
+    assert detect_format(row) == format
+    assert [(t.role, t.content) for t in to_conversation(row).turns] == turns
+    assert to_conversation(row, format) == to_conversation(row)
+
+
+def test_a_prompt_may_be_a_list_of_turns_and_is_never_trained_whatever_the_completion_is():
+    prompt = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    for completion in ([{"role": "assistant", "content": "d"}], "d"):
+        talk = to_conversation({"prompt": prompt, "completion": completion})
+        assert [t.content for t in talk.turns if t.role == "assistant" and t.train] == ["d"]
+        assert [t.content for t in talk.turns] == ["a", "b", "c", "d"]
+
+
+def test_a_columns_map_names_the_rows_own_keys():
+    row = {"frage": "q", "antwort": "a"}
+    with pytest.raises(RowError, match="unknown format: the row has the keys frage, antwort"):
+        to_conversation(row)
+    talk = to_conversation(row, columns={"prompt": "frage", "completion": "antwort"})
+    assert [t.content for t in talk.turns] == ["q", "a"]
+
+
+def test_mapped_columns_decide_the_format():
+    """Preference rows hold a prompt, and what is mapped shall be trained, not what happens to be called completion."""
+    row = {"prompt": "p", "completion": "worse", "chosen": "better", "text": "x"}
+    assert contents(row, columns={"instruction": "prompt", "output": "chosen"}) == ["p", "better"]
+    assert contents(row, columns={"completion": "chosen"}) == ["p", "better"]
+    assert contents(row) == ["p", "worse"]
+
+
+def test_keys_that_a_table_fills_with_null_are_not_those_of_the_format():
+    row = {
+        "messages": None,
+        "conversations": None,
+        "instruction": "i",
+        "output": "o",
+        "question": "q",
+        "answer": None,
+    }
+    assert contents(row) == ["i", "o"]
+    assert contents({"messages": TALK, "prompt": None, "completion": None}) == ["a", "b"]
+    with pytest.raises(RowError, match="messages: missing"):
+        to_conversation({"messages": None, "conversations": None})
+
+
+def test_a_mapped_column_that_is_not_there_costs_the_row_unless_it_may_be_missing():
+    """Its own keys fit a format too: they would be trained without a word."""
+    row = {"instruction": "i", "output": "o", "answer": "a"}
+    assert contents(row, columns={"completion": "answer", "prompt": "instruction"}) == ["i", "a"]
+    with pytest.raises(
+        RowError,
+        match=r"columns: the row has no anwser for completion, but instruction, output, answer",
+    ):
+        to_conversation(row, columns={"completion": "anwser", "prompt": "instruction"})
+    assert contents(row, columns={"input": "context", "output": "answer"}) == ["i", "a"]
+    with pytest.raises(
+        UserError, match=r"^data.sources.1.columns: no format has the key prmpt; valid: .*, prompt,"
+    ):
+        check_columns([{"system": "s"}, {"completion": "output", "prmpt": "instruction"}])
+
+
+@pytest.mark.parametrize(
+    ("format", "key"), [("messages", "messages"), ("sharegpt", "conversations")]
+)
+def test_a_row_that_lacks_the_turns_of_its_format_says_so(format, key):
+    for row in ({"instruction": "i", "output": "o"}, {key: None}):
+        with pytest.raises(RowError, match=f"^{key}: missing$"):
+            to_conversation(row, format)
+
+
+def test_an_empty_answer_is_context_in_every_format(pocket_base):
+    talk = [
+        ("user", "a"),
+        ("assistant", " "),
+        ("user", "b"),
+        ("assistant", "c"),
+        ("user", "d"),
+        ("assistant", ""),
+    ]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    renderer = ChatRenderer.load(pocket_base)
+    for row, expected in (
+        ({"messages": messages}, "c<|end|>"),
+        ({"prompt": messages[:1], "completion": messages[1:]}, "c<|end|>"),
+        ({"instruction": "d", "output": "e", "history": [["a", ""], ["b", "c"]]}, "c<|end|>e<|end|>"),
+        ({"messages": [*messages, messages[0], call]}, 'c<|end|><tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|end|>'),
+    ):  # fmt: skip
+        rendered = renderer.render(to_conversation(row))
+        assert (
+            renderer.decode(
+                rendered.input_ids[rendered.loss_weights > 0], skip_special_tokens=False
+            )
+            == expected
+        )

@@ -1,0 +1,75 @@
+"""A broken CSV line costs its own row and moves no line number."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.core.errors import UserError
+from tests.unit.data.row_files import read_rows
+
+
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        (['a,"b', "c,d", 'e,"f"'], {2: "not CSV"}),  # the next quote closes it
+        (["a,b", 'c,"d', "e,f"], {3: "not CSV: unexpected end of data"}),  # none does
+        (['"a","b', '"c","d"', '"e","f"'], {2: "not CSV"}),
+        (["a,b", "c,d,e", 'f,"g\nh"', "i"], {3: "3 fields, the header has 2", 6: "1 fields"}),
+    ],
+)
+def test_an_open_quote_in_a_csv_file_costs_its_line(tmp_path, lines, bad):
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["prompt,completion", *lines]) + "\n")
+    found = dict(read_rows(path))
+    assert {
+        line: reason for line, reason in found.items() if isinstance(reason, str)
+    }.keys() == bad.keys()
+    assert all(reason in found[line] for line, reason in bad.items())
+    assert len([row for row in found.values() if isinstance(row, dict)]) == len(lines) - len(bad)
+
+
+def test_a_long_csv_field_is_a_row_and_an_endless_one_is_not(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,completion\na,"{"x" * 300_000}"\nb,"{"y" * (9 << 20)}"\nc,d\n')
+    found = read_rows(path)
+    assert [line for line, _ in found][:2] == [2, 3] and found[0][1]["completion"] == "x" * 300_000
+    assert "characters in one row" in found[1][1] and found[-1][1] == {
+        "prompt": "c",
+        "completion": "d",
+    }
+
+
+@pytest.mark.parametrize("header", ['prompt,"completion', "prompt,prompt"])
+def test_a_csv_header_that_is_none_is_one_line(tmp_path, header):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\na,b\n")
+    with pytest.raises(UserError, match="header"):
+        read_rows(path)
+
+
+def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipelines.data.read.csv_rows.MAX_ROW_BYTES", 100)
+    long = "x" * 99  # with what is before it just above the limit
+    lines = [
+        "a,b",
+        f"c,{long}",
+        "d,e",
+        '"f',
+        f'g",{long * 5}',
+        "h,i",
+        f"{long}x",
+        f'k,"{long}"',
+        "l,m",
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(["prompt,completion", *lines]) + "\n")
+    found = read_rows(tmp_path / "rows.csv")
+    assert [line for line, _ in found] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    kept = {line: value["prompt"] for line, value in found if isinstance(value, dict)}
+    assert kept == {2: "a", 4: "d", 7: "h", 10: "l"}
+
+
+def test_blank_lines_before_a_csv_header_are_none(tmp_path):
+    (tmp_path / "rows.csv").write_text("\n\nprompt,completion\na,b\n")
+    assert read_rows(tmp_path / "rows.csv") == [(4, {"prompt": "a", "completion": "b"})]

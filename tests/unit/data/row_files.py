@@ -1,0 +1,53 @@
+"""Files of rows for tests: written in every format, and read back row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config.schema import SourceConfig
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.read.rows import read_chunk
+from pipelines.sources.files import find_files
+
+ROWS = [
+    {"instruction": f"Say {i}, please", "input": "", "output": f'It is "{i}",\nfriend é'}
+    for i in range(7)
+]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]] = ROWS) -> Path:
+    """Write rows in the format of the file's suffix; tables in parts of three rows."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix in (".csv", ".tsv"):
+        with open(path, "w", newline="") as out:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(out, rows[0].keys(), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=3)
+    else:
+        table = pa.Table.from_pylist(list(rows))
+        new = pa.ipc.new_stream if path.suffix == ".arrow" else pa.ipc.new_file
+        with new(path, table.schema) as out:
+            out.write_table(table, max_chunksize=3)
+    return path
+
+
+def read_rows(path: Path) -> list[tuple[int, Any]]:
+    """Line and value of each row of a file; the reason in place of a value that cannot be read."""
+    (file,) = find_files([SourceConfig(path=str(path))])
+    rows = [row for chunk in cut_chunks([file]) for row in read_chunk(chunk)]
+    assert all(row.text for row in rows if row.error)
+    assert max((len(row.text) for row in rows), default=0) <= 2000
+    return [(row.number + 1, row.error or row.value) for row in rows]

@@ -1,0 +1,63 @@
+"""Source files are found and opened, local and remote, as lines or as an array."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipelines.config.schema import SourceConfig
+from pipelines.core.errors import UserError
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.read.rows import read_chunk
+from pipelines.sources.files import files_at, find_files
+from tests.unit.data.row_files import ROWS, read_rows
+
+
+def test_a_json_file_may_hold_lines(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (file,) = files_at(str(path), "data.sources.0.path")
+    assert file.kind == "jsonl"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_named_after_lines_may_hold_an_array(tmp_path, indent):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS, indent=indent))
+    assert [value for _, value in read_rows(tmp_path / "rows.jsonl")] == ROWS
+
+
+@pytest.mark.parametrize("first", ['[{"a": 1}]', '[{"a": 1}', "[1]", "["])
+def test_a_first_line_that_is_a_list_costs_no_other(tmp_path, first):
+    (tmp_path / "rows.jsonl").write_text("\n".join([first, *map(json.dumps, ROWS)]) + "\n")
+    found = read_rows(tmp_path / "rows.jsonl")
+    assert [pair for pair in found if pair[1] in ROWS] == list(enumerate(ROWS, 2))
+
+
+def test_a_remote_source_is_read_like_a_local_one():
+    import fsspec
+
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    fsspec.filesystem("memory").pipe_file("bucket/rows.jsonl", text.encode())
+    files = find_files(
+        [SourceConfig(path="memory://bucket/*.jsonl"), SourceConfig(path="memory://bucket")]
+    )
+    assert [file.source for file in files] == [0, 1]
+    rows = [row.value for chunk in cut_chunks(files[:1], 64) for row in read_chunk(chunk)]
+    assert rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("memory://bucket/nothing.jsonl", "no file of a known type"),
+        (
+            "wat://bucket/rows.jsonl",
+            r"data.sources.0.path=wat://bucket/rows.jsonl: wat:// cannot be read here",
+        ),
+    ],
+)
+def test_a_remote_source_that_cannot_be_read_is_one_line(path, message):
+    with pytest.raises(UserError, match=message) as error:
+        find_files([SourceConfig(path=path)])
+    assert "\n" not in str(error.value)
