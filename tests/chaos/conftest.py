@@ -1,4 +1,4 @@
-"""The long part of the suite runs with LORAFORGE_CHAOS=1 (`make chaos`); `make test` takes the short one."""
+"""The long tests run with LORAFORGE_CHAOS=1 (`make chaos`); `make test` runs the short ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked slow in this folder unless the whole suite is asked for."""
+    """Skip tests of this folder that are marked slow, unless LORAFORGE_CHAOS is set."""
     for item in items:
         if (
             "chaos" in item.path.parts
@@ -19,7 +19,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The seconds that the tests measured on their way."""
+    """Print the seconds that tests recorded."""
     for report in terminalreporter.getreports("passed"):
         for name, seconds in report.user_properties:
             terminalreporter.write_line(f"{seconds:6.1f} s  {name}")
+
+
+@pytest.fixture(scope="session")
+def unbroken_losses(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of the small run on two ranks that nothing interrupts."""
+    from tests.chaos.checks import check_samples, losses_of
+    from tests.chaos.harness import attempt
+    from tests.small_run import fresh_args
+
+    args = fresh_args(pocket_base, tmp_path_factory.mktemp("unbroken"))
+    assert attempt(args, 2).finished
+    check_samples(args)
+    losses = losses_of(args)
+    assert losses[-1] < 0.1 * losses[0]
+    return losses

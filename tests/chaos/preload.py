@@ -1,4 +1,4 @@
-"""What every forked worker needs, imported once in the fork server, so that a restart costs seconds and not a minute."""
+"""Imports that every forked worker needs, made once in the fork server: a restart takes seconds."""
 
 import os
 

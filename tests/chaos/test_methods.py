@@ -1,4 +1,4 @@
-"""Every method trains thirty steps on the pocket base and leaves weights that plain libraries load to the same loss."""
+"""Every training method trains, and plain libraries load its saved weights to the same loss."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from pipelines.plan.shape import shape_of
 from pipelines.storage import Store
 from pipelines.train.checkpoint.files import count_trained_parameters, list_checkpoints
 from pipelines.train.track.metrics_log import read_metrics
-from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
 from tests.plain import plain_loss
+from tests.small_run import (
+    NullChannel,
+    PickledFeed,
+    prepared_dataset,
+    recipe_for,
+    worker_args,
+)
 
 NF4 = {"quantization": "nf4"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,7 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def _train_all(base: str, root: str) -> None:
-    """In a process of its own: every method in turn on one rank, with PEFT's own loading at the end."""
+    """Train every method in turn on one rank, in a process of its own, and load it with PEFT."""
     import torch
     import torch.distributed as dist
 
@@ -75,21 +81,21 @@ def _train_all(base: str, root: str) -> None:
             "lr": 3e-3,
             **sections.get("train", {}),
         }
-        plan = plan_of(recipe_for(base, **{**sections, "train": train}), store, prepared)
-        train_rank(plan, torch.device("cpu"), Alone())
-        folder = Path(list_checkpoints(store, plan.run_id)[0].ref.uri)
-        losses = [line["loss"] for line in read_metrics(plan.folder)]
-        heldout = list_checkpoints(store, plan.run_id)[0].metrics["heldout_loss"]
-        reloaded = _plain_loss(base, plan.recipe.model, folder, store.local_dir(prepared.ref))
+        args = worker_args(recipe_for(base, **{**sections, "train": train}), store, prepared)
+        train_rank(args, torch.device("cpu"), NullChannel())
+        folder = Path(list_checkpoints(store, args.run_id)[0].ref.uri)
+        losses = [line["loss"] for line in read_metrics(args.folder)]
+        heldout = list_checkpoints(store, args.run_id)[0].metrics["heldout_loss"]
+        reloaded = _plain_loss(base, args.recipe.model, folder, store.local_dir(prepared.ref))
         Path(root, f"{name}.json").write_text(json.dumps([losses, heldout, reloaded]))
-        shape = shape_of(plan.recipe)
-        tables = [[shape.trainable, shape.saved_bytes], count_trained_parameters(folder)]
+        shape = shape_of(args.recipe)
+        tables = [[shape.trainable_by_module, shape.saved_bytes], count_trained_parameters(folder)]
         Path(root, f"{name}-tables.json").write_text(json.dumps(tables))
     os._exit(0)
 
 
 def _plain_loss(base: str, config: Any, checkpoint: Path, data: Path) -> float:
-    """Mean loss of the held-out samples with transformers and PEFT alone, each sample by itself."""
+    """Mean loss over the held-out samples, one at a time, with transformers and PEFT only."""
     import peft
     import transformers
 
@@ -120,10 +126,10 @@ def outcomes(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trains_and_reloads(name: str, outcomes: Path) -> None:
+def test_a_method_trains_and_plain_libraries_load_it(name: str, outcomes: Path) -> None:
     losses, heldout, reloaded = json.loads((outcomes / f"{name}.json").read_text())
     assert len(losses) == 30
-    assert sum(losses[-6:]) < 0.2 * sum(losses[:6])  # the same six packs, four epochs later
+    assert sum(losses[-6:]) < 0.2 * sum(losses[:6])  # the same six rows, four epochs later
     coarse = name == "int8" or name == "nf4_plain" or name.startswith("bf16")
     assert math.isclose(
         reloaded, heldout, rel_tol=1e-4, abs_tol=1e-3 * losses[0] if coarse else 0
@@ -131,7 +137,7 @@ def test_trains_and_reloads(name: str, outcomes: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_trained_is_what_the_plan_said(name: str, outcomes: Path) -> None:
-    """Parameters by module and the bytes to be served, planned without weights and counted in the checkpoint's files."""
-    planned, found = json.loads((outcomes / f"{name}-tables.json").read_text())
-    assert found == planned and sum(found[0].values()) > 0
+def test_a_checkpoint_has_the_planned_parameters_and_bytes(name: str, outcomes: Path) -> None:
+    """The plan, made without weights, and the checkpoint's files agree on each module."""
+    planned, counted = json.loads((outcomes / f"{name}-tables.json").read_text())
+    assert counted == planned and sum(counted[0].values()) > 0

@@ -1,4 +1,4 @@
-"""Kills under the real thing: the command line, Ray Train and Ray Data, two workers, each on its own simulated node."""
+"""Kills under Ray: the command line, Ray Train and Ray Data, two workers on simulated nodes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 
 from pipelines.storage import Store
 from pipelines.train.faults.failures import FAILURES_FILE
-from pipelines.train.track.metrics_log import read_lines
+from pipelines.train.json_lines import read_json_lines
 from tests.chaos.nodes import Nodes, Run, workers_on
 
-EPOCH = 14  # 54 packs, four a step; the last step of an epoch has two
+EPOCH = 14  # steps: 54 rows, four in a step; an epoch's last step has two
 SAVE_EVERY, SHORT, LONG, HANG_S = 5, 30, 84, 60
 OPTIONS = {
     "data.row_tokens": 1024,
@@ -50,17 +50,14 @@ def nodes(cluster: Nodes, unbroken: Run) -> Iterator[Nodes]:
 
 
 def run_in(store: Path, cluster: Nodes, **options: object) -> Run:
-    given = OPTIONS | {key.replace("__", "."): value for key, value in options.items()}
-    return Run(
-        store,
-        cluster.address,
-        [part for key, value in given.items() for part in ("-s", f"{key}={value}")],
-    )
+    settings = OPTIONS | {key.replace("__", "."): value for key, value in options.items()}
+    arguments = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+    return Run(store, cluster.address, arguments)
 
 
 @pytest.fixture(scope="module")
 def prepared(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds the prepared dataset."""
+    """A store with the prepared dataset."""
     store = tmp_path_factory.mktemp("prepared")
     cluster.add()
     run = run_in(store, cluster)
@@ -71,7 +68,7 @@ def prepared(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_run(prepared: Path, cluster: Nodes, tmp_path: Path) -> Callable[..., Run]:
-    """A run of so many steps in a store of its own, with the recipe's keys written `section__key`."""
+    """Makes a run of so many steps in its own store; recipe keys are written `section__key`."""
 
     def make(steps: int, store: Path | None = None, **options: object) -> Run:
         into = store or tmp_path / "store"
@@ -97,17 +94,17 @@ def unbroken(prepared: Path, cluster: Nodes, tmp_path_factory: pytest.TempPathFa
 
 
 def check_epochs(run: Run, steps: int) -> None:
-    """Each sample is seen exactly once an epoch."""
+    """Check that each epoch uses every sample exactly once."""
     samples = run.samples()
     assert list(samples) == list(range(1, steps + 1))
-    whole = sorted(name for step in range(1, EPOCH + 1) for name in samples[step])
+    all_samples = sorted(name for step in range(1, EPOCH + 1) for name in samples[step])
     for first in range(1, steps - EPOCH + 2, EPOCH):
-        seen = Counter(name for step in range(first, first + EPOCH) for name in samples[step])
-        assert set(seen.values()) == {1} and sorted(seen) == whole
+        counts = Counter(name for step in range(first, first + EPOCH) for name in samples[step])
+        assert set(counts.values()) == {1} and sorted(counts) == all_samples
 
 
-def check_like(run: Run, unbroken: Run, steps: int, tolerance: float = 1e-6) -> None:
-    """The run took the unbroken one's way: losses, samples, one artifact, nothing left lying about."""
+def check_equals(run: Run, unbroken: Run, steps: int, tolerance: float = 1e-6) -> None:
+    """Check that the run has the losses and samples of the unbroken one, and one artifact."""
     assert run.losses() == pytest.approx(unbroken.losses()[:steps], rel=tolerance)
     check_epochs(run, steps)
     assert run.samples() == {
@@ -119,10 +116,10 @@ def check_like(run: Run, unbroken: Run, steps: int, tolerance: float = 1e-6) -> 
 
 
 def failures(run: Run) -> list[dict[str, Any]]:
-    return read_lines(run.folder / FAILURES_FILE)
+    return read_json_lines(run.folder / FAILURES_FILE)
 
 
-def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
+def test_a_run_survives_killed_workers_a_killed_driver_and_rays_damaged_snapshot(
     make_run: Callable[..., Run],
     nodes: Nodes,
     unbroken: Run,
@@ -142,35 +139,31 @@ def test_killed_and_stopped_workers_a_killed_driver_and_a_damaged_snapshot(
     record_property(
         f"worker stopped, hang_timeout_s={HANG_S}: seconds to the first new step", seconds
     )
-    assert ["failed" in news for news in failures(run)] == [True, True]
+    assert ["failed" in event for event in failures(run)] == [True, True]
     run.wait_for(lambda: run.step >= 13)
     driver.kill()
     driver.wait()
-    assert run.said().count("train: failed: worker") == 2, run.said()
+    assert run.output().count("train: failed: worker") == 2, run.output()
     run.wait_for(lambda: not workers_on(both[0]) and not workers_on(both[1]))
-    snapshot = (
-        run.folder / "checkpoint_manager_snapshot.json"
-    )  # Ray has not written it yet where the kills came fast
-    whole = (
-        snapshot.read_bytes()
-        if snapshot.exists()
-        else b'{"ray_version": "2.60.0", "checkpoint_results": []}'
-    )
-    snapshot.write_bytes(whole[: len(whole) // 2])
-    said = run.finish(run.start())
-    assert re.search(rf"goes on from step 1[05] of {SHORT}", said), said
-    check_like(run, unbroken, SHORT)
+    snapshot = run.folder / "checkpoint_manager_snapshot.json"
+    content = b'{"ray_version": "2.60.0", "checkpoint_results": []}'
+    if snapshot.exists():  # after fast kills Ray has not written it yet
+        content = snapshot.read_bytes()
+    snapshot.write_bytes(content[: len(content) // 2])
+    output = run.finish(run.start())
+    assert re.search(rf"resumes from step 1[05] of {SHORT}", output), output
+    check_equals(run, unbroken, SHORT)
     assert len(run.redone()) == 3 and max(run.redone()) <= SAVE_EVERY
     assert "found" in run.finish(run.start())
 
 
-def test_a_node_that_is_reclaimed_and_a_node_that_is_lost(
+def test_a_reclaimed_node_costs_no_step_and_a_lost_node_a_few(
     make_run: Callable[..., Run],
     nodes: Nodes,
     unbroken: Run,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The notice loses no step and, one failure being allowed, does not count as one; the loss redoes a few steps."""
+    """The announced end of a node does not count as a failure, of which the recipe allows one."""
     run = make_run(LONG, resources__workers=2, train__max_failures=1)
     first, second = nodes.add(), nodes.add()
     driver = run.start()
@@ -178,11 +171,9 @@ def test_a_node_that_is_reclaimed_and_a_node_that_is_lost(
     nodes.add()
     nodes.drain(first, 20)
     seconds = run.seconds_until_started_again()
-    record_property(
-        "node drained with 20 s notice: seconds from notice to the first step elsewhere", seconds
-    )
+    record_property("node drained with 20 s notice: seconds to the first step elsewhere", seconds)
     assert run.redone() == [0] and not workers_on(first)
-    assert [len(news["announced"]) for news in failures(run)] == [1]
+    assert [len(event["announced"]) for event in failures(run)] == [1]
     nodes.lose(first)
     run.wait_for(lambda: run.step >= run.spans()[1][0] + 2)
     nodes.lose(second)
@@ -190,21 +181,20 @@ def test_a_node_that_is_reclaimed_and_a_node_that_is_lost(
     record_property(
         "node lost, replaced: seconds to the first new step", run.seconds_until_started_again()
     )
-    said = run.finish(driver)
-    assert (
-        said.count("does not count as a failure") == 1 and said.count("train: failed: worker") == 1
-    ), said
-    check_like(run, unbroken, LONG)
+    output = run.finish(driver)
+    assert output.count("does not count as a failure") == 1, output
+    assert output.count("train: failed: worker") == 1, output
+    check_equals(run, unbroken, LONG)
     assert len(run.redone()) == 2 and run.redone()[1] <= SAVE_EVERY
 
 
-def test_two_workers_one_and_two_again(
+def test_an_elastic_run_continues_on_one_worker_and_then_on_two(
     make_run: Callable[..., Run],
     nodes: Nodes,
     unbroken: Run,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """An elastic run loses a node that nobody replaces, and gets another one later."""
+    """A node is lost and not replaced; later another one is added."""
     run = make_run(
         LONG, resources__workers="[1,2]", resources__resize_every_s=15, train__max_failures=1
     )
@@ -221,11 +211,11 @@ def test_two_workers_one_and_two_again(
     )
     assert len(workers_on(second)) == len(workers_on(third)) == 1
     run.finish(driver)
-    check_like(run, unbroken, LONG, 1e-5)
+    check_equals(run, unbroken, LONG, 1e-5)
     assert len(run.redone()) == 2 and max(run.redone()) <= SAVE_EVERY
 
 
-def test_a_disk_that_fills_up_and_is_freed(
+def test_a_disk_that_fills_up_ends_the_run_and_freed_it_resumes(
     make_run: Callable[..., Run], nodes: Nodes, unbroken: Run, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
@@ -243,19 +233,18 @@ def test_a_disk_that_fills_up_and_is_freed(
         with pytest.raises(OSError), open(ballast, "wb", buffering=0) as stream:
             while True:
                 stream.write(b"x" * 4096)
-        said = run.finish(driver, code=2)
-        line = said.strip().splitlines()[-1]
+        output = run.finish(driver, code=2)
+        line = output.strip().splitlines()[-1]
         assert line.startswith("loraforge: ") and str(run.store) in line
         assert re.search(r"\d+ MiB free.* (wants \d+ MiB|\d+ MiB wanted)", line), line
-        own = [
-            line for line in said.splitlines() if not re.match(r"\S*\(\w+ pid=\d+", line)
-        ]  # the rest are Ray's logs
+        is_ray_log = re.compile(r"\S*\(\w+ pid=\d+")
+        own = [line for line in output.splitlines() if not is_ray_log.match(line)]
         assert not [line for line in own if line.startswith("Traceback")], own
         assert not failures(run)
         checkpoints = Store(run.store).list("runs/" + run.folder.name)
         last = max(artifact.metadata["step"] for artifact in checkpoints)
         ballast.unlink()
-        assert f"goes on from step {last} of" in run.finish(run.start())
-        check_like(run, unbroken, SHORT)
+        assert f"resumes from step {last} of" in run.finish(run.start())
+        check_equals(run, unbroken, SHORT)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,4 +1,7 @@
-"""A checkpoint is what trains, or it is never seen: written files are read back into the live weights, at every ZeRO stage."""
+"""A checkpoint whose files differ from the live weights is never seen, at every ZeRO stage.
+
+The saved files are read back into the live weights before the checkpoint gets its name.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage import Store
 from pipelines.train.checkpoint.files import list_checkpoints
 from pipelines.train.track.metrics_log import read_metrics
-from tests.chaos.harness import Faults, WorkerArgs, attempt, plan_of, prepared_dataset, recipe_for
+from tests.chaos.faults import Faults
+from tests.chaos.harness import attempt
+from tests.small_run import fresh_args
 
 FULL = {"method": "full", "lr": 3e-4}
-
-
-def fresh_plan(base: str, folder: Path, train: dict[str, Any], **sections: Any) -> WorkerArgs:
-    store = Store(folder)
-    recipe = recipe_for(
-        base, train={"save_every": 2, "max_steps": 6, "keep": 5, **train}, **sections
-    )
-    return plan_of(recipe, store, prepared_dataset(store, base))
+THREE_SAVES = {"save_every": 2, "max_steps": 6, "keep": 5}
 
 
 @pytest.mark.parametrize(
-    ("train", "spoil", "said"),
+    ("train", "corrupt", "reason"),
     [
         ({"zero": 3}, "weights", "reloaded they "),
         ({"zero": 3}, "configuration", "reloads with scale 16.0, trained with 2.0"),
@@ -34,23 +31,24 @@ def fresh_plan(base: str, folder: Path, train: dict[str, Any], **sections: Any) 
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
-def test_a_file_that_is_not_what_trains_is_refused_by_all_ranks(
-    train: dict[str, Any], spoil: str, said: str, pocket_base: str, tmp_path: Path
+def test_files_that_differ_from_the_live_weights_are_refused_by_all_ranks(
+    train: dict[str, Any], corrupt: str, reason: str, pocket_base: str, tmp_path: Path
 ) -> None:
-    """The second checkpoint changes on the disk after it was written: both ranks end with one line, the first one stays."""
-    plan = fresh_plan(pocket_base, tmp_path, train)
-    outcome = attempt(plan, 2, Faults(spoil=spoil), timeout_s=120)
-    assert (
-        outcome.codes == [0, 0] and len(outcome.mistakes) == 2 and len(set(outcome.mistakes)) == 1
-    )
-    assert outcome.mistakes[0].startswith(
-        "step 4: the checkpoint's files are not what training made ("
-    )
-    assert said in outcome.mistakes[0]
-    assert [c.step for c in list_checkpoints(plan.store, plan.run_id)] == [2]
-    assert not [path for path in plan.folder.iterdir() if path.name.startswith(".")]
-    assert attempt(plan, 2).fine
-    assert [c.step for c in list_checkpoints(plan.store, plan.run_id)] == [2, 4, 6]
+    """The files of the second checkpoint change after they were written.
+
+    Both ranks end with the same error and the first checkpoint stays.
+    """
+    args = fresh_args(pocket_base, tmp_path, train={**THREE_SAVES, **train})
+    outcome = attempt(args, 2, Faults(corrupt=corrupt), timeout_s=120)
+    assert outcome.codes == [0, 0]
+    assert len(outcome.errors) == 2 and len(set(outcome.errors)) == 1
+    message = outcome.errors[0]
+    assert message.startswith("step 4: the checkpoint's files are not what training made (")
+    assert reason in message
+    assert [c.step for c in list_checkpoints(args.store, args.run_id)] == [2]
+    assert not [path for path in args.folder.iterdir() if path.name.startswith(".")]
+    assert attempt(args, 2).finished
+    assert [c.step for c in list_checkpoints(args.store, args.run_id)] == [2, 4, 6]
 
 
 CURVES = {
@@ -63,16 +61,19 @@ CURVES = {
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_training_goes_on_as_if_nobody_had_looked(
+def test_comparing_saved_with_live_weights_changes_no_bit_of_training(
     name: str, pocket_base: str, tmp_path: Path
 ) -> None:
-    """ZeRO-3 on two ranks: each bit of each loss is the one of a run that compares nothing."""
+    """ZeRO-3 on two ranks: each loss equals, bit for bit, that of a run that compares nothing."""
     train, sections = CURVES[name]
     curves = []
     for unverified in (True, False):
-        plan = fresh_plan(pocket_base, tmp_path / str(unverified), {"zero": 3, **train}, **sections)
-        assert attempt(plan, 2, Faults(rank=-1, unverified=unverified)).fine
-        lines = read_metrics(plan.folder)
+        folder = tmp_path / str(unverified)
+        args = fresh_args(
+            pocket_base, folder, train={**THREE_SAVES, "zero": 3, **train}, **sections
+        )
+        assert attempt(args, 2, Faults(rank=-1, unverified=unverified)).finished
+        lines = read_metrics(args.folder)
         curves.append([(line["loss"], line.get("heldout_loss")) for line in lines])
-        assert len(list_checkpoints(plan.store, plan.run_id)) == 3
+        assert len(list_checkpoints(args.store, args.run_id)) == 3
     assert curves[0] == curves[1] and len(curves[0]) == 6

@@ -1,10 +1,12 @@
-"""Golden loss curves in full precision: what the trainer computed when they were written, step by step.
+"""Golden loss curves: every bit that the trainer computed when they were written, step by step.
 
-    python -m tests.golden.compare            every curve against its file; exit code 1 unless identical
-    python -m tests.golden.compare --write    write them anew, after a change that is meant to be numerical
+    python -m tests.golden.compare            compare each curve with its file; exit code 1 unless
+                                              they are identical
+    python -m tests.golden.compare --write    write them again, after an intended numerical change
 
-One worker, one thread, fp32. The same processor with the same torch gives the same bits; another may differ in the last ones,
-so `made_on.json` says where the curves were written, and there the tests ask for every bit.
+One worker, one thread, fp32. The same processor with the same torch computes the same bits; another
+processor may round differently. `made_on.json` names the processor that wrote the curves, and only
+there the test compares every bit.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 from pipelines.config.load import load_recipe
 from pipelines.storage import Store
-from tests.chaos.harness import Alone, plan_of, prepared_dataset
+from tests.small_run import NullChannel, prepared_dataset, worker_args
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -37,7 +39,10 @@ CURVES: dict[str, tuple[str, list[str]]] = {
 
 
 def curves(folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Train every curve's recipe for twelve steps on the fixed small dataset; loss and gradient norm by step."""
+    """Train each curve's recipe for twelve steps on the fixed small dataset.
+
+    Returns the loss and gradient norm of each step.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.preload"])
     process = context.Process(target=_train, args=(str(folder),))
@@ -47,33 +52,34 @@ def curves(folder: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def golden() -> dict[str, list[dict[str, float]]]:
-    """The curves as they were written."""
+    """The curves in the repository."""
     return {name: json.loads((HERE / f"{name}.json").read_text()) for name in CURVES}
 
 
 def this_machine() -> dict[str, str]:
-    """What decides the last bits: the processor with what it can do, and the library that computes."""
+    """What decides the last bits: the processor with its instruction sets, and torch."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:
         lines = []
-    known = {
+    fields = {
         key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
     }
-    flags = " ".join(sorted(known.get("flags", known.get("Features", "")).split()))
-    processor = f"{platform.machine()} {known.get('model name', '')} {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+    flags = " ".join(sorted(fields.get("flags", fields.get("Features", "")).split()))
+    flags_digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
+    processor = f"{platform.machine()} {fields.get('model name', '')} {flags_digest}"
     return {"processor": processor, "torch": version("torch")}
 
 
 def same_machine() -> bool:
-    """Whether the curves in the repository were written on a machine like this one."""
+    """Whether the curves in the repository were written on this kind of machine."""
     return json.loads((HERE / MADE_ON).read_text()) == this_machine()
 
 
 def largest_difference(
     name: str, now: list[dict[str, float]], then: list[dict[str, float]]
 ) -> tuple[float, int, str]:
-    """The largest relative difference of a curve with its step and number; infinite when the lengths differ."""
+    """A curve's largest relative difference, its step and key; infinite if lengths differ."""
     if len(now) != len(then):
         return float("inf"), min(len(now), len(then)) + 1, "length"
     pairs = (
@@ -94,22 +100,22 @@ def _train(folder: str) -> None:
     os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=0, world_size=1)
-    for name, (file, changes) in CURVES.items():
+    for name, (file, overrides) in CURVES.items():
         recipe: Any = load_recipe(
-            ROOT / "recipes" / file, [*changes, "train.max_steps=12", "train.trackers=[]"]
+            ROOT / "recipes" / file, [*overrides, "train.max_steps=12", "train.trackers=[]"]
         )
         store = Store(f"{folder}/{name}")
-        plan = plan_of(recipe, store, prepared_dataset(store, recipe.model.base))
-        train_rank(plan, torch.device("cpu"), Alone())
+        args = worker_args(recipe, store, prepared_dataset(store, recipe.model.base))
+        train_rank(args, torch.device("cpu"), NullChannel())
         steps = [
-            {key: line[key] for key in ("loss", "grad_norm")} for line in read_metrics(plan.folder)
+            {key: line[key] for key in ("loss", "grad_norm")} for line in read_metrics(args.folder)
         ]
         Path(folder, f"{name}.json").write_text(json.dumps(steps, indent=1) + "\n")
     os._exit(0)
 
 
 def main() -> int:
-    """Compare, or write with --write; the exit code says whether every curve is identical."""
+    """Compare, or write with --write; exit code 0 if every curve is identical."""
     with tempfile.TemporaryDirectory() as folder:
         now = curves(Path(folder))
     if "--write" in sys.argv[1:]:
@@ -118,18 +124,12 @@ def main() -> int:
         (HERE / MADE_ON).write_text(json.dumps(this_machine(), indent=1) + "\n")
         return 0
     if not same_machine():
-        print("written on another processor or with another torch: the last digits may differ")
+        print("the curves are from another processor or torch: the last digits may differ")
     worst = 0.0
     for name, then in golden().items():
         difference, step, key = largest_difference(name, now[name], then)
-        print(
-            f"{name}: "
-            + (
-                "identical"
-                if not difference
-                else f"{difference:.3g} relative at step {step} ({key})"
-            )
-        )
+        text = f"{difference:.3g} relative at step {step} ({key})" if difference else "identical"
+        print(f"{name}: {text}")
         worst = max(worst, difference)
     return int(worst > 0)
 

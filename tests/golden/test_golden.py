@@ -1,4 +1,4 @@
-"""The loss curves of two recipes are the ones in the repository."""
+"""The loss curves of two recipes equal the golden curves in the repository."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, fl
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_curve(name: str, now: dict[str, list[dict[str, float]]]) -> None:
-    """Every bit where the curve was written, and within what another processor's arithmetic changes elsewhere.
+def test_a_curve_equals_the_golden_one(name: str, now: dict[str, list[dict[str, float]]]) -> None:
+    """Every bit on the processor that wrote the curve; elsewhere up to its rounding.
 
-    A change that is meant to be numerical writes them anew: `python -m tests.golden.compare --write`.
+    After an intended numerical change write them again: `python -m tests.golden.compare --write`.
     """
     then = golden()[name]
     assert then[-1]["loss"] < 0.5 * then[0]["loss"]

@@ -17,8 +17,14 @@ import numpy as np
 
 from pipelines.storage import Store
 from pipelines.train.worker import WorkerArgs
-from tests.chaos.harness import Alone, PickledFeed, plan_of, prepared_dataset, recipe_for
 from tests.plain import plain_loss
+from tests.small_run import (
+    NullChannel,
+    PickledFeed,
+    prepared_dataset,
+    recipe_for,
+    worker_args,
+)
 
 NUM_STEPS = 30
 BF16, FP16, NF4 = {"dtype": "bf16"}, {"dtype": "fp16"}, {"dtype": "bf16", "quantization": "nf4"}
@@ -101,20 +107,20 @@ def _run(
         "lr": 4e-4,
         "record_samples": False,
     }
-    plan = plan_of(
+    args = worker_args(
         recipe_for(base, **{**sections, "train": {**train, **sections["train"]}}), store, prepared
     )
-    train_rank(plan, device, Alone())
-    steps = read_metrics(plan.folder)
-    last = list_checkpoints(store, plan.run_id)[-1]
+    train_rank(args, device, NullChannel())
+    steps = read_metrics(args.folder)
+    last = list_checkpoints(store, args.run_id)[-1]
     facts = dict(store.read(last.ref.uri).metadata)  # type: ignore[union-attr]
-    reloaded = _reloaded(plan, Path(last.ref.uri), device)
+    reloaded = _reloaded(args, Path(last.ref.uri), device)
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(last.ref.uri)
     dist.barrier()
-    train_rank(plan, device, Alone())
-    again = [line["loss"] for line in read_metrics(plan.folder)[NUM_STEPS // 2 :]]
+    train_rank(args, device, NullChannel())
+    again = [line["loss"] for line in read_metrics(args.folder)[NUM_STEPS // 2 :]]
     shown = {
         "step": last.step,
         "updates": facts["updates"],
@@ -124,18 +130,18 @@ def _run(
     return {"steps": steps, "checkpoint": shown, "reloaded": reloaded, "again": again}
 
 
-def _reloaded(plan: WorkerArgs, checkpoint: Path, device: Any) -> float:
+def _reloaded(args: WorkerArgs, checkpoint: Path, device: Any) -> float:
     """The held-out loss of the saved adapter, read by PEFT onto a base that this process loads anew."""
     import peft
 
     from pipelines.model.base import load_base
 
     model = peft.PeftModel.from_pretrained(
-        load_base(plan.recipe.model, str(device)), str(checkpoint / "adapter")
+        load_base(args.recipe.model, str(device)), str(checkpoint / "adapter")
     )
-    feed = PickledFeed(plan.store.local_dir(plan.prepared.ref), "heldout")
+    feed = PickledFeed(args.store.local_dir(args.prepared.ref), "heldout")
     rows = (
         {key: column[0] for key, column in batch.items()}
-        for batch in feed.batches(np.arange(plan.prepared.heldout.num_rows), 1)
+        for batch in feed.batches(np.arange(args.prepared.heldout.num_rows), 1)
     )
     return plain_loss(model, rows)

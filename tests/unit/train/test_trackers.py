@@ -1,4 +1,4 @@
-"""What trackers hold after a run that broke off and went on: every step once, in order; and a server that fails."""
+"""What trackers have after a run that broke off and resumed: every step once, in order."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "pocket_lora_person_cpu.yaml"
 RUN_ID = "ab" * 32
 
 
-def about() -> dict[str, Any]:
+def run_info() -> dict[str, Any]:
     return {"recipe": load_recipe(RECIPE).model_dump(mode="json"), "run_id": RUN_ID}
 
 
 def broken_then_finished(folder: Path, names: list[str]) -> list[int]:
-    """Eight steps, a death, and on from the checkpoint of step 5 to 12; the third loss is not finite."""
-    log = MetricsLog(folder, 0, names, about())
+    """Log eight steps, a kill, and steps 6 to 12 after a resume.
+
+    The third loss is not finite. Returns the steps in metrics.jsonl.
+    """
+    log = MetricsLog(folder, 0, names, run_info())
     for step in range(1, 9):
         log.write(step, {"loss": float("nan") if step == 3 else 100.0 + step, "lr": 1e-3})
-    log = MetricsLog(folder, 5, names, about())
+    log = MetricsLog(folder, 5, names, run_info())
     for step in range(6, 13):
-        log.write(
-            step, {"loss": 200.0 + step, "lr": 1e-3} | ({"heldout_loss": 9.0} if step == 12 else {})
-        )
+        heldout = {"heldout_loss": 9.0} if step == 12 else {}
+        log.write(step, {"loss": 200.0 + step, "lr": 1e-3} | heldout)
     log.close()
     return [line["step"] for line in read_metrics(folder)]
 
@@ -45,7 +47,7 @@ LOSSES = [
 ]
 
 
-def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
+def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert broken_then_finished(tmp_path, ["tensorboard"]) == list(range(1, 13))
@@ -56,9 +58,7 @@ def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
     assert [e.step for e in board.Scalars("train/heldout_loss")] == [12]
 
 
-def test_mlflow_reads_every_step_once_in_one_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_has_every_step_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     broken_then_finished(tmp_path, ["mlflow"])
@@ -66,23 +66,22 @@ def test_mlflow_reads_every_step_once_in_one_run(
     experiment = client.get_experiment_by_name("pocket-person")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["lora.r"] == "8"
-    told = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")]
-    # What was told of the steps after the checkpoint stays; all others come in their order, none is missing.
-    assert sorted(told) == told and [step for step, _ in told] == [step for step, _ in LOSSES]
+    history = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")]
+    # MLflow keeps the values that it got after the checkpoint; all steps are there, in order.
+    assert sorted(history) == history
+    assert [step for step, _ in history] == [step for step, _ in LOSSES]
 
 
-def test_wandb_writes_the_whole_run_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_writes_all_steps_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     broken_then_finished(tmp_path, ["wandb"])
-    found = sorted((tmp_path / "wandb").glob(f"offline-run-*-{RUN_ID[:12]}/*.wandb"))
-    assert found and b"heldout_loss" in found[-1].read_bytes()
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{RUN_ID[:12]}/*.wandb"))
+    assert files and b"heldout_loss" in files[-1].read_bytes()
 
 
 class Server:
-    """As much of MLflow as the tracker calls; `down` makes every call fail."""
+    """The part of MLflow that the tracker calls; `down` makes every call fail."""
 
     def __init__(self) -> None:
         self.metrics: list[Any] = []
@@ -102,13 +101,13 @@ class Server:
         module.MlflowClient = lambda uri: self
         return module
 
-    def _asked(self) -> None:
+    def _request(self) -> None:
         self.requests += 1
         if self.down:
             raise ConnectionError("nobody\nanswers")
 
     def get_experiment_by_name(self, name: str) -> Any:
-        self._asked()
+        self._request()
         return SimpleNamespace(experiment_id="1")
 
     def search_runs(self, experiments: list[str], query: str) -> list[Any]:
@@ -125,13 +124,13 @@ class Server:
         return [metric for metric in self.metrics if metric.key == key]
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
-        self._asked()
+        self._request()
         assert len(metrics) <= 1000
         self.metrics += metrics
         self.params |= {param.key: param.value for param in params}
 
     def set_terminated(self, run_id: str, status: str) -> None:
-        self._asked()
+        self._request()
         self.status = status
 
 
@@ -143,16 +142,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-def test_values_go_out_together_and_what_a_death_swallowed_is_told_again(
+def test_values_are_sent_together_and_values_that_a_kill_lost_are_sent_again(
     server: Server, tmp_path: Path
 ) -> None:
     assert broken_then_finished(tmp_path, ["mlflow"]) == list(range(1, 13))
     losses = [(m.step, m.value) for m in server.metrics if m.key == "loss"]
     assert losses == LOSSES and server.status == "FINISHED" and server.params["train.lr"] == "0.003"
-    assert server.requests < 12, "not a request a step"
+    assert server.requests < 12, "fewer requests than steps"
 
 
-def test_a_long_history_goes_out_in_requests_that_the_server_takes(
+def test_a_long_history_is_sent_in_requests_that_the_server_accepts(
     server: Server, tmp_path: Path
 ) -> None:
     lines = (
@@ -160,42 +159,41 @@ def test_a_long_history_goes_out_in_requests_that_the_server_takes(
         for step in range(1, 2001)
     )
     (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    MetricsLog(tmp_path, 2000, ["mlflow"], about()).close()
+    MetricsLog(tmp_path, 2000, ["mlflow"], run_info()).close()
     assert [m.step for m in server.metrics if m.key == "loss"] == list(range(1, 2001))
 
 
-def test_a_server_that_dies_on_the_way_costs_the_run_nothing(
+def test_a_server_that_fails_during_a_run_does_not_disturb_it(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(trackers, "_FLUSH_S", 0.0)
-    log = MetricsLog(tmp_path, 0, ["mlflow"], about())
+    log = MetricsLog(tmp_path, 0, ["mlflow"], run_info())
     log.write(1, {"loss": 1.0, "lr": 1.0})
     server.down = True
     for step in range(2, 9):
         log.write(step, {"loss": 1.0, "lr": 1.0})
-    asked = server.requests
+    requests = server.requests
     log.close(finished=False)
-    assert len(read_metrics(tmp_path)) == 8 and server.requests == asked, (
-        "it is asked once and then left alone"
-    )
+    assert len(read_metrics(tmp_path)) == 8
+    assert server.requests == requests, "no more requests after the first failure"
     assert [r.message for r in caplog.records] == [
-        "MLflow failed, the run goes on without it: nobody answers"
+        "MLflow failed, the run continues without it: nobody answers"
     ]
 
 
-def test_a_server_that_is_down_at_the_start_is_one_line(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_down_at_the_start_is_a_user_error(server: Server, tmp_path: Path) -> None:
     server.down = True
     with pytest.raises(
         UserError,
         match=r"MLflow at sqlite:///.*cannot be used \(nobody answers\); set MLFLOW_TRACKING",
     ):
-        MetricsLog(tmp_path, 0, ["mlflow"], about())
+        MetricsLog(tmp_path, 0, ["mlflow"], run_info())
 
 
-def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match="train.trackers names wandb, which is not installed: pip install wandb, or"
