@@ -50,7 +50,7 @@ lora:
 data:
   sources:
 {chr(10).join(source)}
-{_heldout_comment(choices)}
+{_heldout_comment(choices, rows.complete)}
   heldout_share: {choices.heldout_share:g}
   # Tokens of a row: median {choices.median_tokens:,}, longest {choices.longest_tokens:,}.
   row_tokens: {choices.row_tokens} # longer rows are dropped; too_long: split keeps them in pieces
@@ -93,9 +93,10 @@ def _source_path(data: str, out: Path) -> str:
     return data if "://" in data else path_from(out, Path(data).expanduser())
 
 
-def _heldout_comment(choices: Choices) -> str:
+def _heldout_comment(choices: Choices, exact: bool) -> str:
     percent = f"{100 * choices.heldout_share:.3g} %"
-    first = f"  # About {choices.num_heldout:,} rows ({percent}) only score the adapter."
+    count = f"{choices.num_heldout:,}" if exact else f"About {choices.num_heldout:,}"
+    first = f"  # {count} rows ({percent}) are never trained on: they score the adapter."
     if choices.heldout_share < MAX_HELDOUT_SHARE or choices.num_heldout >= MIN_HELDOUT:
         return first
     return (

@@ -52,7 +52,8 @@ def init(
         f"tokens:  median {choices.median_tokens:,}, longest {choices.longest_tokens:,}; "
         f"packed into rows of {choices.row_tokens:,}"
     )
-    typer.echo(f"split:   about {choices.num_heldout:,} rows are held out to score the adapter")
+    about = "" if rows.complete else "about "
+    typer.echo(f"split:   {about}{choices.num_heldout:,} rows are held out to score the adapter")
     typer.echo(f"machine: {machine}")
     for note in _notes(rows, size, choices, base is None):
         typer.echo(f"note:    {note}")

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 _NEEDS_MORE = {
-    "dora": "magnitudes beside A and B",
+    "dora": "magnitudes in addition to A and B",
     "rank_pattern": "another rank in some modules",
     "alpha_pattern": "another scale in some modules",
-    "modules_to_save": "whole modules beside A and B",
+    "modules_to_save": "full modules in addition to A and B",
 }
 _ENGINES = {
     "transformers": "the transformers engine does not serve",

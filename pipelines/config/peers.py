@@ -194,7 +194,7 @@ _SIGNATURES = {
         "load_in_4bit",
     },
 }
-_MIN_WORDS = 2  # of a tool's own words, before its name is said
+_MIN_WORDS = 2  # of a tool's own words, before a file counts as its config
 
 
 def translation(word: str, value: Any) -> str | None:

@@ -126,8 +126,8 @@ def test_rows_of_every_file_type_and_folder_are_read(tmp_path: Path) -> None:
     write_rows(tmp_path / "folder" / "a.jsonl", 10)
     write_rows(tmp_path / "folder" / "b.jsonl", 15)
     for name, count, files in [("array.json", 30, 1), ("table.csv", 30, 1), ("folder", 25, 2)]:
-        found = read_first_rows(str(tmp_path / name))
-        assert (found.num_rows, found.exact, found.num_files) == (count, True, files), name
+        shown = read_first_rows(str(tmp_path / name))
+        assert (shown.num_rows, shown.exact, shown.num_files) == (count, True, files), name
     assert read_first_rows(str(tmp_path / "packed.jsonl.gz")).formats == {"alpaca": 30}
     run_init("--data", "folder")
     assert load_recipe(tmp_path / "recipe.yaml").data.sources[0].path == str(tmp_path / "folder")
@@ -209,7 +209,7 @@ def test_the_expected_rows_are_those_that_prepare_holds_out(tmp_path: Path) -> N
     recipe = load_recipe(tmp_path / "recipe.yaml")
     keys = split_keys(read_first_rows("rows.jsonl").conversations)
     expected = sum(key < recipe.data.heldout_share for key in keys)
-    assert expected >= 20 and f"about {expected} rows are held out" in output
+    assert expected >= 20 and f"split:   {expected} rows are held out" in output
     prepared = prepare(recipe, Store(tmp_path / "store"), SILENT, serial_tokenize)
     assert prepared.heldout.num_samples == expected
 
