@@ -1,1 +1,1 @@
-"""The endpoint: one base with many adapters behind an OpenAI-compatible API, and merged copies beside it."""
+"""The endpoint: an OpenAI-compatible API over a base with adapters and merged copies."""

@@ -1,6 +1,5 @@
-"""Deploying."""
+"""Starts and stops a recipe's endpoint on the running Ray."""
 
-import logging
 import urllib.error
 import urllib.request
 
@@ -14,6 +13,7 @@ from pipelines.config.schema import ServeConfig
 from pipelines.core.artifacts import Endpoint
 from pipelines.core.errors import UserError
 from pipelines.core.progress import Progress
+from pipelines.core.quiet_loggers import follow_ray_logger
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 from serve_app.api.ingress import Ingress
@@ -25,15 +25,15 @@ from serve_app.routing.offer import app_name, choose_port, served_models
 def run_endpoint(
     recipe: Recipe, store: Store, progress: Progress, fingerprint: str | None = None
 ) -> Endpoint:
-    """Deploy onto the running Ray, wait until every model answers, and return where.
+    """Deploy a recipe's endpoint, wait until every model answers, and return its URL and names.
 
-    The endpoint of a recipe of this name is replaced, those of others stay; a Serve that runs already keeps its host and
-    port. Raises UserError for models that are not there, a port or path in use, or a deployment that cannot start.
+    Replaces the endpoint of a recipe with the same name. A Serve that already runs keeps its host
+    and port. `fingerprint` is the base's, computed when not given. Raises UserError for a model
+    that does not exist, a port or path in use, or a deployment that cannot start.
     """
-    config, want = recipe.serve, recipe.resources
+    config, resources = recipe.serve, recipe.resources
     served = served_models(recipe, store, fingerprint)
-    # Importing ray.serve sets its logger to INFO: it shall say what "ray" may say, no more.
-    logging.getLogger("ray.serve").setLevel(logging.getLogger("ray").getEffectiveLevel())
+    follow_ray_logger("ray.serve")
     url = _listen(config)
     model = recipe.model
     engine = serve.deployment(EngineReplica).options(
@@ -41,18 +41,18 @@ def run_endpoint(
         max_ongoing_requests=2 * config.max_batch,
         max_queued_requests=config.max_queued,
         graceful_shutdown_timeout_s=60,
-        ray_actor_options={"num_cpus": want.serve_cpus, "num_gpus": want.serve_gpus},
+        ray_actor_options={"num_cpus": resources.serve_cpus, "num_gpus": resources.serve_gpus},
     )
     copies = {
         f"merged{i}": engine.options(name=f"{name}-merged").bind(
-            model, config, store.uri, want.serve_cpus, version_id
+            model, config, store.uri, resources.serve_cpus, version_id
         )
         for i, (name, version_id) in enumerate(served.merged.items())
     }
     ingress = serve.deployment(Ingress).options(
         max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0}
     )
-    base = engine.options(name="base").bind(model, config, store.uri, want.serve_cpus, None)
+    base = engine.options(name="base").bind(model, config, store.uri, resources.serve_cpus, None)
     try:
         serve.run(
             ingress.bind(store.uri, served, base, **copies),
@@ -62,15 +62,15 @@ def run_endpoint(
         )
     except RayServeException as error:
         raise UserError(
-            f"serve.path={config.path}: another application on this cluster answers there; set serve.path to another "
-            f"one, such as /{recipe.name}, or stop that application"
+            f"serve.path={config.path}: another application on this cluster answers there; set "
+            f"serve.path to another one, such as /{recipe.name}, or stop that application"
         ) from error
     except RuntimeError as error:
         raise UserError(
             f"serve: the endpoint did not start: {error}; -v shows the replica's log"
         ) from error
     endpoint = Endpoint(
-        f"{url}{config.path.rstrip('/')}", tuple(Router(Registry(store), served).known())
+        f"{url}{config.path.rstrip('/')}", tuple(Router(Registry(store), served).names())
     )
     check_answers(endpoint)
     progress.note(f"serve: {endpoint.url}/v1 answers as {', '.join(endpoint.models)}")
@@ -78,28 +78,30 @@ def run_endpoint(
 
 
 def _listen(config: ServeConfig) -> str:
-    """Where Serve listens; it is started when it does not run yet."""
+    """Start Serve unless it runs; returns the URL on which it listens."""
     if not serve.status().proxies:
         serve.start(http_options=HTTPOptions(host=config.host, port=choose_port(config)))
+    # Ray has no public way to ask a running Serve for its host and port (`serve.status` has the
+    # proxies without them, and the REST API needs the dashboard).
     client = _get_global_client()
     assert client is not None
     return f"http://{client.http_config.host}:{client.http_config.port}"
 
 
 def check_answers(endpoint: Endpoint) -> None:
-    """Raise UserError when nothing answers at the address."""
+    """Raise UserError when the endpoint does not answer at its URL."""
     try:
         with urllib.request.urlopen(f"{endpoint.url}/healthz", timeout=30) as reply:
             reply.read()
     except (urllib.error.URLError, OSError) as error:
         raise UserError(
-            f"{endpoint.url} does not answer ({error}); if Ray Serve was already running on this cluster for other "
-            "hosts, stop it with `serve shutdown` and give the same command again"
+            f"{endpoint.url} does not answer ({error}); if Ray Serve was already running on this "
+            "cluster for other hosts, stop it with `serve shutdown` and give the same command again"
         ) from error
 
 
 def stop_endpoint(recipe: Recipe) -> None:
-    """Take a recipe's endpoint down; running answers get their time to end. Other applications on the cluster stay."""
+    """Stop a recipe's endpoint after its running answers; other applications stay."""
     serve.delete(app_name(recipe))
     if not serve.status().applications:
         serve.shutdown()

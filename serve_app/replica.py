@@ -1,4 +1,4 @@
-"""A replica."""
+"""The Serve replica: one process with a model and its engine."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from serve_app.engines.protocol import Delta, GenerationRequest
 
 
 class EngineReplica:
-    """One process with one model: the base, or a merged copy when `version_id` is given."""
+    """Serves the base, or a copy of it with the adapter of `version_id` merged in."""
 
     def __init__(
         self,
@@ -41,18 +41,21 @@ class EngineReplica:
         )
 
     async def answer(self, request: GenerationRequest) -> Delta:
-        """The whole answer at once."""
+        """The complete answer as one delta."""
         async for delta in self._engine.generate(request, stream=False):
             return delta
         raise AssertionError("the engine ended without an answer")
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """The answer's deltas as they are generated."""
         async for delta in self._engine.generate(request, stream=True):
             yield delta
 
     async def stats(self) -> dict[str, int]:
+        """The engine's counters."""
         return self._engine.stats()
 
     def check_health(self) -> None:
+        """Serve calls this regularly and restarts the replica when it raises."""
         if not self._engine.alive:
             raise RuntimeError("the engine's thread has died")

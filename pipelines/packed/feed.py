@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.core.quiet_loggers import follow_ray_logger
 from pipelines.packed.reader import RowReader, as_batch
 
 FEED_ROWS = 32  # rows that one feeding task reads
@@ -19,20 +19,19 @@ FEED_ROWS = 32  # rows that one feeding task reads
 
 @contextlib.contextmanager
 def ordered_ray_data() -> Iterator[None]:
-    """A Ray Data context that preserves order, so that no result depends on timing, without bars."""
+    """A Ray Data context without bars that preserves order: no result depends on timing."""
     import ray.data
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # Importing ray.data sets its logger to DEBUG; give it the level of the "ray" logger.
-    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
+    follow_ray_logger("ray.data")
     with ray.data.DataContext.current(context):
         yield
 
 
 class RowFeed:
-    """Streams the packed rows of one split of a prepared artifact's local folder, in a given order."""
+    """Streams the packed rows of one split of a prepared folder in a given order."""
 
     def __init__(self, folder: Path | str, split: str = "train") -> None:
         self.folder = Path(folder)
@@ -48,8 +47,8 @@ class RowFeed:
         """Rows `order[start:]` in batches of `batch_size`; the last batch may be shorter.
 
         A batch has input_ids int32 and loss_weights float32 [B, T], and lists with each row's
-        sample_lengths (int32 arrays) and sample_ids. In a train worker, the feed's tasks take no CPU
-        from the trainers.
+        sample_lengths (int32 arrays) and sample_ids. In a train worker, the feed's tasks take no
+        CPU from the trainers.
         """
         import ray.data
 

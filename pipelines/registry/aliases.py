@@ -15,13 +15,10 @@ from datetime import UTC, datetime
 from pipelines.core.artifacts import Alias, AliasMove, from_json, to_json
 from pipelines.core.errors import UserError
 from pipelines.core.identifiers import ALIAS_NAME
+from pipelines.registry.errors import AliasMovedError, EntryError
 from pipelines.registry.provenance import current_actor
 from pipelines.registry.versions import check_model_name
 from pipelines.storage import Store
-
-
-class AliasMovedError(UserError):
-    """Somebody else moved the alias since it was read: read it again and decide again."""
 
 
 class Aliases:
@@ -116,11 +113,11 @@ class Aliases:
         uri = self._uri(model, alias, revision)
         text = self._store.read_text(uri)
         if text is None:
-            raise UserError(f"{uri}: missing, though later moves exist")
+            raise EntryError(f"{uri}: missing, though later moves exist")
         try:
             return from_json(AliasMove, json.loads(text))
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{uri}: damaged ({error})") from error
+            raise EntryError(f"{uri}: damaged ({error})") from error
 
     def _uri(self, model: str, alias: str, revision: int) -> str:
         return f"{self._store.uri}/aliases/{model}/{alias}/{revision:08d}.json"

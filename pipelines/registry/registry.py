@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.core.artifacts import Alias, AliasMove, ModelVersion
 from pipelines.core.errors import UserError
 from pipelines.registry.aliases import Aliases
+from pipelines.registry.errors import EntryError
 from pipelines.registry.versions import Versions
 from pipelines.storage import Store
 
@@ -46,17 +47,17 @@ class Registry:
     def get(self, name: str) -> ModelVersion:
         """The version of `model@digest12`, `model:alias` or a bare `model` (alias production).
 
-        Raises UserError, listing the names that exist, when there is none.
+        Raises EntryError, listing the names that exist, when there is none, and for a damaged file.
         """
         if "@" in name:
             version = self._versions.find(name)
             if version is None:
-                raise UserError(f"{name}: no such version; there are {self._names(name)}")
+                raise EntryError(f"{name}: no such version; there are {self._names(name)}")
             return version
         model, _, alias = name.partition(":")
         current = self.alias(model, alias or DEFAULT_ALIAS)
         if current is None:
-            raise UserError(
+            raise EntryError(
                 f"{name}: {model} has no alias {alias or DEFAULT_ALIAS}; "
                 f"there are {self._names(model)}"
             )

@@ -20,6 +20,7 @@ from pipelines.core.artifacts import ModelVersion, from_json, to_json
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
 from pipelines.core.identifiers import MODEL_NAME
+from pipelines.registry.errors import EntryError
 from pipelines.storage import Artifact, Store, sha256_file, verify
 
 KIND = "models"
@@ -63,7 +64,7 @@ class Versions:
         return self._from_artifact(artifact)
 
     def find(self, version_id: str) -> ModelVersion | None:
-        """The version `model@digest12`, or None. Raises UserError when its manifest is damaged."""
+        """The version `model@digest12`, or None. Raises EntryError when its manifest is damaged."""
         model, _, digest = version_id.partition("@")
         if not _DIGEST.fullmatch(digest):
             return None
@@ -89,7 +90,7 @@ class Versions:
 
     def _readable(self) -> Iterator[ModelVersion]:
         for artifact in self._store.list(KIND):
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(EntryError):
                 yield self._from_artifact(artifact)
 
     def _to_metadata(self, version: ModelVersion) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class Versions:
         return metadata | {name: self._store.relative(metadata[name]) for name in _URIS}
 
     def _from_artifact(self, artifact: Artifact) -> ModelVersion:
-        """The version of an artifact. Raises UserError when the manifest lacks a field."""
+        """The version of an artifact. Raises EntryError for a damaged manifest."""
         metadata = dict(artifact.metadata)
         metadata["adapter_uri"] = f"{artifact.ref.uri}/{_ADAPTER_FOLDER}"
         metadata |= {
@@ -108,9 +109,9 @@ class Versions:
             version = from_json(ModelVersion, metadata)
             matches = short(version.digest) == short(artifact.ref.key)
         except TypeError as error:
-            raise UserError(f"{artifact.ref.uri}: its manifest is damaged ({error})") from error
+            raise EntryError(f"{artifact.ref.uri}: its manifest is damaged ({error})") from error
         if not matches:
-            raise UserError(f"{artifact.ref.uri}: its manifest describes another version")
+            raise EntryError(f"{artifact.ref.uri}: its manifest describes another version")
         return version
 
 

@@ -1,4 +1,4 @@
-"""The ingress."""
+"""The ingress: HTTP routes, and which error of which part becomes which response."""
 
 import asyncio
 import uuid
@@ -13,15 +13,10 @@ from starlette.exceptions import HTTPException
 
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
-from serve_app.api.errors import error_response
-from serve_app.api.protocol import (
-    ApiError,
-    ChatRequest,
-    completion,
-    parse_chat,
-)
+from serve_app.api.errors import as_api_error, error_response
+from serve_app.api.protocol import ApiError, ChatRequest, completion, parse_chat
 from serve_app.api.streaming import from_replica, read_body, stream_events
-from serve_app.routing.names import Router, ServedModels
+from serve_app.routing.names import Router, ServedModels, UnknownModelError
 
 api = FastAPI(title="Loraforge", version="1", docs_url=None, redoc_url=None)
 
@@ -31,13 +26,15 @@ async def _on_api_error(_: Request, error: ApiError) -> JSONResponse:
     return error_response(error)
 
 
+@api.exception_handler(UnknownModelError)
+async def _on_unknown_model(_: Request, error: UnknownModelError) -> JSONResponse:
+    return error_response(as_api_error(error))
+
+
 @api.exception_handler(HTTPException)
 async def _on_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    return error_response(
-        ApiError(
-            error.status_code, str(error.detail), "not_found" if error.status_code == 404 else None
-        )
-    )
+    code = "not_found" if error.status_code == 404 else None
+    return error_response(ApiError(error.status_code, str(error.detail), code))
 
 
 @api.exception_handler(RequestValidationError)
@@ -52,10 +49,15 @@ async def _on_bug(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-# Last of the parts: Serve copies the API, and every function that its routes name, when it decorates the class.
+def _model(name: str, root: str) -> dict[str, Any]:
+    """A model in OpenAI's form; `root` is the immutable id behind the name."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "loraforge", "root": root}
+
+
+# `serve.ingress` pickles the API by value at this point, so every handler must be defined above.
 @serve.ingress(api)
 class Ingress:
-    """HTTP in, JSON or server-sent events out."""
+    """Answers HTTP requests with JSON or server-sent events."""
 
     def __init__(
         self,
@@ -73,23 +75,13 @@ class Ingress:
 
     @api.get("/v1/models")
     async def models(self) -> dict[str, Any]:
-        known = await asyncio.to_thread(self._router.known)
-        rows = [
-            {"id": n, "object": "model", "created": 0, "owned_by": "loraforge", "root": r}
-            for n, r in known.items()
-        ]
-        return {"object": "list", "data": rows}
+        names = await asyncio.to_thread(self._router.names)
+        return {"object": "list", "data": [_model(name, root) for name, root in names.items()]}
 
     @api.get("/v1/models/{model:path}")
     async def model(self, model: str) -> dict[str, Any]:
         route = await asyncio.to_thread(self._router.resolve, model)
-        return {
-            "id": model,
-            "object": "model",
-            "created": 0,
-            "owned_by": "loraforge",
-            "root": route.answers_as,
-        }
+        return _model(model, route.answers_as)
 
     @api.post(
         "/v1/chat/completions",
@@ -102,19 +94,18 @@ class Ingress:
         response_model=None,
     )
     async def chat(self, request: Request) -> JSONResponse | StreamingResponse:
-        asked = parse_chat(await read_body(request))
-        route = await asyncio.to_thread(self._router.resolve, asked.model)
+        chat = parse_chat(await read_body(request))
+        route = await asyncio.to_thread(self._router.resolve, chat.model)
         handle = self._merged[route.merged] if route.merged else self._base
-        wanted = asked.generation(route.adapter)
+        generation = chat.generation(route.adapter)
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
-        if not asked.stream:
-            answer = await from_replica(handle.answer.remote(wanted))
+        if not chat.stream:
+            answer = await from_replica(handle.answer.remote(generation))
             return JSONResponse(completion(request_id, route.answers_as, answer))
-        deltas: Any = handle.options(stream=True).stream.remote(wanted)
-        first = await from_replica(
-            anext(deltas)
-        )  # so that a refused request is an HTTP error, not a broken stream
-        events = stream_events(request_id, route.answers_as, first, deltas, asked.include_usage)
+        deltas: Any = handle.options(stream=True).stream.remote(generation)
+        # Wait for the first delta, so that a refused request gets an HTTP error and no stream.
+        first = await from_replica(anext(deltas))
+        events = stream_events(request_id, route.answers_as, first, deltas, chat.include_usage)
         return StreamingResponse(
             events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )

@@ -1,7 +1,8 @@
-"""The OpenAI fields that are honoured, checked, and the shapes of answers, chunks and errors.
+"""The supported part of OpenAI's chat API: checked requests, answers, chunks and errors.
 
-A field that would change the answer and is not honoured is refused by name; one that is only advice (user, metadata,
-store and the like) is ignored. No request may bring its own chat template.
+A field that would change the answer and is not supported is refused by name; a field that does not
+change it (user, metadata, store and the like) is ignored. No request may bring its own chat
+template.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from serve_app.engines.protocol import AdapterRef, Delta, GenerationRequest
 
 MAX_BODY_BYTES = 4 << 20
 MAX_MESSAGES = 4096
-_ADVICE = {
+_IGNORED = {
     "user",
     "metadata",
     "store",
@@ -26,7 +27,8 @@ _ADVICE = {
     "prompt_cache_key",
     "parallel_tool_calls",
 }
-_MESSAGE_ADVICE = {"name", "tool_call_id", "annotations"}
+_IGNORED_IN_MESSAGES = {"name", "tool_call_id", "annotations"}
+# Values of unsupported fields that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
@@ -42,7 +44,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class ApiError(Exception):
-    """An answer that is an error: HTTP status and OpenAI's error body."""
+    """An error response: HTTP status and the fields of OpenAI's error body."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, param: str | None = None
@@ -51,6 +53,7 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
 
     def body(self) -> dict[str, Any]:
+        """OpenAI's error body."""
         kinds = {429: "rate_limit_error"} | dict.fromkeys(range(500, 600), "server_error")
         kind = kinds.get(self.status, "invalid_request_error")
         return {
@@ -67,7 +70,7 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """One message; `content` is text or text parts, joined."""
+    """One message; the text parts of `content` are joined."""
 
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -76,11 +79,12 @@ class Message(BaseModel):
     @model_validator(mode="after")
     def _only_text(self) -> Message:
         for name, value in (self.model_extra or {}).items():
-            if name not in _MESSAGE_ADVICE and value:
+            if name not in _IGNORED_IN_MESSAGES and value:
                 raise ValueError(f"{name} is not supported in a message; leave it out")
         return self
 
     def plain(self) -> dict[str, str]:
+        """The message as a chat template takes it: content as text, developer as system."""
         text = (
             self.content
             if isinstance(self.content, str)
@@ -90,7 +94,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """`include_usage`: a last chunk with the counts of tokens."""
+    """`include_usage` adds a last chunk with the token counts."""
 
     model_config = ConfigDict(extra="ignore")
     include_usage: bool = False
@@ -119,9 +123,9 @@ class ChatRequest(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _only_honoured_fields(self) -> ChatRequest:
+    def _only_supported_fields(self) -> ChatRequest:
         for name, value in (self.model_extra or {}).items():
-            if name not in _ADVICE and value is not None and value not in _NEUTRAL.get(name, ()):
+            if name not in _IGNORED and value is not None and value not in _NEUTRAL.get(name, ()):
                 raise ValueError(
                     f"{name}={json.dumps(value)[:80]} is not supported here; leave {name} out"
                 )
@@ -132,7 +136,8 @@ class ChatRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def generation(self, adapter: AdapterRef | None) -> GenerationRequest:
-        """What the engine is asked; OpenAI's defaults are temperature 1 and top_p 1."""
+        """The request for the engine, with OpenAI's defaults: temperature 1 and top_p 1."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return GenerationRequest(
             messages=[message.plain() for message in self.messages],
             adapter=adapter,
@@ -140,20 +145,19 @@ class ChatRequest(BaseModel):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
-            stop=()
-            if self.stop is None
-            else (self.stop,)
-            if isinstance(self.stop, str)
-            else tuple(self.stop),
+            stop=stop,
         )
 
 
 def parse_chat(body: bytes) -> ChatRequest:
-    """The request of a body. Raises ApiError 400 naming the field, or 413 for a body over `MAX_BODY_BYTES`."""
+    """Parse a request body.
+
+    Raises ApiError 400 that names the field, or 413 for a body of more than MAX_BODY_BYTES.
+    """
     if len(body) > MAX_BODY_BYTES:
         raise ApiError(
             413,
-            f"the body has {len(body):,} bytes, at most {MAX_BODY_BYTES:,} are read",
+            f"the body has {len(body):,} bytes, and at most {MAX_BODY_BYTES:,} are accepted",
             "body_too_large",
         )
     try:
@@ -168,7 +172,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def completion(request_id: str, model: str, answer: Delta) -> dict[str, Any]:
-    """A whole answer: `chat.completion`."""
+    """A complete answer: `chat.completion`."""
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": answer.text},
@@ -181,29 +185,31 @@ def completion(request_id: str, model: str, answer: Delta) -> dict[str, Any]:
 def chunk(
     request_id: str, model: str, delta: Mapping[str, str], finish_reason: str | None = None
 ) -> dict[str, Any]:
-    """One piece of a streamed answer: `chat.completion.chunk`."""
+    """A piece of a streamed answer: `chat.completion.chunk`."""
     choice = {"index": 0, "delta": dict(delta), "finish_reason": finish_reason, "logprobs": None}
     return _envelope("chat.completion.chunk", request_id, model, [choice])
 
 
 def usage_chunk(request_id: str, model: str, answer: Delta) -> dict[str, Any]:
-    """The last piece when usage was asked for: no choices, only counts."""
+    """The last chunk when usage was requested: token counts and no choices."""
     return _envelope("chat.completion.chunk", request_id, model, []) | {"usage": usage(answer)}
 
 
 def usage(answer: Delta) -> dict[str, int]:
-    """The counts of tokens in OpenAI's names."""
-    prompt, answered = answer.prompt_tokens, answer.completion_tokens
+    """The token counts under OpenAI's names."""
+    prompt, completion_ = answer.prompt_tokens, answer.completion_tokens
     return {
         "prompt_tokens": prompt,
-        "completion_tokens": answered,
-        "total_tokens": prompt + answered,
+        "completion_tokens": completion_,
+        "total_tokens": prompt + completion_,
     }
 
 
 def event(data: Mapping[str, Any] | str) -> str:
-    """A server-sent event."""
-    return f"data: {data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """A server-sent event with JSON, or with a text as it is."""
+    if not isinstance(data, str):
+        data = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {data}\n\n"
 
 
 def _envelope(

@@ -1,4 +1,4 @@
-"""Streaming."""
+"""Reading request bodies, awaiting replicas, and streaming answers as server-sent events."""
 
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
@@ -8,20 +8,14 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from serve_app.api.errors import as_api_error
-from serve_app.api.protocol import (
-    MAX_BODY_BYTES,
-    ApiError,
-    chunk,
-    event,
-    usage_chunk,
-)
+from serve_app.api.protocol import MAX_BODY_BYTES, ApiError, chunk, event, usage_chunk
 from serve_app.engines.protocol import Delta
 
 T = TypeVar("T")
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, read no further than one byte over the limit. Raises ApiError 413."""
+    """The request's body. Raises ApiError 413 as soon as it is longer than MAX_BODY_BYTES."""
     body = b""
     async for part in request.stream():
         body += part
@@ -33,7 +27,11 @@ async def read_body(request: Request) -> bytes:
 
 
 async def from_replica(answer: Awaitable[T]) -> T:
-    """A replica's answer. Raises ApiError; Serve overrides any exception handler of the API for its own errors."""
+    """Await a replica's answer; raises ApiError for its errors.
+
+    They are converted here and not in an exception handler of the API, because Serve replaces
+    handlers for its own exceptions.
+    """
     try:
         return await answer
     except (RayError, RayServeException) as error:
@@ -43,7 +41,10 @@ async def from_replica(answer: Awaitable[T]) -> T:
 async def stream_events(
     request_id: str, model: str, first: Delta, rest: Any, include_usage: bool
 ) -> AsyncIterator[str]:
-    """Chunks of one answer: role, text pieces, finish reason, usage when asked for, and the closing mark."""
+    """The events of one answer: role, pieces of text, finish reason, usage if requested, [DONE].
+
+    An error after the start of the stream becomes an event with OpenAI's error body and ends it.
+    """
     yield event(chunk(request_id, model, {"role": "assistant", "content": ""}))
     delta = first
     try:

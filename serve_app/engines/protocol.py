@@ -1,4 +1,4 @@
-"""What the endpoint asks of an engine, so that routing and the API are tested without a model."""
+"""The interface between the endpoint and an engine; lets the API be tested without a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class RequestError(ValueError):
-    """A request that this model cannot answer as it stands; `param` names the field at fault."""
+    """A request that this model cannot answer; `param` names the field to change."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -18,12 +18,12 @@ class RequestError(ValueError):
 
 
 class EngineFailure(RuntimeError):
-    """The engine could not answer, though the request was right."""
+    """The engine failed to answer a valid request."""
 
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """An immutable adapter: its digest, and the version id under which the registry has its files."""
+    """An immutable adapter: `key` is its digest, `version_id` its name in the registry."""
 
     key: str
     version_id: str
@@ -31,7 +31,10 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One chat to continue. `temperature` 0 is greedy; `max_tokens` None is all that the context leaves."""
+    """A chat to continue.
+
+    `temperature` 0 means greedy decoding; `max_tokens` None means up to the end of the context.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     adapter: AdapterRef | None = None
@@ -44,7 +47,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer. The last one has a `finish_reason` and the counts of tokens in prompt and answer."""
+    """A piece of an answer; the last piece has a `finish_reason` and the token counts."""
 
     text: str
     finish_reason: FinishReason | None = None
@@ -53,16 +56,17 @@ class Delta:
 
 
 class Engine(Protocol):
-    """Answers requests. Closing the iterator early cancels the request and frees its place."""
+    """Answers requests. Closing the iterator early cancels the request and frees its slot."""
 
     def generate(self, request: GenerationRequest, stream: bool) -> AsyncIterator[Delta]:
-        """Deltas as they come, or the whole answer as one when `stream` is False.
+        """Yield deltas as they are generated, or the complete answer as one delta.
 
-        Raises RequestError (before the first delta) for a prompt that does not fit or that the template refuses,
-        UserError for an adapter that cannot be loaded, and EngineFailure when there will be no answer.
+        Raises RequestError, before the first delta, for a prompt that is too long or that the chat
+        template refuses; UserError for an adapter that cannot be loaded; EngineFailure when the
+        engine fails.
         """
         ...
 
     def stats(self) -> dict[str, int]:
-        """Counters: running, waiting, finished, cancelled requests; adapters loaded."""
+        """Counts of running, waiting, finished, cancelled and failed requests, and of adapters."""
         ...

@@ -1,1 +1,1 @@
-"""From a request's model name to what answers it."""
+"""From the model name of a request to the adapter or deployment that answers it."""

@@ -1,4 +1,4 @@
-"""What an endpoint offers and where it listens, settled before anything starts."""
+"""The models, name and port of a recipe's endpoint, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pipelines.storage import Store
 from serve_app.routing.names import ServedModels
 
 
-def served_models(
-    recipe: Recipe, store: Store, fingerprint: str | None = None
-) -> ServedModels:
-    """What the recipe's endpoint offers. Raises UserError for another engine, an unknown name or one on another base."""
+def served_models(recipe: Recipe, store: Store, fingerprint: str | None = None) -> ServedModels:
+    """The models of the recipe's endpoint; `fingerprint` is the base's, computed when not given.
+
+    Raises UserError for an engine that is not supported, a model that does not exist, or one that
+    was trained on another base.
+    """
     if recipe.serve.engine == "vllm":
         raise UserError(
-            "serve.engine=vllm: this version serves with transformers; give a vLLM of your own a version's folder, "
-            f"{store.uri}/models/DIGEST12/adapter, or set serve.engine=transformers"
+            "serve.engine=vllm: this version serves with transformers; give your own vLLM a "
+            f"version's folder, {store.uri}/models/DIGEST12/adapter, or set "
+            "serve.engine=transformers"
         )
     registry = Registry(store)
     fingerprint = fingerprint or base_fingerprint(recipe.model.base, recipe.model.revision)
@@ -29,7 +32,8 @@ def served_models(
         version = registry.get(f"{name}:{recipe.registry.alias}")
         if version.base_fingerprint != fingerprint:
             raise UserError(
-                f"serve: {version.id} was trained on another base than model.base={recipe.model.base}"
+                f"serve: {version.id} was trained on another base than "
+                f"model.base={recipe.model.base}"
             )
         if name in recipe.serve.merged:
             merged[name] = version.id
@@ -40,12 +44,15 @@ def served_models(
 
 
 def app_name(recipe: Recipe) -> str:
-    """The Serve application of a recipe: the same recipe replaces its own endpoint, another one stands beside it."""
+    """The name of a recipe's Serve application, which a recipe of the same name replaces."""
     return f"loraforge-{recipe.name}"
 
 
 def choose_port(config: ServeConfig) -> int:
-    """`serve.port`, or a free one for 0. Raises UserError when it is in use or the host is not this machine's."""
+    """`serve.port`, or a free port for 0.
+
+    Raises UserError when the port is in use or the host is not an address of this machine.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -54,7 +61,7 @@ def choose_port(config: ServeConfig) -> int:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
-                f"serve.host={config.host}, serve.port={config.port}: cannot listen there ({reason}); "
-                "set serve.port=0 for any free port"
+                f"serve.host={config.host}, serve.port={config.port}: cannot listen there "
+                f"({reason}); set serve.port=0 for any free port"
             ) from error
         return probe.getsockname()[1]

@@ -1,6 +1,7 @@
-"""Which adapters are in memory: loaded when first asked for, the least recently used one dropped when there are too many.
+"""The adapters in memory: loaded on first use, the least recently used dropped over the capacity.
 
-An adapter in use is never dropped, and a new one is loaded before an old one goes, so a load that fails costs nothing.
+An adapter in use is never dropped, and a new one is loaded before an old one is dropped, so that a
+failed load changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from serve_app.engines.protocol import AdapterRef
 
 
 class AdapterCache:
-    """Names adapters by their digest. Not thread-safe: the engine's one thread owns it."""
+    """Counts the uses of each adapter by its key. Not thread-safe: the engine's thread owns it."""
 
     def __init__(
         self, capacity: int, load: Callable[[AdapterRef], None], unload: Callable[[str], None]
@@ -24,7 +25,7 @@ class AdapterCache:
         return len(self._pins)
 
     def acquire(self, adapter: AdapterRef) -> None:
-        """Pin an adapter, loading it if need be. What loading raises passes through and changes nothing."""
+        """Pin an adapter and load it if it is not in memory; an error of `load` changes nothing."""
         if adapter.key not in self._pins:
             self._load(adapter)
             self._pins[adapter.key] = 0
@@ -33,12 +34,12 @@ class AdapterCache:
         self._shrink()
 
     def release(self, key: str) -> None:
-        """Take back one `acquire`."""
+        """Undo one `acquire`."""
         self._pins[key] -= 1
         self._shrink()
 
     def _shrink(self) -> None:
-        """Drop unused adapters over the capacity; those in use may exceed it for a while."""
+        """Drop unused adapters over the capacity, which adapters in use may exceed for a while."""
         idle = [key for key, pins in self._pins.items() if pins == 0]
         for key in idle[: max(0, len(self._pins) - self._capacity)]:
             self._unload(key)

@@ -1,9 +1,10 @@
-"""Continuous batching with transformers: on CPU or any GPU, rows with different adapters in one batch.
+"""Continuous batching with transformers, on CPU or any GPU, with different adapters in one batch.
 
-One thread owns the model. Each turn of its loop admits waiting requests into free slots (prompts are prefilled
-together), then decodes one token for all rows. Rows in use are always the first n slots: when one ends, the last takes
-its place, so a step computes nothing for empty slots. A row's numbers do not depend on its neighbours' but for fp
-rounding, and its answer in fp32 is the one that it gets alone.
+One thread owns the model. Each turn of its loop admits waiting requests into free slots (prompts
+are prefilled together), then decodes one token for all rows. Rows in use are always the first n
+slots: when a row ends, the last one takes its slot, so that no step computes empty slots. A row's
+numbers depend on its neighbours only by floating-point rounding, and in fp32 its greedy answer is
+the one that it gets alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,43 +34,17 @@ from serve_app.engines.protocol import (
     RequestError,
 )
 from serve_app.engines.transformers.adapters import AdapterCache
+from serve_app.engines.transformers.batch_row import Answer, Row, concatenate
 from serve_app.engines.transformers.sampling import make_generator, sample
 from serve_app.engines.transformers.slots import SlotCache
 from serve_app.engines.transformers.text import TextStream
 
-Answer = Delta | Exception
-
-
-@dataclass(eq=False)
-class Row:
-    """A request in the batch. `answer` is called from the engine's thread."""
-
-    request: GenerationRequest
-    prompt: list[int]
-    limit: int
-    stream: bool
-    answer: Callable[[Answer], object]
-    text: TextStream
-    generator: torch.Generator | None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    pieces: list[str] = field(default_factory=list)
-    num_tokens: int = 0
-    last: int = 0
-
-    @property
-    def adapter(self) -> str | None:
-        return self.request.adapter.key if self.request.adapter else None
-
-    @property
-    def position(self) -> int:
-        """Where the last token stands."""
-        return len(self.prompt) + self.num_tokens - 1
-
 
 class TransformersEngine:
-    """Serves one loaded model; `max_batch` rows at a time, each of at most `max_model_tokens` with its prompt.
+    """Serves one loaded model.
 
-    `fetch` gives the local folder of an adapter that is asked for the first time.
+    At most `max_batch` rows run at a time, each with at most `max_model_tokens` tokens including
+    its prompt. `fetch` returns the local folder of an adapter that is requested the first time.
     """
 
     def __init__(
@@ -86,8 +60,8 @@ class TransformersEngine:
         self._cache = SlotCache(
             model.config, config.max_batch, self._max_tokens, model.dtype, model.device
         )
-        self._by_row = MultiLora(model)
-        self._adapters = AdapterCache(config.max_adapters, self._load, self._by_row.remove)
+        self._multi_lora = MultiLora(model)
+        self._adapters = AdapterCache(config.max_adapters, self._load, self._multi_lora.remove)
         self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._rows: list[Row] = []
         self._counts: Counter[str] = Counter()
@@ -95,7 +69,7 @@ class TransformersEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    # -- for requests, on the event loop -----------------------------------------------------------------------------
+    # -- for requests, on the event loop -----------------------------------------------------
 
     async def generate(self, request: GenerationRequest, stream: bool) -> AsyncIterator[Delta]:
         """See `serve_app.engines.protocol.Engine`."""
@@ -109,10 +83,9 @@ class TransformersEngine:
         try:
             while True:
                 answer = await answers.get()
-                while (
-                    isinstance(answer, Delta) and not answers.empty()
-                ):  # a slow reader gets several at once
-                    answer = joined(answer, answers.get_nowait())
+                # A slow reader gets the pieces that came meanwhile as one.
+                while isinstance(answer, Delta) and not answers.empty():
+                    answer = concatenate(answer, answers.get_nowait())
                 if isinstance(answer, Exception):
                     raise answer
                 yield answer
@@ -123,16 +96,16 @@ class TransformersEngine:
 
     def stats(self) -> dict[str, int]:
         """See `serve_app.engines.protocol.Engine`."""
-        now = {
+        current = {
             "running": sum(row.limit > 0 for row in self._rows),
             "waiting": self._waiting.qsize(),
             "adapters": len(self._adapters),
         }
-        return now | {name: self._counts[name] for name in ("finished", "cancelled", "failed")}
+        return current | {name: self._counts[name] for name in ("finished", "cancelled", "failed")}
 
     @property
     def alive(self) -> bool:
-        """False once the engine's thread has died; every request that was running got the error."""
+        """False once the engine's thread has died; every running request got the error."""
         return self._thread.is_alive()
 
     def close(self) -> None:
@@ -152,17 +125,17 @@ class TransformersEngine:
             ) from error
         room = self._max_tokens - len(prompt)
         if room < 1 or (request.max_tokens or 1) > room:
-            asked = f" and max_tokens={request.max_tokens}" if request.max_tokens else ""
+            limit = f" and max_tokens={request.max_tokens}" if request.max_tokens else ""
             raise RequestError(
-                f"the messages have {len(prompt)} tokens{asked}, but this model's context holds {self._max_tokens}; "
-                "shorten the messages or lower max_tokens",
+                f"the messages have {len(prompt)} tokens{limit}, but this model's context holds "
+                f"{self._max_tokens}; shorten the messages or lower max_tokens",
                 "messages",
             )
         generator = make_generator(request, self._model.device)
         text = TextStream(self._renderer.decode, request.stop, at_once=not stream)
         return Row(request, prompt, request.max_tokens or room, stream, answer, text, generator)
 
-    # -- the engine's thread -----------------------------------------------------------------------------------------
+    # -- the engine's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -171,7 +144,7 @@ class TransformersEngine:
                     self._join_waiting()
                     if self._rows:
                         self._decode()
-        finally:  # after an error too, which goes on to the log and, through `alive`, to the health check
+        finally:  # also after an error, which the log and, through `alive`, the health check show
             self._ended = True
             failure = EngineFailure("the engine has stopped")
             with contextlib.suppress(queue.Empty):
@@ -181,11 +154,11 @@ class TransformersEngine:
                 row.answer(failure)
 
     def _join_waiting(self) -> None:
-        """Prefill what waits and fits; sleep while there is nothing to do."""
-        joined: list[Row] = []
-        while len(self._rows) + len(joined) < self._max_batch:
+        """Prefill waiting requests into free slots; sleep while there is nothing to do."""
+        new_rows: list[Row] = []
+        while len(self._rows) + len(new_rows) < self._max_batch:
             try:
-                row = self._waiting.get(block=not (self._rows or joined))
+                row = self._waiting.get(block=not (self._rows or new_rows))
             except queue.Empty:
                 break
             if row is None:
@@ -193,12 +166,12 @@ class TransformersEngine:
             if row.cancelled.is_set():
                 self._counts["cancelled"] += 1
             elif self._acquire(row):
-                joined.append(row)
-        if joined:
-            self._prefill(joined)
+                new_rows.append(row)
+        if new_rows:
+            self._prefill(new_rows)
 
     def _acquire(self, row: Row) -> bool:
-        """Pin the row's adapter; a failure to load it is the row's answer and nobody else's."""
+        """Pin the row's adapter; an adapter that cannot be loaded fails this row only."""
         if row.request.adapter:
             try:
                 self._adapters.acquire(row.request.adapter)
@@ -213,19 +186,24 @@ class TransformersEngine:
         return True
 
     def _load(self, adapter: AdapterRef) -> None:
-        self._by_row.add(adapter.key, self._fetch(adapter))
+        self._multi_lora.add(adapter.key, self._fetch(adapter))
 
-    def _prefill(self, joined: list[Row]) -> None:
-        """All prompts end in the last column. Padding before a shorter one stands at the positions after its end."""
-        longest = max(len(row.prompt) for row in joined)
+    def _prefill(self, new_rows: list[Row]) -> None:
+        """Compute the prompts of new rows together and take their first tokens.
+
+        All prompts end in the last column. A shorter prompt is padded on the left, and its padding
+        has the positions after the prompt's end, where the causal mask hides it from every token
+        of the prompt and the row's next tokens overwrite it.
+        """
+        longest = max(len(row.prompt) for row in new_rows)
         ids, positions = [], []
-        for row in joined:
+        for row in new_rows:
             size = len(row.prompt)
             ids.append([0] * (longest - size) + row.prompt)
             positions.append([*range(size, longest), *range(size)])
         first = len(self._rows)
-        self._rows += joined
-        self._take_tokens(joined, self._forward(ids, positions, first, joined))
+        self._rows += new_rows
+        self._take_tokens(new_rows, self._forward(ids, positions, first, new_rows))
 
     def _decode(self) -> None:
         ids, positions = [[row.last] for row in self._rows], [[row.position] for row in self._rows]
@@ -236,12 +214,12 @@ class TransformersEngine:
     ) -> torch.Tensor:
         """Logits [n, V] (fp32) of the last column."""
         device = self._model.device
-        at = torch.tensor(positions, device=device)
-        self._by_row.use([row.adapter for row in rows])
+        position_ids = torch.tensor(positions, device=device)
+        self._multi_lora.use([row.adapter for row in rows])
         output = self._model(
             input_ids=torch.tensor(ids, device=device),
-            position_ids=at,
-            attention_mask=self._cache.begin(first, at),
+            position_ids=position_ids,
+            attention_mask=self._cache.begin(first, position_ids),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -263,7 +241,7 @@ class TransformersEngine:
         self._rows = self._without_ended()
 
     def _advance(self, row: Row) -> None:
-        """Count the row's new token and say what it makes certain; an ended row has `limit` 0."""
+        """Count the row's new token and answer with the text that it completes."""
         ends = row.last in self._renderer.stop_ids
         row.num_tokens += 1
         piece = "" if ends else row.text.push(row.last)
@@ -285,33 +263,27 @@ class TransformersEngine:
         row.answer(Delta("".join(row.pieces) + piece, reason, len(row.prompt), row.num_tokens))
 
     def _fail(self, row: Row) -> None:
-        """End a row whose logits are not finite. Its slot is wiped: a NaN is seen through any mask, as 0 x NaN."""
+        """End a row whose logits are not finite.
+
+        Its slot is zeroed: through a mask a NaN still reaches the slot's next row (0 x NaN = NaN).
+        """
         row.limit = 0
         self._counts["failed"] += 1
         self._cache.wipe(self._rows.index(row))
         row.answer(EngineFailure(f"{row.adapter or 'the base'}: its numbers are not finite"))
 
     def _without_ended(self) -> list[Row]:
-        """The rows still running, packed into the first slots: the last row moves into an ended one's place."""
+        """The running rows, packed into the first slots: the last row takes an ended row's slot."""
         rows = list(self._rows)
-        at = 0
-        while at < len(rows):
-            if rows[at].limit:
-                at += 1
+        slot = 0
+        while slot < len(rows):
+            if rows[slot].limit:
+                slot += 1
                 continue
-            if rows[at].adapter:
-                self._adapters.release(rows[at].adapter or "")
+            if rows[slot].adapter:
+                self._adapters.release(rows[slot].adapter or "")
             last = rows.pop()
-            if at < len(rows):
-                self._cache.move(len(rows), at)
-                rows[at] = last
+            if slot < len(rows):
+                self._cache.move(len(rows), slot)
+                rows[slot] = last
         return rows
-
-
-def joined(delta: Delta, following: Answer) -> Answer:
-    """Two answers as one; an error takes the place of what came before it."""
-    return (
-        replace(following, text=delta.text + following.text)
-        if isinstance(following, Delta)
-        else following
-    )

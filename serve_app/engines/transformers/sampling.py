@@ -10,7 +10,10 @@ _GREEDY_BELOW = 1e-5  # dividing by less overflows
 
 
 def make_generator(request: GenerationRequest, device: torch.device) -> torch.Generator | None:
-    """The request's own source of randomness, so that its seed gives the same answer in any company; None is greedy."""
+    """The request's own random generator, or None for a greedy one.
+
+    With a generator of its own, a request's seed gives the same answer in any batch.
+    """
     if request.temperature < _GREEDY_BELOW:
         return None
     generator = torch.Generator(device=device)
@@ -19,13 +22,14 @@ def make_generator(request: GenerationRequest, device: torch.device) -> torch.Ge
 
 
 def sample(logits: torch.Tensor, request: GenerationRequest, generator: torch.Generator) -> int:
-    """One token from softmax(logits / temperature) cut to the smallest set whose probability reaches `top_p`.
+    """Draw a token from softmax(logits / temperature) by nucleus sampling.
 
-    `logits` [V] fp32. Nucleus sampling: Holtzman et al. 2019, arXiv:1904.09751.
+    `logits` is [V] fp32. The nucleus is the smallest set of tokens whose probability reaches
+    `top_p` (Holtzman et al. 2019, arXiv:1904.09751).
     """
     probabilities = torch.softmax(logits / request.temperature, -1)
     if request.top_p < 1:
         ordered, index = probabilities.sort(descending=True)
-        kept = ordered * (ordered.cumsum(0) - ordered < request.top_p)
-        return int(index[torch.multinomial(kept, 1, generator=generator)])
+        nucleus = ordered * (ordered.cumsum(0) - ordered < request.top_p)
+        return int(index[torch.multinomial(nucleus, 1, generator=generator)])
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,7 +1,8 @@
-"""A key-value cache of fixed slots in which every row stands at its own position.
+"""A key-value cache of fixed slots in which every row is at its own position.
 
-S = slots, n = rows in use (always the first n slots), K = key-value heads, D = head size, q = new tokens a row.
-A step writes q keys at each row's position and sees, through views, the first `span` positions of the n rows.
+Shapes: S slots, n rows in use (always the first n slots), K key-value heads, D head size, q new
+tokens of each row. A step writes q keys at each row's positions and reads, through views, the first
+`span` positions of the n rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from pipelines.core.errors import UserError
 
 
 class SlotCache(Cache):
-    """Per layer two tensors [S, K, max_tokens, D]; `begin` says which rows and positions the next forward writes."""
+    """Keys and values as two tensors [S, K, max_tokens, D] for each layer.
+
+    `begin` selects the rows and positions that the next forward writes.
+    """
 
     def __init__(
         self, config: Any, slots: int, max_tokens: int, dtype: torch.dtype, device: torch.device
@@ -31,10 +35,11 @@ class SlotCache(Cache):
         self._span = 0
 
     def begin(self, first_row: int, positions: torch.Tensor) -> torch.Tensor:
-        """Aim the next forward at rows `first_row ...`, whose tokens stand at `positions` [n, q].
+        """Prepare the forward of the rows from `first_row` on; `positions` of their tokens, [n, q].
 
-        Returns the attention mask, bool [n, 1, q, span]: a token sees its row up to itself, whatever the order of the
-        columns. Padding stands after a prompt's end: no real token sees it, and the row's next tokens overwrite it.
+        Returns the attention mask, bool [n, 1, q, span]: a token sees the positions of its row up
+        to its own, whatever the order of the columns. Padding has positions after the prompt's
+        end, so that no token of the prompt sees it and the row's next tokens overwrite it.
         """
         self._rows = slice(first_row, first_row + positions.shape[0])
         self._positions = positions
@@ -54,17 +59,17 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write [n, K, q, D] at the rows' positions and return views [n, K, span, D]."""
         rows = torch.arange(self._rows.start, self._rows.stop, device=key_states.device)[:, None]
-        for held, new in zip(self._kv[layer_idx], (key_states, value_states), strict=True):
-            held[rows, :, self._positions] = new.transpose(1, 2)
+        for cached, new in zip(self._kv[layer_idx], (key_states, value_states), strict=True):
+            cached[rows, :, self._positions] = new.transpose(1, 2)
         keys, values = self._kv[layer_idx, :, self._rows, :, : self._span]
         return keys, values
 
     def move(self, source: int, target: int) -> None:
-        """Copy a row's whole history to another slot."""
+        """Copy all keys and values of a slot to another slot."""
         self._kv[:, :, target].copy_(self._kv[:, :, source])
 
     def wipe(self, slot: int) -> None:
-        """Set all that a slot holds to zero."""
+        """Set all keys and values of a slot to zero."""
         self._kv[:, :, slot] = 0
 
     @property
@@ -76,19 +81,18 @@ class SlotCache(Cache):
 
 
 def check_architecture(config: Any, max_tokens: int) -> None:
-    """Raise UserError for a model whose layers do not all see the whole of their row."""
+    """Raise UserError for a model with a layer that does not attend to all positions of its row."""
     window = getattr(config, "sliding_window", None)
     kinds = set(
         getattr(config, "layer_types", None)
         or ["sliding_attention" if window else "full_attention"]
     )
-    whole = (
-        {"full_attention", "sliding_attention"}
-        if window and max_tokens <= window
-        else {"full_attention"}
-    )
-    if odd := kinds - whole:
+    full = {"full_attention"}
+    if window and max_tokens <= window:
+        full.add("sliding_attention")  # the window never ends before the row does
+    if unsupported := kinds - full:
+        names = ", ".join(sorted(unsupported))
         advice = f"; set serve.max_model_tokens to at most its window of {window}" if window else ""
         raise UserError(
-            f"this engine cannot serve a model with {', '.join(sorted(odd))} at {max_tokens} tokens{advice}"
+            f"this engine cannot serve a model with {names} at {max_tokens} tokens{advice}"
         )

@@ -1,4 +1,4 @@
-"""From token ids to text as they come: never half a character, never past a stop string."""
+"""Token ids to text, one by one: never half a character, never past a stop string."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _BROKEN = "\ufffd"
 class TextStream:
     """Decodes an answer piece by piece.
 
-    A piece is held back while its last character is not whole yet, or while its end may be the start of a stop string.
-    With `at_once` everything is held back to the end, and nothing is decoded before it unless there are stop strings.
-    Each token costs the same however long the answer is: only the last ids are decoded, with those of the piece before
-    as context, since some tokenizers write a token otherwise at the start of a text.
+    Text is withheld while its last character is incomplete, or while its end may be the start of a
+    stop string. With `at_once` all text is withheld until the end, and without stop strings nothing
+    is decoded before it. Each token costs the same however long the answer is: only the last ids
+    are decoded, with those of the previous piece as context, since some tokenizers decode a token
+    differently at the start of a text.
     """
 
     def __init__(
@@ -22,16 +23,14 @@ class TextStream:
         self._decode, self._stops = decode, stops
         self._lazy = at_once and not stops
         self._ids: list[int] = []
-        self._context, self._read = (
-            0,
-            0,
-        )  # ids[context:read] are decoded and known, ids[read:] not yet
+        # ids[context:read] are the previous piece, ids[read:] are not in `_text` yet.
+        self._context, self._read = 0, 0
         self._text = ""
         self._sent = 0
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that this token makes certain."""
+        """Add a token; returns the text that is now certain to be part of the answer."""
         self._ids.append(token)
         if self._lazy:
             return ""
@@ -42,28 +41,25 @@ class TextStream:
         return self._extend(fresh)
 
     def finish(self) -> str:
-        """What was held back, when the answer ends here."""
+        """The withheld text, when the answer ends here."""
         if self.stopped:
             return ""
         piece = self._extend(self._fresh())
         return piece if self.stopped else piece + self._take(len(self._text))
 
     def _fresh(self) -> str:
-        known = (
-            self._decode(self._ids[self._context : self._read])
-            if self._context < self._read
-            else ""
-        )
-        return self._decode(self._ids[self._context :])[len(known) :]
+        previous = self._ids[self._context : self._read]
+        start = len(self._decode(previous)) if previous else 0
+        return self._decode(self._ids[self._context :])[start:]
 
     def _extend(self, fresh: str) -> str:
         longest = max((len(stop) for stop in self._stops), default=0)
         from_ = max(0, len(self._text) - longest + 1)
         self._text += fresh
-        ends = [at for at in (self._text.find(stop, from_) for stop in self._stops) if at >= 0]
-        if ends:
+        starts = [self._text.find(stop, from_) for stop in self._stops]
+        if any(start >= 0 for start in starts):
             self.stopped = True
-            return self._take(min(ends))
+            return self._take(min(start for start in starts if start >= 0))
         return self._take(len(self._text) - self._may_start_a_stop(longest))
 
     def _take(self, end: int) -> str:
@@ -72,7 +68,7 @@ class TextStream:
         return piece
 
     def _may_start_a_stop(self, longest: int) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """The length of the longest end of the text with which a stop string may begin."""
         for size in range(min(longest - 1, len(self._text)), 0, -1):
             if any(stop.startswith(self._text[-size:]) for stop in self._stops):
                 return size

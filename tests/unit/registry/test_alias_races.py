@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.registry.aliases import AliasMovedError
+from pipelines.registry.errors import AliasMovedError
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 from tests.small_adapters import register, write_adapter

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.core.errors import UserError
-from pipelines.registry.aliases import AliasMovedError
+from pipelines.registry.errors import AliasMovedError
 from pipelines.registry.provenance import current_actor
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
