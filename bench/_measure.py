@@ -1,4 +1,4 @@
-"""What a benchmark says: a figure, the bar that it should reach, and what stands beside it."""
+"""One result of a benchmark: a figure, its target and the peer that it is compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the result; `bound` is (at_least or at_most, number), or None for a figure without a bar."""
+    """One line of the result; `bound` is (at_least or at_most, number), None without a target."""
 
     bar: str
     value: float
@@ -19,8 +19,8 @@ class Measure:
     peer: str = ""
 
     @property
-    def holds(self) -> bool:
-        """Whether the bar is reached, as NaN reaches none."""
+    def is_met(self) -> bool:
+        """Whether the target is met; NaN meets none."""
         if self.bound is None:
             return True
         return (
@@ -31,12 +31,12 @@ class Measure:
 
 
 def show(measures: Iterable[Measure], as_json: bool) -> bool:
-    """Print each as it comes, for people or as one JSON object a line; whether all bars are reached."""
-    held = True
+    """Print each measure as it arrives, as text or JSON; returns whether all targets are met."""
+    all_met = True
     for measure in measures:
-        held &= measure.holds
+        all_met &= measure.is_met
         print(_json(measure) if as_json else _line(measure), flush=True)
-    return held
+    return all_met
 
 
 def _json(measure: Measure) -> str:
@@ -48,5 +48,6 @@ def _json(measure: Measure) -> str:
 
 def _line(measure: Measure) -> str:
     bound = f"{measure.bound[0].replace('_', ' ')} {measure.bound[1]:g}" if measure.bound else ""
-    verdict = ("ok" if measure.holds else "MISSED") if measure.bound else ""
-    return f"{measure.bar:80} {measure.value:10.4g} {measure.unit:20} {bound:14} {verdict:7} {measure.peer}"
+    verdict = ("ok" if measure.is_met else "MISSED") if measure.bound else ""
+    figure = f"{measure.bar:80} {measure.value:10.4g} {measure.unit:20}"
+    return f"{figure} {bound:14} {verdict:7} {measure.peer}"

@@ -1,4 +1,4 @@
-"""Models of true shapes with random weights, made on the device, and rows of Alpaca's lengths: what training speed needs."""
+"""Models of real shapes with random weights, and packed rows of Alpaca's lengths."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ import torch
 
 SHAPES: dict[str, dict[str, Any]] = {
     "8b": {
-        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
     },
     "1b": {
-        "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
     },
     "70b": {
-        "vocab_size": 128_256, "hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80,
-        "num_attention_heads": 64, "num_key_value_heads": 8,
+        "vocab_size": 128_256, "hidden_size": 8192, "intermediate_size": 28_672,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     },
     "qwen3-8b": {
-        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128,
     },
     "qwen3-tiny": {
-        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
     },
     "tiny": {
-        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     },
 }  # fmt: skip
-"""Llama 3's and 3.2's, whose heads are counted apart from the embeddings here, Qwen3's, and two for the tests."""
+"""Shapes of Llama 3 and 3.2, here with untied heads, of Qwen3, and two tiny ones for tests."""
 
 LEARNABLE, KNOWN = 16, 0.7
-"""Token ids of the learnable rows, and how many of their tokens follow from the one before."""
+"""Token ids of learnable rows, and the share of their tokens that the previous one determines."""
 
 
 def config_of(shape: str, attention: str) -> Any:
@@ -51,7 +52,10 @@ def config_of(shape: str, attention: str) -> Any:
 def random_model(
     shape: str, attention: str, quantization: str, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """A frozen model with normal weights (0.02), filled module by module so that a 4-bit 70B never exists in 16 bits."""
+    """A frozen model with normal weights (0.02), created on `device`.
+
+    It is filled module by module, so that a 4-bit 70B never exists in 16 bits.
+    """
     from transformers import AutoModelForCausalLM
 
     config = config_of(shape, attention)
@@ -59,7 +63,8 @@ def random_model(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
     head = model.get_output_embeddings()
-    # A list of all modules would keep every quantized linear's 16-bit weight until the end.
+    # Only parents are listed: a list of all modules would keep every linear's 16-bit weight alive
+    # after it has been quantized.
     for parent in [
         module for module in model.modules() if next(module.children(), None) is not None
     ]:
@@ -105,7 +110,7 @@ def _nf4(linear: torch.nn.Linear, device: torch.device, dtype: torch.dtype) -> A
 
 
 def sample_lengths(total: int, random: np.random.Generator) -> np.ndarray:
-    """Lengths of about 200 tokens, as Alpaca's with a chat template, that fill `total` tokens exactly; int64."""
+    """Lengths of about 200 tokens, as in Alpaca with a chat template; int64, sum is `total`."""
     cuts = np.cumsum(
         np.clip(random.lognormal(5.15, 0.55, max(4, total // 16)), 16, 1000).astype(np.int64)
     )
@@ -113,18 +118,19 @@ def sample_lengths(total: int, random: np.random.Generator) -> np.ndarray:
 
 
 def random_row(
-    index: int, total: int, vocabulary: int, trained: float = 2 / 3, learnable: bool = False
+    index: int, total: int, vocabulary: int, loss_share: float = 2 / 3, learnable: bool = False
 ) -> dict[str, Any]:
-    """One pack; the last `trained` share of each sample is in the loss.
+    """One packed row of `total` tokens; the last `loss_share` of each sample is in the loss.
 
-    Random tokens, or, when learnable, tokens of which seven in ten follow from the one before by a permutation of 16, as many
-    as an adapter's rank: the best loss is 1.36 nats, from ln(16) = 2.77 for one who knows which tokens there are.
+    Tokens are random. In a `learnable` row only 16 token ids occur, as many as an adapter's rank,
+    and seven tokens in ten follow from the previous one by a permutation: knowing the ids gives a
+    loss of ln(16) = 2.77 nats, knowing the permutation 1.36, the best possible.
     """
     random = np.random.default_rng(index)
     lengths = sample_lengths(total, random)
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     within = np.arange(total) - starts
-    weights = (within >= np.repeat((lengths * (1 - trained)).astype(np.int64), lengths)).astype(
+    weights = (within >= np.repeat((lengths * (1 - loss_share)).astype(np.int64), lengths)).astype(
         np.float32
     )
     ids = random.integers(0, vocabulary, total, dtype=np.int64)
@@ -134,5 +140,6 @@ def random_row(
         for at in np.flatnonzero(known & (within > 0)):
             ids[at] = follow[ids[at - 1]]
     return {
-        "input_ids": ids.astype(np.int32), "loss_weights": weights, "sample_lengths": lengths, "sample_ids": [str(index)],
+        "input_ids": ids.astype(np.int32), "loss_weights": weights, "sample_lengths": lengths,
+        "sample_ids": [str(index)],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Times of a GPU's work: events around steps, what its matrix products reach, and where a profiled step's time goes."""
+"""Timing of GPU work: events around steps, the rate of matrix products, and a step's profile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def matmul_rates() -> dict[str, float]:
-    """TFLOP/s of 8192-cubed bf16 products: the best of short bursts, and over eight seconds."""
+    """TFLOP/s of 8192^3 bf16 products: the best of short bursts, and over eight seconds."""
     import torch
 
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -32,7 +32,7 @@ def matmul_rates() -> dict[str, float]:
 
 
 def mark(device: Any) -> Any:
-    """This place in the GPU's queue; on a CPU, now."""
+    """A recorded event in the GPU's queue; on a CPU the current time."""
     import torch
 
     if device.type == "cpu":
@@ -43,7 +43,7 @@ def mark(device: Any) -> Any:
 
 
 def seconds(marks: list[Any], device: Any) -> list[float]:
-    """Between each mark and the next."""
+    """Seconds between each mark and the next."""
     import torch
 
     if device.type == "cpu":
@@ -53,43 +53,43 @@ def seconds(marks: list[Any], device: Any) -> list[float]:
 
 
 def peak_gib(device: Any) -> float:
-    """The most that was allocated on the GPU since its counter was set to zero; NaN on a CPU."""
+    """The most memory allocated on the GPU since its counter was reset; NaN on a CPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
 
 
 def start_trace() -> Any:
-    """A profiler of steps 9 and 10; tell it of each step."""
+    """A profiler of steps 9 and 10; call its `step` after each step."""
     from torch.profiler import ProfilerActivity, profile, schedule
 
-    traced = profile(
+    profiler = profile(
         activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
         schedule=schedule(wait=6, warmup=2, active=2, repeat=1),
     )
-    traced.start()
-    return traced
+    profiler.start()
+    return profiler
 
 
-def print_trace(traced: Any) -> None:
-    """The kernels of a step by their time, and the longest times in which the GPU waited."""
-    traced.stop()
+def print_trace(profiler: Any) -> None:
+    """Print a step's kernels by time, and the longest gaps in which the GPU was idle."""
+    profiler.stop()
 
     def is_kernel(event: Any, name: str) -> bool:
         return event.device_type.name != "CPU" and not name.startswith("ProfilerStep")
 
     events = [
-        e for e in traced.key_averages() if e.self_device_time_total > 0 and is_kernel(e, e.key)
+        e for e in profiler.key_averages() if e.self_device_time_total > 0 and is_kernel(e, e.key)
     ]
-    whole = sum(e.self_device_time_total for e in events)
+    total = sum(e.self_device_time_total for e in events)
     for event in sorted(events, key=lambda e: -e.self_device_time_total)[:28]:
-        share = event.self_device_time_total / whole
-        took = f"{event.self_device_time_total / 2e3:8.2f} ms a step {share:6.1%}"
-        print(f"| {took}  x{event.count // 2:<5} {event.key[:110]}")
-    print(f"| {whole / 2e3:8.2f} ms of kernels a step")
+        share = event.self_device_time_total / total
+        line = f"{event.self_device_time_total / 2e3:8.2f} ms per step {share:6.1%}"
+        print(f"| {line}  x{event.count // 2:<5} {event.key[:110]}")
+    print(f"| {total / 2e3:8.2f} ms of kernels per step")
     spans = sorted(
         (e.time_range.start, e.time_range.end, e.name)
-        for e in traced.events()
+        for e in profiler.events()
         if is_kernel(e, e.name)
     )
     gaps, last = [], spans[0]
@@ -97,7 +97,8 @@ def print_trace(traced: Any) -> None:
         gaps.append((span[0] - last[1], last[2], span[2]))
         last = max(last, span, key=lambda s: s[1])
     print(
-        f"| {(last[1] - spans[0][0]) / 2e3:8.2f} ms from first to last kernel, halved; the longest waits between:"
+        f"| {(last[1] - spans[0][0]) / 2e3:8.2f} ms from first to last kernel, halved; the longest "
+        f"gaps:"
     )
     for gap, before, after in sorted(gaps, reverse=True)[:10]:
         print(f"| {gap / 1e3:8.2f} ms between {before[:50]} and {after[:50]}")

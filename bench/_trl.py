@@ -1,9 +1,10 @@
-"""Peers on the shape and lengths of `bench.train`: TRL's SFTTrainer at its defaults and at its best, and Unsloth's on top of it.
+"""Peers of `bench.train`: TRL's SFTTrainer at its defaults and at its best, alone and with Unsloth.
 
-What is best depends on the attention that packed rows get. "varlen" packs by best-fit and gives TRL the variable-length
-flash attention of torch, which its own `flash_attention_2` would be; "wrapped" cuts samples at a row's end and lets them
-see each other, which plain causal attention is fast at. "best" in a table is the faster of the two. Unsloth gets the
-same attention where the package flash_attn, which it looks for, is missing.
+Which setting is best depends on the attention of packed rows. "varlen" packs by best fit and uses
+torch's variable-length flash attention in place of TRL's `flash_attention_2`, which needs the
+package flash_attn. "wrapped" cuts samples at the end of a row and lets them attend to each other,
+so that plain causal attention is enough. "best" in a table is the faster of the two. Unsloth gets
+the same attention as "varlen" if flash_attn is missing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _PACKED = {
     "gradient_checkpointing": False,
 }  # fmt: skip
 _UNSLOTH = {
-    **_PACKED, "use_liger_kernel": False, "packing_strategy": "bfd", "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
+    **_PACKED, "use_liger_kernel": False, "packing_strategy": "bfd",
+    "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {"per_device_train_batch_size": 8, "max_length": 1024},
@@ -34,17 +35,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unsloth-checkpointed": {**_UNSLOTH, "gradient_checkpointing": True},
 }
 UNSLOTH: dict[str, Any] = {"unsloth": False, "unsloth-checkpointed": "unsloth"}
-"""Unsloth's use_gradient_checkpointing; the text is its default, which keeps layers' inputs in the host's memory."""
+"""Unsloth's use_gradient_checkpointing; "unsloth", its default, offloads layer inputs to the host.
+"""
 _VARLEN = "bench_varlen"
 _WARM_UP = 3
 
 
 def run_trl(which: str, steps: int) -> dict[str, Any]:
-    """Tokens a second, padding not counted, and the peak memory of 8B bf16 LoRA (r = 16, all linears)."""
+    """Tokens per second without padding, and peak memory, of 8B bf16 LoRA (r = 16, all linears)."""
     folder = tempfile.mkdtemp()
     if which in UNSLOTH:
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", folder)
-        importlib.import_module("unsloth")  # changes what the next lines import
+        importlib.import_module("unsloth")  # patches the libraries imported below
     import torch
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -74,39 +76,40 @@ def run_trl(which: str, steps: int) -> dict[str, Any]:
                 torch.cuda.reset_peak_memory_stats()
 
     settings = {
-        "output_dir": folder, "max_steps": steps, "bf16": True, "report_to": "none", "save_strategy": "no",
-        "dataset_num_proc": 1, **SETTINGS[which],
+        "output_dir": folder, "max_steps": steps, "bf16": True, "report_to": "none",
+        "save_strategy": "no", "dataset_num_proc": 1, **SETTINGS[which],
     }  # fmt: skip
     trainer = trl.SFTTrainer(
-        model=model, args=trl.SFTConfig(**settings), train_dataset=datasets.Dataset.from_dict({"input_ids": rows}),
-        processing_class=tokenizer, peft_config=adapters,
-        callbacks=[Marks()],
+        model=model, args=trl.SFTConfig(**settings),
+        train_dataset=datasets.Dataset.from_dict({"input_ids": rows}),
+        processing_class=tokenizer, peft_config=adapters, callbacks=[Marks()],
     )  # fmt: skip
-    seen: list[Any] = []
+    counts: list[Any] = []
     compute = trainer.compute_loss
 
     def counting(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
-        seen.append(
-            inputs["input_ids"].numel() if mask is None else mask.sum()
-        )  # read after the run: that waits
+        # Kept as a tensor and read after the run, since reading waits for the GPU.
+        counts.append(inputs["input_ids"].numel() if mask is None else mask.sum())
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = counting  # type: ignore[method-assign]
     trainer.train()
     torch.cuda.synchronize()
     seconds = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)][_WARM_UP:]
-    tokens = [int(count) for count in seen[1 + _WARM_UP : len(marks)]]
+    tokens = [int(count) for count in counts[1 + _WARM_UP : len(marks)]]
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {
-        "tokens_per_s": float(np.median(np.array(tokens) / np.array(seconds))), "step_s": float(np.median(seconds)),
-        "steps": len(seconds), "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "first_loss": losses[0], "last_loss": losses[-1],
+        "tokens_per_s": float(np.median(np.array(tokens) / np.array(seconds))),
+        "step_s": float(np.median(seconds)), "steps": len(seconds),
+        "spread": float(np.percentile(seconds, 90) / np.percentile(seconds, 10)),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "first_loss": losses[0], "last_loss": losses[-1],
     }  # fmt: skip
 
 
 def _model(which: str, tokenizer: Any, folder: str) -> tuple[Any, Any]:
-    """The 8B, and the adapters that the trainer is to put on it; None where they are there."""
+    """The 8B model and the trainer's adapter configuration; None if the model has adapters."""
     import torch
     from peft import LoraConfig
 
@@ -120,7 +123,7 @@ def _model(which: str, tokenizer: Any, folder: str) -> tuple[Any, Any]:
 
 
 def _register_varlen() -> str:
-    """An attention function over TRL's flattened samples, whose bounds its collator computes."""
+    """Register packed attention for TRL's flattened samples, whose collator computes the bounds."""
     from transformers import AttentionInterface
 
     from pipelines.layers.attention import packed_attention

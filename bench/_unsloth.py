@@ -1,7 +1,8 @@
-"""Unsloth's 8B with LoRA for `bench._trl`, where Unsloth is installed: it wants other versions of TRL and datasets than ours.
+"""Unsloth's 8B with LoRA for `bench._trl`, for environments where Unsloth is installed.
 
-Its loader gets the weights that every other arm has, made on the GPU instead of read, and its layers the variable-length
-flash attention of torch where the package flash_attn, which it asks for first, is missing.
+Unsloth needs other versions of TRL and datasets than this project. Its loader gets the random
+weights of every other arm, created on the GPU instead of read from a file. Its layers get torch's
+variable-length flash attention if the package flash_attn, their first choice, is missing.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from bench._shapes import config_of, random_model
 
 
 def unsloth_model(tokenizer: Any, folder: str, recompute: Any) -> Any:
-    """The model with adapters of rank 16 on all linears; `recompute` is Unsloth's use_gradient_checkpointing.
+    """The model with adapters of rank 16 on all linears.
 
-    `folder` takes its configuration and tokenizer.
+    `recompute` is Unsloth's use_gradient_checkpointing. The configuration and the tokenizer are
+    written to `folder`.
     """
     import torch
 
@@ -26,14 +28,14 @@ def unsloth_model(tokenizer: Any, folder: str, recompute: Any) -> Any:
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    class Made:
+    class RandomModel:
         @staticmethod
         def from_pretrained(*_: Any, attn_implementation: str = "sdpa", **__: Any) -> Any:
             return random_model(
                 "8b", attn_implementation, "none", torch.device("cuda"), torch.bfloat16
             )
 
-    llama.AutoModelForCausalLM = Made
+    llama.AutoModelForCausalLM = RandomModel
     model, _ = unsloth.FastLanguageModel.from_pretrained(
         folder,
         max_seq_length=4096,
@@ -43,13 +45,16 @@ def unsloth_model(tokenizer: Any, folder: str, recompute: Any) -> Any:
     )
     _give_flash_attention()
     return unsloth.FastLanguageModel.get_peft_model(
-        model, r=16, lora_alpha=32, lora_dropout=0, bias="none", use_gradient_checkpointing=recompute,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        model, r=16, lora_alpha=32, lora_dropout=0, bias="none",
+        use_gradient_checkpointing=recompute,
+        target_modules=[
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+        ],
     )  # fmt: skip
 
 
 def _give_flash_attention() -> None:
-    """Give Unsloth's dispatcher flash_attn_varlen_func from torch's operator, if it found none."""
+    """Give Unsloth's dispatcher a flash_attn_varlen_func on torch's operator, if it has none."""
     dispatch: Any = importlib.import_module("unsloth.utils.attention_dispatch")
     if dispatch.HAS_FLASH_ATTENTION:
         return

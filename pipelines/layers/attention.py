@@ -1,4 +1,4 @@
-"""Packed attention."""
+"""Causal attention within the samples of a packed micro-batch, as an attention of transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from pipelines.layers.bounds import SampleBounds
-from pipelines.layers.kernels import capable
+from pipelines.layers.kernels import supports_kernels
 
 PACKED = "loraforge_packed"
+"""The name under which transformers finds `packed_attention`."""
 
 
 def packed_attention(
@@ -25,22 +26,24 @@ def packed_attention(
     bounds: SampleBounds | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+    """Attention of query [1, H, T, D] to key and value [1, K, T, D] -> [1, T, H, D].
 
     Raises ValueError when `bounds` is missing: without it samples would attend to each other.
     """
     if bounds is None:
         raise ValueError("packed attention needs the micro-batch's sample bounds")
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-    if flash_runs(query):
+    if supports_flash(query):
         return cast(torch.Tensor, _Flash.apply(query, key, value, bounds, scaling))[None], None
     return padded_attention(query, key, value, bounds, scaling)[None], None
 
 
-def flash_runs(tensor: torch.Tensor) -> bool:
-    """Whether variable-length flash attention runs on it: half precision on a GPU of compute capability 8.0 or more."""
+def supports_flash(tensor: torch.Tensor) -> bool:
+    """Whether variable-length flash attention runs: half precision on a GPU of capability 8.0 or
+    more.
+    """
     half = tensor.dtype in (torch.bfloat16, torch.float16)
-    return tensor.is_cuda and half and capable(tensor.device)
+    return tensor.is_cuda and half and supports_kernels(tensor.device)
 
 
 def padded_attention(
@@ -53,6 +56,7 @@ def padded_attention(
     """query [T, H, D], key and value [T, K, D] -> [T, H, D], on any device in any dtype."""
     gather, scatter = bounds.padded
     q, k, v = (tensor[gather].transpose(1, 2) for tensor in (query, key, value))
+    # Padding comes after a sample's tokens, so the causal mask hides it from all of them.
     out = functional.scaled_dot_product_attention(
         q, k, v, is_causal=True, scale=scaling, enable_gqa=True
     )
@@ -66,15 +70,17 @@ def flash_forward(
     bounds: SampleBounds,
     scaling: float | None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """query [T, H, D], key and value [T, K, D] -> [T, H, D], and what the backward needs besides. GPU, half precision.
+    """query [T, H, D], key and value [T, K, D] -> [T, H, D]. GPU and half precision only.
 
-    The operator beneath torch.nn.attention.varlen, because that one's gradients of fewer key-value heads came in 2.13.
+    Also returns what `flash_backward` needs: the log-sum-exp and the state of the random numbers.
     """
-    ends, longest = bounds.starts, bounds.longest
-    out, *held = torch.ops.aten._flash_attention_forward(
-        query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scaling
+    # The operator below torch.nn.attention.varlen, whose gradients for fewer key-value heads than
+    # query heads came only with torch 2.13.
+    cu_seqlens, longest = bounds.cu_seqlens, bounds.max_seqlen
+    out, *saved = torch.ops.aten._flash_attention_forward(
+        query, key, value, cu_seqlens, cu_seqlens, longest, longest, 0.0, True, False, scale=scaling
     )
-    return out, held[:3]
+    return out, saved[:3]
 
 
 def flash_backward(
@@ -83,12 +89,12 @@ def flash_backward(
     key: torch.Tensor,
     value: torch.Tensor,
     out: torch.Tensor,
-    held: list[torch.Tensor],
+    saved: list[torch.Tensor],
     bounds: SampleBounds,
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value, each of its own shape."""
-    ends, longest, (lse, *state) = bounds.starts, bounds.longest, held
+    """The gradients of query, key and value, each in its own shape."""
+    cu_seqlens, longest, (lse, *state) = bounds.cu_seqlens, bounds.max_seqlen, saved
     return torch.ops.aten._flash_attention_backward(
         d_out,
         query,
@@ -96,8 +102,8 @@ def flash_backward(
         value,
         out,
         lse,
-        ends,
-        ends,
+        cu_seqlens,
+        cu_seqlens,
         longest,
         longest,
         0.0,
@@ -117,17 +123,17 @@ class _Flash(torch.autograd.Function):
         bounds: SampleBounds,
         scaling: float | None,
     ) -> torch.Tensor:
-        out, held = flash_forward(query, key, value, bounds, scaling)
+        out, saved = flash_forward(query, key, value, bounds, scaling)
         ctx.bounds, ctx.scaling = bounds, scaling
-        ctx.save_for_backward(query, key, value, out, *held)
+        ctx.save_for_backward(query, key, value, out, *saved)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        query, key, value, out, *held = ctx.saved_tensors
+        query, key, value, out, *saved = ctx.saved_tensors
         d_out = grads[0].contiguous()
         return (
-            *flash_backward(d_out, query, key, value, out, held, ctx.bounds, ctx.scaling),
+            *flash_backward(d_out, query, key, value, out, saved, ctx.bounds, ctx.scaling),
             None,
             None,
         )

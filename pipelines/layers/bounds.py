@@ -1,4 +1,4 @@
-"""Sample bounds."""
+"""The bounds of samples in a packed micro-batch, in the forms that attention needs."""
 
 from __future__ import annotations
 
@@ -10,41 +10,48 @@ from torch.nn import functional
 
 from pipelines.layers.transfer import to_device
 
-BLOCK = 64  # tokens that a program of the fused layers' attention takes
+BLOCK = 64  # tokens per program of `short_attention`
 
 
 @dataclass(frozen=True)
 class SampleBounds:
-    """Where samples lie in a micro-batch: cumulative starts [N + 1] int32, the longest, and their blocks of tokens.
+    """Bounds of the N samples of a micro-batch of T tokens.
 
-    `blocks` [., 3] int32 has a sample's start and end and the first of at most BLOCK of its tokens.
+    `cu_seqlens` [N + 1] int32 has the cumulative lengths, from 0 to T, and `max_seqlen` the
+    longest. `blocks` [., 3] int32 lists all blocks of at most BLOCK tokens: a sample's start and
+    end and the block's first token.
     """
 
-    starts: torch.Tensor
-    longest: int
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
     blocks: torch.Tensor
 
     @staticmethod
     def of(lengths: torch.Tensor, device: torch.device | str | None = None) -> SampleBounds:
-        """Bounds of samples with these lengths (int64 [N], all positive), on `device` or where the lengths are."""
+        """Bounds of samples with these lengths (int64 [N], all positive).
+
+        On `device`, by default that of `lengths`.
+        """
         device, lengths = device or lengths.device, lengths.cpu()
         starts = functional.pad(lengths.cumsum(0), (1, 0))
         counts = (lengths + BLOCK - 1) // BLOCK
+        # Sample index of every block, then the block's number within its sample.
         sample = torch.repeat_interleave(counts)
         within = torch.arange(len(sample)) - (counts.cumsum(0) - counts)[sample]
         blocks = torch.stack(
             [starts[sample], starts[sample + 1], starts[sample] + BLOCK * within], 1
         )
-        whole = [to_device(tensor.to(torch.int32), device) for tensor in (starts, blocks)]
-        return SampleBounds(whole[0], int(lengths.max()), whole[1])
+        cu_seqlens, blocks = (to_device(t.to(torch.int32), device) for t in (starts, blocks))
+        return SampleBounds(cu_seqlens, int(lengths.max()), blocks)
 
     @cached_property
     def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The padded layout: `gather` [N, longest] holds each sample's token positions (the last one repeated as filler),
-        `scatter` [T] where token t lies in the flattened layout.
+        """Indices between the packed and a padded layout.
+
+        `gather` [N, max_seqlen] has each sample's token positions, its last one repeated as
+        padding; `scatter` [T] has the position of token t in the flattened padded layout.
         """
-        starts, lengths = self.starts[:-1, None].long(), self.starts.diff()[:, None]
-        within = torch.arange(self.longest, device=starts.device)[None, :]
-        return starts + torch.minimum(within, lengths - 1), (
-            within < lengths
-        ).flatten().nonzero().squeeze(1)
+        starts, lengths = self.cu_seqlens[:-1, None].long(), self.cu_seqlens.diff()[:, None]
+        within = torch.arange(self.max_seqlen, device=starts.device)[None, :]
+        gather = starts + torch.minimum(within, lengths - 1)
+        return gather, (within < lengths).flatten().nonzero().squeeze(1)

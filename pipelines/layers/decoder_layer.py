@@ -1,4 +1,4 @@
-"""Put the fused forward on every decoder layer of a model that it fits, or say why not."""
+"""The fused forward of a decoder layer, and putting it on every layer of a model that it fits."""
 
 from __future__ import annotations
 
@@ -7,34 +7,28 @@ from typing import Any, cast
 
 import torch
 
+from pipelines.layers.attention_block import AttentionBlock, PackContext
 from pipelines.layers.bounds import SampleBounds
-from pipelines.layers.decoder_halves import AttentionHalf, MlpHalf, Where, head_norms
-from pipelines.layers.families import FUSED_FAMILIES
-from pipelines.layers.fp8 import ONE_INPUT
-from pipelines.layers.frozen_linears import kind_of
-from pipelines.layers.kernels import OLDEST, capable, kernels_for
-
-_LINEARS = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
+from pipelines.layers.families import decoder_layers, unfused_reason
+from pipelines.layers.kernels import kernels_for
+from pipelines.layers.mlp_block import MlpBlock
 
 
 def fuse(model: Any, stack: bool, recompute: str) -> str:
-    """Give the decoder layers of an adapted model their fused forward; returns why that was not possible, else "".
+    """Put the fused forward on the decoder layers of an adapted model.
 
-    `stack` lays the weights of linears with one input into one buffer; ZeRO-3 cannot have that. `recompute` is the
-    recipe's gradient_checkpointing: off keeps 2 h + 2 q + 2 kv + 2 i values a token and layer, selective has gates and ups
-    computed again, full keeps the layer's input only. No mode computes the MLP's last product again.
+    Returns the reason why that is not possible, else "". `stack` moves the weights of linears with
+    a common input into one buffer, which ZeRO-3 does not allow. `recompute` is the recipe's
+    gradient_checkpointing: "off" saves 2 h + 2 q + 2 kv + 2 i values per token and layer,
+    "selective" computes gates and ups again, "full" saves the layer's input only. No mode computes
+    the down projection again.
     """
     base = model.get_base_model()
-    layers = (
-        list(base.model.layers) if hasattr(base, "model") and hasattr(base.model, "layers") else []
-    )
-    reason = _misfit(base, layers)
+    reason = unfused_reason(model, base.get_input_embeddings().weight.device)
     if reason:
         return reason
-    for layer in layers:
+    for layer in decoder_layers(base):
+        # Recomputing is part of the fused backward, so transformers must not do it as well.
         layer.gradient_checkpointing = False
         layer.forward = _FusedLayer(layer, stack, recompute)
     base.model.norm.forward = _fused_norm(base.model.norm)
@@ -42,11 +36,11 @@ def fuse(model: Any, stack: bool, recompute: str) -> str:
 
 
 class _FusedLayer:
-    """A decoder layer's forward over one packed micro-batch: hidden_states [1, T, h] -> [1, T, h]."""
+    """A decoder layer's forward over a packed micro-batch: hidden_states [1, T, h] -> [1, T, h]."""
 
     def __init__(self, layer: Any, stack: bool, recompute: str) -> None:
-        self.attention = AttentionHalf(layer.self_attn, layer.input_layernorm, stack)
-        self.mlp = MlpHalf(layer.mlp, layer.post_attention_layernorm, stack)
+        self.attention = AttentionBlock(layer.self_attn, layer.input_layernorm, stack)
+        self.mlp = MlpBlock(layer.mlp, layer.post_attention_layernorm, stack)
         self.recompute = recompute
 
     def __call__(
@@ -56,50 +50,53 @@ class _FusedLayer:
         bounds: SampleBounds,
         **_: Any,
     ) -> torch.Tensor:
-        where = Where(position_embeddings[0][0], position_embeddings[1][0], bounds)
+        context = PackContext(position_embeddings[0][0], position_embeddings[1][0], bounds)
+        # Adapters are arguments, so that autograd delivers their gradients to the parameters.
         adapters = [*self.attention.adapters(), *self.mlp.adapters()]
-        # Not [0], whose gradient is a tensor of zeros with a copy in it.
-        return cast(torch.Tensor, _Layer.apply(hidden_states.squeeze(0), self, where, *adapters))[
-            None
-        ]
+        # squeeze, not [0]: the backward of indexing allocates zeros and copies the gradient in.
+        x = hidden_states.squeeze(0)
+        return cast(torch.Tensor, _Layer.apply(x, self, context, *adapters))[None]
 
 
 class _Layer(torch.autograd.Function):
+    """One autograd node per layer: the blocks save and free their tensors themselves."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, layer: _FusedLayer, where: Where, *adapters: torch.Tensor
+        ctx: Any, x: torch.Tensor, layer: _FusedLayer, context: PackContext, *adapters: torch.Tensor
     ) -> torch.Tensor:
-        middle, of_attention = layer.attention.forward(x, where)
-        y, of_mlp = layer.mlp.forward(cast(torch.Tensor, middle))
-        ctx.layer, ctx.where, ctx.num_attention = layer, where, len(of_attention)
-        kept = {
-            "off": (x, middle, *of_attention, *of_mlp),
-            "selective": (x, middle, *of_attention),
+        middle, attention_saved = layer.attention.forward(x, context)
+        y, mlp_saved = layer.mlp.forward(cast(torch.Tensor, middle))
+        ctx.layer, ctx.context, ctx.num_attention = layer, context, len(attention_saved)
+        saved = {
+            "off": (x, middle, *attention_saved, *mlp_saved),
+            "selective": (x, middle, *attention_saved),
             "full": (x,),
         }
-        ctx.save_for_backward(*kept[layer.recompute])
+        ctx.save_for_backward(*saved[layer.recompute])
         return cast(torch.Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        layer, where, count = ctx.layer, ctx.where, ctx.num_attention
-        x, *kept = ctx.saved_tensors
-        if kept:
-            middle, of_attention, of_mlp = (
-                kept[0],
-                tuple(kept[1 : 1 + count]),
-                tuple(kept[1 + count :]),
+        layer, context, count = ctx.layer, ctx.context, ctx.num_attention
+        x, *saved = ctx.saved_tensors
+        if saved:
+            middle, attention_saved, mlp_saved = (
+                saved[0],
+                tuple(saved[1 : 1 + count]),
+                tuple(saved[1 + count :]),
             )
         else:
-            middle, of_attention = layer.attention.forward(x, where)
-            of_mlp = ()
-        if not of_mlp:
-            _, of_mlp = layer.mlp.forward(middle, whole=False)
-        d_middle, of_mlp_found = layer.mlp.backward(grads[0].contiguous(), middle, of_mlp)
-        dx, found = layer.attention.backward(
-            d_middle, x, where, of_attention, ctx.needs_input_grad[0]
+            middle, attention_saved = layer.attention.forward(x, context)
+            mlp_saved = ()
+        if not mlp_saved:
+            _, mlp_saved = layer.mlp.forward(middle, recompute=True)
+        d_middle, mlp_grads = layer.mlp.backward(grads[0].contiguous(), middle, mlp_saved)
+        # The first layer's input needs no gradient, since the embeddings are frozen.
+        dx, attention_grads = layer.attention.backward(
+            d_middle, x, context, attention_saved, ctx.needs_input_grad[0]
         )
-        return dx, None, None, *found, *of_mlp_found
+        return dx, None, None, *attention_grads, *mlp_grads
 
 
 def _fused_norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -123,61 +120,3 @@ class _Norm(torch.autograd.Function):
         return kernels_for(x).rms_norm_backward(
             grads[0].contiguous(), x, ctx.norm.weight, rstd, None
         ), None
-
-
-def _misfit(base: Any, layers: list[Any]) -> str:
-    """Why these layers cannot be fused, or ""."""
-    config, dtype = base.config, base.get_input_embeddings().weight.dtype
-    if not layers or config.model_type not in FUSED_FAMILIES:
-        return f"{config.model_type} is none of {', '.join(FUSED_FAMILIES)}"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}, not silu"
-    weight = layers[0].input_layernorm.weight
-    if weight.is_cuda and not capable(weight.device):
-        return f"{torch.cuda.get_device_name(weight.device)} is older than compute capability {'.'.join(map(str, OLDEST))}"
-    size = layers[0].self_attn.head_dim
-    if (size & (size - 1) or size < 32) and weight.is_cuda:
-        return f"its heads have {size} values, neither a power of two nor 32 at least"
-    for layer in layers:
-        norms = (
-            layer.input_layernorm,
-            layer.post_attention_layernorm,
-            base.model.norm,
-            *head_norms(layer.self_attn),
-        )
-        for norm in norms:
-            if hasattr(norm, "original_module") or norm.weight.requires_grad:
-                return "a norm is trained whole"
-        linears = {
-            name: getattr(getattr(layer, part), name)
-            for part, names in _LINEARS.items()
-            for name in names
-        }
-        for name, module in linears.items():
-            reason = _odd_linear(module, dtype)
-            if reason:
-                return f"{name} {reason}"
-        for names in ONE_INPUT:
-            if len({kind_of(_base_of(linears[name])) for name in names}) > 1:
-                return f"{', '.join(names)} are held in different ways"
-    return ""
-
-
-def _base_of(module: Any) -> Any:
-    return module.get_base_layer() if hasattr(module, "lora_A") else module
-
-
-def _odd_linear(module: Any, dtype: torch.dtype) -> str:
-    """What makes an adapted (or plain) linear other than W0 x + scale B A x with a frozen W0, or ""."""
-    adapted, base = hasattr(module, "lora_A"), _base_of(module)
-    if hasattr(module, "original_module") or (kind_of(base) and base.weight.requires_grad):
-        return "is trained whole"
-    if not kind_of(base):
-        return f"is a {type(base).__name__}"
-    if kind_of(base) == "nf4" and base.compute_dtype not in (None, dtype):
-        return f"computes in {base.compute_dtype}, other than the model's {dtype}"
-    if adapted and any(getattr(dropout, "p", 0.0) > 0 for dropout in module.lora_dropout.values()):
-        return "has LoRA dropout"
-    if adapted and any(getattr(module, "use_dora", {}).values()):
-        return "has DoRA"
-    return ""

@@ -1,8 +1,10 @@
-"""A frozen linear held in float8 (e4m3), with one scale a row, multiplied in float8 where the GPU can.
+"""A frozen linear in float8 (e4m3) with one scale per row, multiplied in float8 where the GPU can.
 
-W [out, in] is held twice: by rows for x W^T, where a row is an output, and transposed for dy W, where a row is an input.
-Both products then have their scales outside the sum that they take (row-wise scaling: torch._scaled_mm). Activations and
-gradients are quantized row by row as they come. On a CPU the same numbers are multiplied in fp32.
+W [out, in] is stored twice: by rows for x W^T, where a row is an output, and transposed for dy W,
+where a row is an input. In both products the scales are then factors outside the sum (row-wise
+scaling of torch._scaled_mm), which a single copy with scales per output would not allow for dy W.
+Activations and gradients are quantized row by row during the step. On a CPU the same quantized
+numbers are multiplied in fp32.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ import torch
 
 from pipelines.layers.kernels import FP8_MAX, kernels_for
 
-ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules of one parent that read the same tensor."""
 
 
 class Fp8Linear(torch.nn.Linear):
-    """y = x W^T + b with W in float8. `weight` holds the bits as uint8, so that nothing casts them by accident."""
+    """y = x W^T + b with W in float8.
+
+    `weight` contains the bits as uint8, so that a `.to(dtype)` of the model does not convert them.
+    """
 
     def __init__(self, linear: torch.nn.Linear, scale_in: torch.Tensor) -> None:
         torch.nn.Module.__init__(self)
@@ -55,9 +60,9 @@ class _Product(torch.autograd.Function):
 
 
 def to_fp8(model: torch.nn.Module, head: torch.nn.Module) -> None:
-    """Replace every linear but `head` by its float8 form. Widths must be multiples of 16 on a GPU.
+    """Replace every linear but `head` by its float8 form. On a GPU widths must be multiples of 16.
 
-    Linears of one input get one scale for each row of it, so that dy W of all of them can be one product.
+    Linears with a common input share the scale of each input, so that dy W of all is one product.
     """
     for parent in list(model.modules()):
         linears = {
@@ -65,16 +70,19 @@ def to_fp8(model: torch.nn.Module, head: torch.nn.Module) -> None:
             for name, m in parent.named_children()
             if type(m) is torch.nn.Linear and m is not head
         }
-        groups = [[name for name in names if name in linears] for names in ONE_INPUT]
-        groups += [[name] for name in linears if not any(name in names for names in ONE_INPUT)]
+        groups = [[name for name in names if name in linears] for names in SHARED_INPUT]
+        groups += [[name] for name in linears if not any(name in names for names in SHARED_INPUT)]
         for names in groups:
-            scales = [_largest(linears[name].weight.detach()) for name in names]
+            scales = [_input_scale(linears[name].weight.detach()) for name in names]
             for name in names:
                 setattr(parent, name, Fp8Linear(linears[name], torch.stack(scales).amax(0)))
 
 
 def scaled_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x [T, K] times a float8 matrix [N, K] (or its bits) transposed, with its row scales [N, 1]; x's dtype, [T, N]."""
+    """x [T, K] times the transpose of a float8 matrix [N, K] (or its bits) with row scales [N, 1].
+
+    Returns [T, N] in x's dtype; x is quantized row by row first.
+    """
     weight = weight.view(torch.float8_e4m3fn)
     rows, row_scale = kernels_for(x).quantize_rows(x)
     if x.is_cuda:
@@ -86,12 +94,13 @@ def scaled_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -
 
 
 def fp8_unsupported(device: torch.device) -> str:
-    """Why this device cannot multiply in float8; empty when it can, or emulates it as a CPU does."""
+    """Why this device cannot multiply in float8; "" if it can, or emulates it as a CPU does."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
         return ""
-    return f"{torch.cuda.get_device_name(device)} has no float8 matrix units (compute capability 8.9 or higher has)"
+    name = torch.cuda.get_device_name(device)
+    return f"{name} has no float8 matrix units, which need compute capability 8.9 or higher"
 
 
-def _largest(weight: torch.Tensor) -> torch.Tensor:
-    """The scale [in, 1] of the transposed weight's rows."""
+def _input_scale(weight: torch.Tensor) -> torch.Tensor:
+    """Scales [in, 1] of the transposed weight's rows: they map its largest value to float8's."""
     return (weight.abs().amax(0).float() / FP8_MAX).clamp(min=1e-12)[:, None]

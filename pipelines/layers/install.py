@@ -1,4 +1,4 @@
-"""How a base's decoder layers run."""
+"""Apply the recipe's `train.gradient_checkpointing` and `train.fused` to a loaded model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ if TYPE_CHECKING:
 
 
 def checkpoint_gradients(base: Any, mode: str) -> None:
-    """Recompute activations in the backward pass: of every layer (full) or of every second one (selective)."""
+    """Recompute activations in the backward pass: of every layer (full) or every second
+    (selective).
+    """
     if mode == "off":
         return
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [
-        m
-        for m in base.modules()
-        if getattr(m, "gradient_checkpointing", False) and hasattr(m, "self_attn")
+        module
+        for module in base.modules()
+        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "self_attn")
     ]
     for layer in layers[1::2] if mode == "selective" else ():
         layer.gradient_checkpointing = False
 
 
-def fuse_layers(model: Any, train: TrainConfig, device: torch.device) -> None:
-    """Make the layers fused ones, by `train.fused`; a fall-back is logged with its reason.
+def wants_fused(train: TrainConfig, device_type: str) -> bool:
+    """Whether the recipe asks for the fused layers on a device; auto is on for GPUs."""
+    automatic = train.fused == "auto" and device_type != "cpu"
+    return train.method == "lora" and (train.fused == "on" or automatic)
 
-    They take over gradient checkpointing. Raises UserError when `train.fused` is on and they do not fit.
+
+def fuse_layers(model: Any, train: TrainConfig, device: torch.device) -> None:
+    """Install the fused layers as `train.fused` asks; they take over gradient checkpointing.
+
+    With `auto` a model that they do not fit keeps its own layers, and the reason is logged. With
+    `on` raises UserError instead.
     """
     from pipelines.layers.decoder_layer import fuse
 
@@ -37,12 +46,9 @@ def fuse_layers(model: Any, train: TrainConfig, device: torch.device) -> None:
         raise UserError(
             "train.fused=on trains adapters only, but train.method=full: set train.fused=auto"
         )
-    if (
-        train.fused == "off"
-        or train.method == "full"
-        or (train.fused == "auto" and device.type == "cpu")
-    ):
+    if not wants_fused(train, device.type):
         return
+    # Under ZeRO-3 each weight is gathered and freed by itself, so weights cannot share a buffer.
     reason = fuse(model, train.zero != 3, str(train.gradient_checkpointing))
     if reason and train.fused == "on":
         raise UserError(f"train.fused=on, but {reason}: set train.fused=auto")

@@ -1,10 +1,12 @@
-"""Adapted linears that share an input: y_i = x W_i^T + s_i (x A_i^T) B_i^T, and its gradients by hand.
+"""LoRA linears with a common input: y_i = x W_i^T + s_i (x A_i^T) B_i^T, with gradients by hand.
 
-T = tokens, K = input width, N = the outputs' widths together, R = the adapters' ranks together, filled up with zeros to a
-multiple of 16 so that rows stay aligned. One product x A^T serves all of them ("low", [T, R]), and the frozen weights get
-no gradient. What an adapter adds to an output is handed to the kernel that reads that output next, where it costs no
-pass over memory of its own. x A^T, and d_low A where d_low lies beside dy, are part of the frozen weights' own products
-if these can be (`model.frozen`).
+T = tokens, K = input width, N = the sum of the output widths, R = the sum of the adapters' ranks,
+padded with zeros to a multiple of 16 so that rows stay aligned. One product x A^T ("xa", [T, R])
+serves all of the linears, and the frozen weights get no gradient.
+
+Two things make adapters nearly free. The update s xa B^T of an output is not added here but handed
+to the kernel that reads the output next, which saves a pass over memory. And x A^T, like grad_xa A
+in the backward, becomes part of the frozen weights' own product where `frozen_linears` can do that.
 """
 
 from __future__ import annotations
@@ -15,25 +17,37 @@ from typing import Any
 import torch
 
 from pipelines.layers.frozen_linears import FrozenLinears
-from pipelines.layers.kernels import LowRank
+from pipelines.layers.kernels import LowRank, kernels_for
 
-_MAX_INLINE = 64  # ranks up to which a kernel's tile multiplies them by the way
-_ALIGNED = 16
+SavedTensors = tuple[torch.Tensor | None, ...]
+"""What a block's forward saves for its backward; None for the xa of linears without adapters."""
+
+_MAX_PENDING_RANK = 64
+"""Up to this rank a kernel multiplies its tile by B; higher ranks are added by a product of their
+own.
+"""
+
+_RANK_MULTIPLE = 16
 
 
 class AdaptedLinears:
-    """Modules of one input, each a frozen linear or PEFT's LoRA around one. Reads the active adapter at every call."""
+    """Modules with a common input, each a frozen linear or PEFT's LoRA around one.
+
+    The active adapter is read in every call. `stack` as in `FrozenLinears`.
+    """
 
     def __init__(self, modules: Sequence[Any], stack: bool) -> None:
         self._modules = list(modules)
         bases = [module.get_base_layer() if _is_lora(module) else module for module in modules]
-        room = sum(b.shape[1] for _, _, _, b in self._parts())
-        self.frozen = FrozenLinears(bases, stack, room + -room % _ALIGNED)
+        num_ranks = sum(b.shape[1] for _, _, _, b in self._parts())
+        self.frozen = FrozenLinears(bases, stack, num_ranks + -num_ranks % _RANK_MULTIPLE)
         ends = torch.tensor(self.frozen.widths).cumsum(0).tolist()
-        self._spans = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        self._columns = [
+            slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
 
     def adapters(self) -> list[torch.Tensor]:
-        """A [r, K], B [n, r] of every adapted module, in turn: what trains."""
+        """The trainable A [r, K] and B [n, r] of every adapted module, in turn."""
         return [
             side[name].weight
             for module, name, _ in self._active()
@@ -41,120 +55,153 @@ class AdaptedLinears:
         ]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [T, K] -> x W^T [T, N], and low, None without adapters; what `added` names is yet to be added."""
-        y, low = self.frozen.forward(x, self._a(x.dtype))
-        if low is not None and not self._inline:
-            for index, ranks, scale, b in self._parts():
-                y[:, self._spans[index]].addmm_(low[:, ranks], b.T.to(y.dtype), alpha=scale)
-        return y, low
+        """x [T, K] -> x W^T [T, N], to which `pending_updates(xa)` must be added, and xa [T, R].
 
-    def low(self, x: torch.Tensor) -> torch.Tensor | None:
+        xa is None without adapters. It can be a view of a buffer that also contains x W^T.
+        """
+        y, xa = self.frozen.forward(x, self._stacked_a(x.dtype))
+        if xa is not None and not self._leaves_updates:
+            for index, ranks, scale, b in self._parts():
+                y[:, self._columns[index]].addmm_(xa[:, ranks], b.T.to(y.dtype), alpha=scale)
+        return y, xa
+
+    def compute_xa(self, x: torch.Tensor) -> torch.Tensor | None:
         """x A^T [T, R] alone."""
-        a = self._a(x.dtype)
+        a = self._stacked_a(x.dtype)
         return None if a is None else x @ a.T
 
-    def added(self, low: torch.Tensor | None) -> list[LowRank | None]:
-        """What each module's output lacks after `forward`."""
-        found: list[LowRank | None] = [None] * len(self._modules)
-        if low is None or not self._inline:
-            return found
+    def pending_updates(self, xa: torch.Tensor | None) -> list[LowRank | None]:
+        """For each module the adapter's update that the output of `forward` lacks."""
+        updates: list[LowRank | None] = [None] * len(self._modules)
+        if xa is None or not self._leaves_updates:
+            return updates
         for index, ranks, scale, b in self._parts():
-            found[index] = LowRank(low[:, ranks], b.to(low.dtype), scale)
-        return found
+            updates[index] = LowRank(xa[:, ranks], b.to(xa.dtype), scale)
+        return updates
 
-    def gradient_room(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Where dy [T, N] and d_low [T, R] are best written."""
-        a = self._a(x.dtype)
+    def gradient_buffers(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Uninitialized dy [T, N] and grad_xa [T, R], laid out for a fast `input_gradient`."""
+        a = self._stacked_a(x.dtype)
         return (
             (x.new_empty(len(x), self.frozen.width), None)
             if a is None
-            else self.frozen.gradient_room(x, a)
+            else self.frozen.gradient_buffers(x, a)
         )
 
-    def d_low(self, dy: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor | None:
-        """dy [T, N] -> the gradient of low [T, R], written `into` that if given."""
+    def grad_xa(self, dy: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor | None:
+        """dy [T, N] -> the gradient of xa [T, R], written into `out` if given; None without
+        adapters.
+        """
         parts = self._parts()
         if not parts:
             return None
-        ranks = sum(b.shape[1] for _, _, _, b in parts)
-        out = dy.new_empty(len(dy), ranks + -ranks % _ALIGNED) if into is None else into
-        out[:, ranks:] = 0
-        for index, of, scale, b in parts:
+        num_ranks = sum(b.shape[1] for _, _, _, b in parts)
+        if out is None:
+            out = dy.new_empty(len(dy), num_ranks + -num_ranks % _RANK_MULTIPLE)
+        out[:, num_ranks:] = 0
+        for index, ranks, scale, b in parts:
+            # beta=0 ignores the input, so that uninitialized memory cannot bring in a NaN.
             torch.addmm(
-                out[:, of],
-                dy[:, self._spans[index]],
+                out[:, ranks],
+                dy[:, self._columns[index]],
                 b.to(dy.dtype),
                 beta=0,
                 alpha=scale,
-                out=out[:, of],
+                out=out[:, ranks],
             )
         return out
 
-    def dx(self, dy: torch.Tensor, d_low: torch.Tensor | None) -> torch.Tensor:
-        """dy [T, N] -> dx [T, K], the adapters' share with it."""
-        return self.frozen.backward(dy, d_low, self._a(dy.dtype))
+    def input_gradient(self, dy: torch.Tensor, grad_xa: torch.Tensor | None) -> torch.Tensor:
+        """dy [T, N] -> dx [T, K], including the adapters' part grad_xa A."""
+        return self.frozen.backward(dy, grad_xa, self._stacked_a(dy.dtype))
 
-    def dx_without(
-        self, dy: torch.Tensor, d_low: torch.Tensor | None
+    def partial_input_gradient(
+        self, dy: torch.Tensor, grad_xa: torch.Tensor | None
     ) -> tuple[torch.Tensor, LowRank | None]:
-        """dy [T, N] -> dx [T, K] and what it lacks."""
-        a = self._a(dy.dtype)
-        if d_low is None or a is None or not self._inline:
-            return self.frozen.backward(dy, d_low, a), None
-        return self.frozen.backward(dy), LowRank(d_low, a.T, 1.0)
+        """dy [T, N] -> dx [T, K] and the update grad_xa A that it lacks, for the next kernel to
+        add.
+        """
+        a = self._stacked_a(dy.dtype)
+        if grad_xa is None or a is None or not self._leaves_updates:
+            return self.frozen.backward(dy, grad_xa, a), None
+        return self.frozen.backward(dy), LowRank(grad_xa, a.T, 1.0)
 
-    def gradients(
+    def adapter_gradients(
         self,
         dy: torch.Tensor,
         x: torch.Tensor,
         norm: tuple[torch.Tensor, torch.Tensor] | None,
-        low: torch.Tensor | None,
-        d_low: torch.Tensor | None,
+        xa: torch.Tensor | None,
+        grad_xa: torch.Tensor | None,
     ) -> list[torch.Tensor]:
-        """dA, dB of every adapter, in the order of `adapters`. With `norm`, an RMS norm's weight [K] and 1 / rms [T], the
-        linears' input is x normed, which then need not be made again: dA = (d_low / rms)^T x * weight.
+        """dA [r, K] and dB [n, r] of every adapter, in the order of `adapters`.
+
+        Without `norm` x is the linears' input. With it, x is the input of an RMS norm with this
+        weight [K] and 1 / rms [T] (`input_and_norm`), whose output need not be computed again:
+        dA = grad_xa^T (x / rms * weight) = (grad_xa / rms)^T x * weight.
         """
-        if low is None or d_low is None:
+        if xa is None or grad_xa is None:
             return []
         if norm is None:
-            d_a = d_low.T @ x
+            d_a = grad_xa.T @ x
         else:
-            d_a = ((d_low * norm[1][:, None]).to(x.dtype).T @ x) * norm[0]
-        found = []
+            d_a = ((grad_xa * norm[1][:, None]).to(x.dtype).T @ x) * norm[0]
+        gradients = []
         for index, ranks, scale, b in self._parts():
-            left, right = dy[:, self._spans[index]].T, low[:, ranks]
+            left, right = dy[:, self._columns[index]].T, xa[:, ranks]
             d_b = torch.addmm(left.new_empty(b.shape), left, right, beta=0, alpha=scale)
-            found += [d_a[ranks].to(b.dtype), d_b.to(b.dtype)]
-        return found
+            gradients += [d_a[ranks].to(b.dtype), d_b.to(b.dtype)]
+        return gradients
 
     @property
-    def _inline(self) -> bool:
-        return all(b.shape[1] <= _MAX_INLINE for _, _, _, b in self._parts())
+    def _leaves_updates(self) -> bool:
+        """Whether the next kernel adds the updates; one high rank decides for all modules."""
+        return all(b.shape[1] <= _MAX_PENDING_RANK for _, _, _, b in self._parts())
 
     def _active(self) -> list[tuple[Any, str, int]]:
-        found = []
+        """Module, adapter name and index of every module with an active adapter."""
+        active = []
         for index, module in enumerate(self._modules):
             names = module.active_adapters if _is_lora(module) else []
-            assert len(names) <= 1, "one adapter trains"
-            found += [(module, name, index) for name in names if name in module.lora_A]
-        return found
+            assert len(names) <= 1, "the fused layers train a single adapter"
+            active += [(module, name, index) for name in names if name in module.lora_A]
+        return active
 
     def _parts(self) -> list[tuple[int, slice, float, torch.Tensor]]:
-        """Each adapter's module, its ranks in low, its scale and B."""
-        parts, at = [], 0
+        """For every adapter: its module's index, its ranks (columns of xa), its scale and its B."""
+        parts, start = [], 0
         for module, name, index in self._active():
             b = module.lora_B[name].weight
-            parts.append((index, slice(at, at + b.shape[1]), module.scaling[name], b))
-            at += b.shape[1]
+            ranks = slice(start, start + b.shape[1])
+            parts.append((index, ranks, module.scaling[name], b))
+            start = ranks.stop
         return parts
 
-    def _a(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """The A of all adapters below each other and zeros [R, K]; None without adapters."""
+    def _stacked_a(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """All adapters' A below each other, then rows of zeros: [R, K]; None without adapters."""
         rows = [module.lora_A[name].weight.to(dtype) for module, name, _ in self._active()]
         if not rows:
             return None
-        lacking = -sum(map(len, rows)) % _ALIGNED
-        return torch.cat([*rows, rows[0].new_zeros(lacking, rows[0].shape[1])] if lacking else rows)
+        padding = -sum(map(len, rows)) % _RANK_MULTIPLE
+        return torch.cat([*rows, rows[0].new_zeros(padding, rows[0].shape[1])] if padding else rows)
+
+
+def input_and_norm(
+    norm: Any, x: torch.Tensor, rstd: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """The arguments `x` and `norm` of `adapter_gradients` for linears after an RMS norm of x [T,
+    K].
+
+    In fp16 grad_xa / rms can underflow where rms is large, so the norm is computed again instead.
+    """
+    if x.dtype == torch.float16:
+        return kernels_for(x).rms_norm(x, norm.weight, norm.variance_epsilon)[0], None
+    return x, (norm.weight, rstd)
+
+
+def compact_copy(xa: torch.Tensor | None) -> torch.Tensor | None:
+    """A copy of xa [T, R] in memory of its own: a view would keep the wide buffer of y alive."""
+    return None if xa is None else xa.clone(memory_format=torch.contiguous_format)
 
 
 def _is_lora(module: Any) -> bool:

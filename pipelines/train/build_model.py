@@ -17,7 +17,7 @@ from pipelines.model.full_finetune import unfreeze
 from pipelines.model.lora import attach, trainable_parameters
 from pipelines.model.lora_init import init_eva, init_loftq, init_pissa
 from pipelines.model.supported import check_base
-from pipelines.plan.flops import ModelSize
+from pipelines.plan.shape import ModelShape, shape_of_base
 from pipelines.storage import local_base_dir
 from pipelines.train.batch import Row, collate
 from pipelines.train.checkpoint.files import TrainingState
@@ -36,7 +36,7 @@ class BuiltModel:
 
     model: Any
     pissa: dict[str, torch.Tensor] | None
-    size: ModelSize
+    shape: ModelShape
     num_trainable_parameters: int
 
 
@@ -57,7 +57,7 @@ def build_model(
     """
     base = load_base(recipe.model, str(device), PACKED)
     check_base(base.config, row_tokens)
-    size = ModelSize.of(base)
+    shape = shape_of_base(base)
     checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
     if recipe.train.method == "full":
         model, pissa = unfreeze(base), None
@@ -67,7 +67,7 @@ def build_model(
         pissa = _initialize(model, recipe, read_rows(first_rows), device, start_state)
     fuse_layers(model, recipe.train, device)
     num_trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    return BuiltModel(model, pissa, size, num_trainable)
+    return BuiltModel(model, pissa, shape, num_trainable)
 
 
 def _initialize(

@@ -17,7 +17,7 @@ import torch
 
 from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import PreparedDataset
-from pipelines.plan.memory import device_bytes, resolved
+from pipelines.plan.memory import device_bytes, resolve_auto
 from pipelines.storage import Store, as_user_error
 from pipelines.train.batch import Row
 from pipelines.train.build_model import build_model
@@ -137,7 +137,7 @@ class _Rank:
         self._store = args.store
         # All ranks must resolve "auto" alike, so the GPU with the least memory decides.
         memory = all_reduce_min(device_bytes(device), device)
-        self._recipe = recipe = resolved(
+        self._recipe = recipe = resolve_auto(
             args.recipe, args.prepared.row_tokens, memory, torch.distributed.get_world_size()
         )
         self._row_order = RowOrder(args.prepared.train.num_rows, recipe.train)
@@ -216,9 +216,9 @@ class _Rank:
             probe=self._heldout[0] if self._heldout else next(self._rows("train", first_row)),
         )
         on_gpu = engine.device.type == "cuda"
-        rate = matmul_rate(engine.device, built.size.dtype) if on_gpu else None
+        rate = matmul_rate(engine.device, built.shape.dtype) if on_gpu else None
         self._meter = ThroughputMeter(
-            built.size, recipe.train.method == "full", self._row_order.num_steps, rate
+            built.shape, recipe.train.method == "full", self._row_order.num_steps, rate
         )
 
     def _rows(self, split: str, order: np.ndarray, batch_size: int = 1) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from pipelines.core.errors import UserError
 from pipelines.layers.attention import PACKED
 from pipelines.layers.decoder_layer import fuse
 from pipelines.layers.fp8 import to_fp8
-from pipelines.model.lora import attach, trainable
+from pipelines.model.lora import attach, trainable_parameters
 from pipelines.model.supported import check_base
 from pipelines.train.batch import collate
 from pipelines.train.loss import PackedLoss
@@ -53,7 +53,7 @@ def adapted(family: str, lora: LoraConfig, fp8: bool = False) -> Any:
 def with_adapter(base: Any, lora: LoraConfig) -> Any:
     model = attach(base, lora, seed=1)
     generator = torch.Generator().manual_seed(2)
-    for parameter in trainable(model).values():
+    for parameter in trainable_parameters(model).values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     return model
 
@@ -76,7 +76,7 @@ def loss_and_gradients(model: Any, batch: Any = None) -> tuple[float, dict[str, 
     loss = PackedLoss(model)(batch or packed_batch())
     loss.backward()
     found = {}
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         assert parameter.grad is not None, name
         found[name], parameter.grad = parameter.grad, None
     return float(loss.detach()), found
@@ -172,7 +172,7 @@ def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large()
         )
         assert not fused or fuse(model, True, "off") == ""
         (PackedLoss(model)(packed_batch()) * 2.0**-6).backward()
-        found = trainable(model).items()
+        found = trainable_parameters(model).items()
         return {
             name: p.grad.double() for name, p in found if p.grad is not None and "lora_A" in name
         }
@@ -204,8 +204,11 @@ def test_stacked_weights_are_the_modules_own() -> None:
     [
         (LoraConfig(r=4, alpha=8, dropout=0.1), "dropout"),
         (LoraConfig(r=4, alpha=8, dora=True), "DoRA"),
-        (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["down_proj"]), "trained whole"),
-        (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["norm"]), "norm is trained whole"),
+        (
+            LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["down_proj"]),
+            "is trained itself",
+        ),
+        (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["norm"]), "a norm is trained"),
     ],
 )
 def test_what_cannot_be_fused_says_why(lora: LoraConfig, reason: str) -> None:
@@ -227,13 +230,13 @@ def test_frozen_head_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPa
         use_cache=False,
         bounds=batch.bounds,
     ).last_hidden_state
-    logits = causal.lm_head(hidden[0, batch.trained])
+    logits = causal.lm_head(hidden[0, batch.label_positions])
     plain = (
         torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none") @ batch.weights
     )
     plain.backward()
     assert reference[0] == pytest.approx(float(plain.detach()), rel=1e-6)
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         assert torch.allclose(parameter.grad, reference[1][name], rtol=1e-4, atol=1e-6), name  # type: ignore[arg-type]
 
 
@@ -255,7 +258,7 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
         assert fuse(model, True, "off") == ""
         loss_of, optimizer = (
             PackedLoss(model),
-            torch.optim.AdamW(trainable(model).values(), weight_decay=0),
+            torch.optim.AdamW(trainable_parameters(model).values(), weight_decay=0),
         )
         for step in range(num_steps):
             optimizer.param_groups[0]["lr"] = 3e-3 * (0.5 + 0.5 * np.cos(np.pi * step / num_steps))
@@ -264,8 +267,8 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
             optimizer.step()
             optimizer.zero_grad()
         losses[quantization] = held_loss(model)
-    plain = trainable(models["none"])
-    for name, parameter in trainable(models["fp8"]).items():
+    plain = trainable_parameters(models["none"])
+    for name, parameter in trainable_parameters(models["fp8"]).items():
         plain[name].data.copy_(parameter.data)
     assert losses["none"] < 1.5
     assert losses["fp8"] == pytest.approx(losses["none"], rel=0.01)

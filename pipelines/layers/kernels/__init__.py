@@ -1,7 +1,7 @@
-"""The element-wise work between a layer's matrix products: Triton on a GPU, the same in torch elsewhere.
+"""The element-wise work between a layer's matrix products: in Triton on a GPU, in torch elsewhere.
 
-`reference` is what each function means and what tests compare `triton_rows` and `triton_tiles` with.
-T = tokens, h = hidden width.
+`reference` defines each function, and tests compare `triton_rows` and `triton_tiles` with it.
+T = tokens, h = hidden width. Names that end in _ write into their arguments.
 """
 
 from __future__ import annotations
@@ -11,26 +11,32 @@ from typing import NamedTuple
 
 import torch
 
-OLDEST = (8, 0)  # compute capability
+MIN_COMPUTE_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 and torch's flash attention
 FP8_MAX = 448.0  # the largest finite value of float8_e4m3fn
 
 
 class LowRank(NamedTuple):
-    """scale * low weight^T, which a kernel adds to what it reads: low [T, r], weight [n, r], of any strides."""
+    """scale * left right^T [T, n], which a kernel adds to the tensor that it reads.
 
-    low: torch.Tensor
-    weight: torch.Tensor
+    left [T, r] is xa with right = B [n, r] in a forward, and grad_xa with right = A^T in a
+    backward. Both may have any strides.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
     scale: float
 
 
-def capable(device: torch.device | None = None) -> bool:
-    """Whether a GPU, by default the current one, is young enough for the kernels, flash attention and the fused layers."""
-    return torch.cuda.get_device_capability(device) >= OLDEST
+def supports_kernels(device: torch.device | None = None) -> bool:
+    """Whether a GPU, by default the current one, runs the kernels, flash attention and fused
+    layers.
+    """
+    return torch.cuda.get_device_capability(device) >= MIN_COMPUTE_CAPABILITY
 
 
 def kernels_for(tensor: torch.Tensor) -> ModuleType:
-    """The module whose functions run where `tensor` lies."""
-    if tensor.is_cuda and capable(tensor.device):
+    """The module whose functions run on the device of `tensor`."""
+    if tensor.is_cuda and supports_kernels(tensor.device):
         from pipelines.layers.kernels import triton_rows
 
         return triton_rows

@@ -1,6 +1,11 @@
-"""The kernels in Triton, one program a row here, those of tiles beside. `reference` says what they mean."""
+"""The kernels of `reference` in Triton: one program per row here, those over tiles in
+`triton_tiles`.
 
-# Triton is there only beside a GPU build of torch, and a kernel is called by a grid in brackets.
+A program loads its row once and does every step on it, so that each tensor passes memory once. All
+arithmetic is in fp32; results are rounded once, as in `reference`.
+"""
+
+# Triton is installed only with a GPU build of torch, and kernels are called by kernel[grid](...).
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
 from __future__ import annotations
@@ -19,13 +24,13 @@ from pipelines.layers.kernels.triton_tiles import (
 )
 
 __all__ = [
-    "add", "add_rotate_", "cross_entropy_", "head_norm_backward_", "quantize_rows", "rms_norm", "rms_norm_backward", "rotate",
-    "swiglu", "swiglu_backward_",
+    "add", "add_rotate_", "cross_entropy_", "head_norm_backward_", "quantize_rows", "rms_norm",
+    "rms_norm_backward", "rotate", "swiglu", "swiglu_backward_",
 ]  # fmt: skip
 
 
 def _block(width: int) -> tuple[int, int]:
-    """A row's block size and its warps."""
+    """Block size and number of warps for a row: Triton's ranges must be powers of two."""
     block = triton.next_power_of_2(width)
     return block, min(16, max(4, block // 512))
 
@@ -35,6 +40,7 @@ def _rms(x, weight, y, rstd, eps, h, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     mask = at < h
+    # Masked columns load as 0, so they add nothing to the sum.
     value = tl.load(x + row * h + at, mask, 0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value) / h + eps)
     tl.store(rstd + row, scale)
@@ -102,8 +108,10 @@ def _quantize(x, out, scales, x_row, h, largest, BLOCK: tl.constexpr):
 
 @triton.jit
 def _cross_entropy(logits, targets, weights, losses, width: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)  # row * width exceeds 32 bits for large vocabularies
     line = logits + row * width
+    # A vocabulary does not fit into one block: the maximum and the sum of exponentials are updated
+    # block by block (online softmax), then a second pass writes the gradient over the logits.
     peak, total = -float("inf"), 0.0
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -113,7 +121,8 @@ def _cross_entropy(logits, targets, weights, losses, width: tl.constexpr, BLOCK:
         peak = higher
     target, weight = tl.load(targets + row), tl.load(weights + row)
     tl.store(losses + row, tl.log(total) + peak - tl.load(line + target).to(tl.float32))
-    tl.debug_barrier()  # every lane has read the target's logit before any writes over it
+    # Every lane must have read the target's logit before any lane overwrites it.
+    tl.debug_barrier()
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(line + at, at < width, -float("inf")).to(tl.float32)
@@ -124,7 +133,7 @@ def _cross_entropy(logits, targets, weights, losses, width: tl.constexpr, BLOCK:
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, h] -> normalized x and 1 / rms [T]."""
+    """As `reference.rms_norm`."""
     y, rstd = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
     block, warps = _block(x.shape[1])
     _rms[(len(x),)](x, weight, y, rstd, eps, x.shape[1], block, num_warps=warps)
@@ -138,12 +147,13 @@ def rms_norm_backward(
     rstd: torch.Tensor,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    """dx [T, h], `residual` added."""
+    """As `reference.rms_norm_backward`."""
     dx = torch.empty_like(x)
     block, warps = _block(x.shape[1])
-    added = x if residual is None else residual.contiguous()
+    # A kernel needs a pointer even for an argument that it does not read.
+    addend = x if residual is None else residual.contiguous()
     _rms_backward[(len(x),)](
-        dy, x, weight, rstd, added, dx, x.shape[1], residual is not None, block, num_warps=warps
+        dy, x, weight, rstd, addend, dx, x.shape[1], residual is not None, block, num_warps=warps
     )
     return dx
 
@@ -155,7 +165,7 @@ def rotate(
     sin: torch.Tensor,
     inverse: bool = False,
 ) -> None:
-    """Rotary embedding of source [T, heads, D] into `out`; heads lie next to each other."""
+    """As `reference.rotate`; a token's heads must be contiguous, tokens may have any stride."""
     tokens, heads, size = source.shape
     assert source.stride()[1:] == (size, 1) and out.stride()[1:] == (size, 1)
     strides, sign = (source.stride(0), out.stride(0), cos.stride(0)), -1.0 if inverse else 1.0
@@ -165,7 +175,7 @@ def rotate(
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, h] -> float8 [T, h] and scales [T, 1]."""
+    """As `reference.quantize_rows`; rows may have any stride."""
     out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     block, warps = _block(x.shape[1])
@@ -176,8 +186,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def cross_entropy_(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Losses [M]; logits [M, V] become their gradient."""
+    """As `reference.cross_entropy_`."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    given = (targets.contiguous(), weights.contiguous())
-    _cross_entropy[(len(logits),)](logits, *given, losses, logits.shape[1], 8192, num_warps=16)
+    per_row = (targets.contiguous(), weights.contiguous())
+    _cross_entropy[(len(logits),)](logits, *per_row, losses, logits.shape[1], 8192, num_warps=16)
     return losses

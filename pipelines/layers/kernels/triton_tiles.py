@@ -1,6 +1,14 @@
-"""The kernels that add an adapter's part to what they read, tile by tile, in Triton. `reference` says what they mean."""
+"""The kernels of `reference` that add an adapter's update to what they read, tile by tile, in
+Triton.
 
-# Triton is there only beside a GPU build of torch, and a kernel is called by a grid in brackets.
+A program has a tile of BM tokens and BN columns. For the update it loads the tokens' rows of `left`
+and the columns' rows of `right`, whose rank is small, and multiplies them in registers: the update
+[T, n] itself never exists in memory. A rank is padded to the next power of two of at least 16, the
+smallest size of tl.dot; masked entries load as 0. input_precision="ieee" keeps fp32 products from
+being rounded to TF32. Offsets of rows are 64-bit, since T times a width can exceed 2^31.
+"""
+
+# Triton is installed only with a GPU build of torch, and kernels are called by kernel[grid](...).
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
 from __future__ import annotations
@@ -13,33 +21,33 @@ import triton.language as tl
 
 from pipelines.layers.kernels import LowRank
 
-# Tokens and columns of a tile and warps of its program, and for SwiGLU the programs among which a row's tiles are dealt:
-# the fastest of some dozen on an H100.
+# Tokens and columns of a tile, warps of its program and, for SwiGLU, the number of programs that
+# share the column tiles of a row of tiles. The fastest of about a dozen choices on an H100.
 _ADD = (64, 64, 4)
 _SWIGLU, _SWIGLU_BACKWARD = (32, 128, 4, 16), (64, 64, 4, 16)
-_TUNED_RANK = 32
+_TUNED_RANK = 32  # higher ranks need smaller tiles
 _ROTATE_TOKENS, _ROTATE_WARPS = 64, 4
 
 
 @triton.jit
-def _low(low, low_row, rank, rows, row_mask, R: tl.constexpr):
-    """[rows, R] of low [T, rank]."""
+def _load_left(left, left_row, rank, rows, row_mask, R: tl.constexpr):
+    """The tile [rows, R] of left [T, rank]."""
     k = tl.arange(0, R)[None, :]
-    return tl.load(low + rows[:, None] * low_row + k, row_mask[:, None] & (k < rank), 0.0)
+    return tl.load(left + rows[:, None] * left_row + k, row_mask[:, None] & (k < rank), 0.0)
 
 
 @triton.jit
-def _weight(weight, weight_n, weight_k, rank, columns, column_mask, R: tl.constexpr):
-    """[R, columns] of weight [n, rank] transposed."""
+def _load_right(right, right_n, right_k, rank, columns, column_mask, R: tl.constexpr):
+    """The tile [R, columns] of the transpose of right [n, rank]."""
     k = tl.arange(0, R)[:, None]
     return tl.load(
-        weight + columns[None, :] * weight_n + k * weight_k, column_mask[None, :] & (k < rank), 0.0
+        right + columns[None, :] * right_n + k * right_k, column_mask[None, :] & (k < rank), 0.0
     )
 
 
 @triton.jit
 def _add(
-    y, y_row, residual, out, low, low_row, weight, weight_n, weight_k, rank, scale, tokens, n,
+    y, y_row, residual, out, left, left_row, right, right_n, right_k, rank, scale, tokens, n,
     R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
@@ -50,34 +58,38 @@ def _add(
     value = tl.load(y + rows[:, None] * y_row + columns[None, :], mask, 0.0).to(tl.float32)
     value += tl.load(residual + at, mask, 0.0).to(tl.float32)
     if R > 0:
-        lows = _low(low, low_row, rank, rows, row_mask, R)
-        weights = _weight(weight, weight_n, weight_k, rank, columns, column_mask, R)
-        value += scale * tl.dot(lows, weights, input_precision="ieee")
+        left_tile = _load_left(left, left_row, rank, rows, row_mask, R)
+        right_tile = _load_right(right, right_n, right_k, rank, columns, column_mask, R)
+        value += scale * tl.dot(left_tile, right_tile, input_precision="ieee")
     tl.store(out + at, value.to(out.dtype.element_ty), mask)
 
 
 @triton.jit
 def _swiglu(
-    gate_up, row, act, d_low, tokens, i, tiles,
-    g_low, g_row, g_weight, g_n, g_k, g_rank, g_scale,
-    u_low, u_row, u_weight, u_n, u_k, u_rank, u_scale,
-    d_act_low, d_row, d_weight, d_n, d_k, d_rank, d_scale,
-    GR: tl.constexpr, UR: tl.constexpr, DR: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    gate_up, row, act, grad_xa, tokens, i, tiles,
+    g_left, g_row, g_right, g_n, g_k, g_rank, g_scale,
+    u_left, u_row, u_right, u_n, u_k, u_rank, u_scale,
+    d_left, d_row, d_right, d_n, d_k, d_rank, d_scale,
+    GR: tl.constexpr, UR: tl.constexpr, DR: tl.constexpr,
+    BACKWARD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
+    # g_, u_ and d_ are the updates of gate, up and, in the backward, of d_act; a rank of 0 means
+    # none. A program walks over its `tiles` column tiles, so that a row's left tiles are loaded
+    # once and the gradients of g_left and u_left are summed over its columns in registers.
     rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
     row_mask = rows < tokens
     if GR > 0:
-        g_lows, d_g_low = (
-            _low(g_low, g_row, g_rank, rows, row_mask, GR),
+        g_left_tile, grad_g = (
+            _load_left(g_left, g_row, g_rank, rows, row_mask, GR),
             tl.zeros([BM, GR], tl.float32),
         )
     if UR > 0:
-        u_lows, d_u_low = (
-            _low(u_low, u_row, u_rank, rows, row_mask, UR),
+        u_left_tile, grad_u = (
+            _load_left(u_left, u_row, u_rank, rows, row_mask, UR),
             tl.zeros([BM, UR], tl.float32),
         )
     if DR > 0:
-        d_lows = _low(d_act_low, d_row, d_rank, rows, row_mask, DR)
+        d_left_tile = _load_left(d_left, d_row, d_rank, rows, row_mask, DR)
     for tile in range(tiles):
         columns = (tl.program_id(0) * tiles + tile) * BN + tl.arange(0, BN)
         column_mask = columns < i
@@ -86,76 +98,93 @@ def _swiglu(
         gate = tl.load(gate_up + gates, mask, 0.0).to(tl.float32)
         up = tl.load(gate_up + gates + i, mask, 0.0).to(tl.float32)
         if GR > 0:
-            g_weights = _weight(g_weight, g_n, g_k, g_rank, columns, column_mask, GR)
-            gate += g_scale * tl.dot(g_lows, g_weights, input_precision="ieee")
+            g_right_tile = _load_right(g_right, g_n, g_k, g_rank, columns, column_mask, GR)
+            gate += g_scale * tl.dot(g_left_tile, g_right_tile, input_precision="ieee")
         if UR > 0:
-            u_weights = _weight(u_weight, u_n, u_k, u_rank, columns, column_mask, UR)
-            up += u_scale * tl.dot(u_lows, u_weights, input_precision="ieee")
+            u_right_tile = _load_right(u_right, u_n, u_k, u_rank, columns, column_mask, UR)
+            up += u_scale * tl.dot(u_left_tile, u_right_tile, input_precision="ieee")
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         if BACKWARD:
             d = tl.load(act + at, mask, 0.0).to(tl.float32)
             if DR > 0:
-                d_weights = _weight(d_weight, d_n, d_k, d_rank, columns, column_mask, DR)
-                d += d_scale * tl.dot(d_lows, d_weights, input_precision="ieee")
+                d_right_tile = _load_right(d_right, d_n, d_k, d_rank, columns, column_mask, DR)
+                d += d_scale * tl.dot(d_left_tile, d_right_tile, input_precision="ieee")
+            # In place: every element of gate_up and act is read and written by one program only.
             d_gate = (d * up * (sigmoid + silu * (1 - sigmoid))).to(gate_up.dtype.element_ty)
             d_up = (d * silu).to(gate_up.dtype.element_ty)
             tl.store(gate_up + gates, d_gate, mask)
             tl.store(gate_up + gates + i, d_up, mask)
+            # From the rounded gradients, as in the reference, which reads them from memory.
             if GR > 0:
-                d_g_low = tl.dot(d_gate, tl.trans(g_weights), d_g_low, input_precision="ieee")
+                grad_g = tl.dot(d_gate, tl.trans(g_right_tile), grad_g, input_precision="ieee")
             if UR > 0:
-                d_u_low = tl.dot(d_up, tl.trans(u_weights), d_u_low, input_precision="ieee")
+                grad_u = tl.dot(d_up, tl.trans(u_right_tile), grad_u, input_precision="ieee")
         tl.store(act + at, (silu * up).to(act.dtype.element_ty), mask)
     if BACKWARD:
-        into = d_low + (tl.program_id(0) * tokens + rows[:, None]) * (g_rank + u_rank)
+        # Each program writes a partial sum of its own; the caller adds them up in a fixed order.
+        # Atomic additions would make the result depend on the order in which programs finish.
+        into = grad_xa + (tl.program_id(0) * tokens + rows[:, None]) * (g_rank + u_rank)
         if GR > 0:
             k = tl.arange(0, GR)[None, :]
-            tl.store(into + k, g_scale * d_g_low, row_mask[:, None] & (k < g_rank))
+            tl.store(into + k, g_scale * grad_g, row_mask[:, None] & (k < g_rank))
         if UR > 0:
             k = tl.arange(0, UR)[None, :]
-            tl.store(into + g_rank + k, u_scale * d_u_low, row_mask[:, None] & (k < u_rank))
+            tl.store(into + g_rank + k, u_scale * grad_u, row_mask[:, None] & (k < u_rank))
 
 
 @triton.jit
 def _add_rotate(
-    y, row, out, out_row, cos, sin, table_row, norm, eps, low, low_row, weight, weight_n, weight_k, rank, scale, tokens,
-    R: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, APART: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr,
+    y, row, out, out_row, cos, sin, table_row, norm, eps,
+    left, left_row, right, right_n, right_k, rank, scale, tokens,
+    R: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, KEEP_Y: tl.constexpr,
+    HALF: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
+    # A program has one head of BM tokens, in two halves: rotation pairs lane j with lane j + D / 2.
     rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
     row_mask = rows < tokens
     half = tl.arange(0, HALF)
-    left, right = tl.program_id(0) * 2 * HALF + half, tl.program_id(0) * 2 * HALF + HALF + half
+    first_columns, second_columns = (
+        tl.program_id(0) * 2 * HALF + half,
+        tl.program_id(0) * 2 * HALF + HALF + half,
+    )
     mask = row_mask[:, None] & (half < HALF)[None, :]
-    first = tl.load(y + rows[:, None] * row + left[None, :], mask, 0.0).to(tl.float32)
-    second = tl.load(y + rows[:, None] * row + right[None, :], mask, 0.0).to(tl.float32)
+    first = tl.load(y + rows[:, None] * row + first_columns[None, :], mask, 0.0).to(tl.float32)
+    second = tl.load(y + rows[:, None] * row + second_columns[None, :], mask, 0.0).to(tl.float32)
     if R > 0:
-        lows = _low(low, low_row, rank, rows, row_mask, R)
-        weights = _weight(weight, weight_n, weight_k, rank, left, left >= 0, R)
-        first += scale * tl.dot(lows, weights, input_precision="ieee")
-        weights = _weight(weight, weight_n, weight_k, rank, right, right >= 0, R)
-        second += scale * tl.dot(lows, weights, input_precision="ieee")
-        if APART:
-            held1, held2 = first.to(y.dtype.element_ty), second.to(y.dtype.element_ty)
-            tl.store(y + rows[:, None] * row + left[None, :], held1, mask)
-            tl.store(y + rows[:, None] * row + right[None, :], held2, mask)
-            first, second = (
-                held1.to(tl.float32),
-                held2.to(tl.float32),
-            )  # what the backward will read
+        left_tile = _load_left(left, left_row, rank, rows, row_mask, R)
+        right_tile = _load_right(
+            right, right_n, right_k, rank, first_columns, first_columns >= 0, R
+        )
+        first += scale * tl.dot(left_tile, right_tile, input_precision="ieee")
+        right_tile = _load_right(
+            right, right_n, right_k, rank, second_columns, second_columns >= 0, R
+        )
+        second += scale * tl.dot(left_tile, right_tile, input_precision="ieee")
+        if KEEP_Y:
+            # The norm's backward reads y from memory, so the norm must start from the rounded
+            # values.
+            y_first, y_second = first.to(y.dtype.element_ty), second.to(y.dtype.element_ty)
+            tl.store(y + rows[:, None] * row + first_columns[None, :], y_first, mask)
+            tl.store(y + rows[:, None] * row + second_columns[None, :], y_second, mask)
+            first, second = y_first.to(tl.float32), y_second.to(tl.float32)
     if NORM:
         rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)
         first *= rstd[:, None] * tl.load(norm + half).to(tl.float32)[None, :]
         second *= rstd[:, None] * tl.load(norm + HALF + half).to(tl.float32)[None, :]
-    if TURN:
+    if ROTATE:
         at = rows[:, None] * table_row + half[None, :]
         c, s = (
             tl.load(cos + at, mask, 0.0).to(tl.float32),
             tl.load(sin + at, mask, 0.0).to(tl.float32),
         )
         first, second = first * c - second * s, second * c + first * s
-    tl.store(out + rows[:, None] * out_row + left[None, :], first.to(y.dtype.element_ty), mask)
-    tl.store(out + rows[:, None] * out_row + right[None, :], second.to(y.dtype.element_ty), mask)
+    tl.store(
+        out + rows[:, None] * out_row + first_columns[None, :], first.to(y.dtype.element_ty), mask
+    )
+    tl.store(
+        out + rows[:, None] * out_row + second_columns[None, :], second.to(y.dtype.element_ty), mask
+    )
 
 
 @triton.jit
@@ -164,28 +193,32 @@ def _head_norm_backward(d, d_row, y, row, norm, eps, tokens, D: tl.constexpr, BM
     lane = tl.arange(0, D)
     columns = tl.program_id(0) * D + lane
     mask = (rows < tokens)[:, None] & (lane < D)[None, :]
+    # 1 / rms is computed again from y: storing it would cost a tensor per layer.
     unit = tl.load(y + rows[:, None] * row + columns[None, :], mask, 0.0).to(tl.float32)
     rstd = tl.rsqrt(tl.sum(unit * unit, 1) / D + eps)[:, None]
     unit *= rstd
-    into = d + rows[:, None] * d_row + columns[None, :]
-    scaled = tl.load(into, mask, 0.0).to(tl.float32) * tl.load(norm + lane).to(tl.float32)[None, :]
-    found = rstd * (scaled - unit * (tl.sum(scaled * unit, 1) / D)[:, None])
-    tl.store(into, found.to(d.dtype.element_ty), mask)
+    target = d + rows[:, None] * d_row + columns[None, :]
+    scaled = (
+        tl.load(target, mask, 0.0).to(tl.float32) * tl.load(norm + lane).to(tl.float32)[None, :]
+    )
+    gradient = rstd * (scaled - unit * (tl.sum(scaled * unit, 1) / D)[:, None])
+    tl.store(target, gradient.to(d.dtype.element_ty), mask)
 
 
-def _lora(added: LowRank | None, held: torch.Tensor) -> tuple[tuple[Any, ...], int]:
-    """A kernel's arguments for what is added, and its rank as a tile's; 0 where nothing is."""
-    if added is None:
-        return (held, 0, held, 0, 0, 0, 0.0), 0
-    low, weight, scale = added
-    assert low.stride(1) == 1 and low.dtype == weight.dtype
-    arguments = (low, low.stride(0), weight, *weight.stride(), low.shape[1], scale)
-    return arguments, max(16, triton.next_power_of_2(low.shape[1]))
+def _lora(update: LowRank | None, placeholder: torch.Tensor) -> tuple[tuple[Any, ...], int]:
+    """A kernel's arguments for an update, and the rank of its tiles; 0 without an update."""
+    # `placeholder` only gives the kernel valid pointers: with rank 0 it reads neither of them.
+    if update is None:
+        return (placeholder, 0, placeholder, 0, 0, 0, 0.0), 0
+    left, right, scale = update
+    assert left.stride(1) == 1 and left.dtype == right.dtype
+    arguments = (left, left.stride(0), right, *right.stride(), left.shape[1], scale)
+    return arguments, max(16, triton.next_power_of_2(left.shape[1]))
 
 
-def add(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> torch.Tensor:
-    """y + added + residual."""
-    (tokens, n), (lora, rank) = y.shape, _lora(added, y)
+def add(y: torch.Tensor, update: LowRank | None, residual: torch.Tensor) -> torch.Tensor:
+    """As `reference.add`."""
+    (tokens, n), (lora, rank) = y.shape, _lora(update, y)
     assert residual.is_contiguous() and y.stride(1) == 1
     out, (rows, columns, warps) = torch.empty_like(residual), _ADD
     grid = (triton.cdiv(n, columns), triton.cdiv(tokens, rows))
@@ -196,78 +229,80 @@ def add(y: torch.Tensor, added: LowRank | None, residual: torch.Tensor) -> torch
 
 
 def swiglu(
-    gate_up: torch.Tensor, gate_added: LowRank | None, up_added: LowRank | None
+    gate_up: torch.Tensor, gate_update: LowRank | None, up_update: LowRank | None
 ) -> torch.Tensor:
-    """gate_up [T, 2 i] -> [T, i]."""
+    """As `reference.swiglu`."""
     act = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-    _run_swiglu(gate_up, act, None, (gate_added, up_added, None), _SWIGLU)
+    _run_swiglu(gate_up, act, None, (gate_update, up_update, None), _SWIGLU)
     return act
 
 
 def swiglu_backward_(
     d_act: torch.Tensor,
     gate_up: torch.Tensor,
-    gate_added: LowRank | None,
-    up_added: LowRank | None,
-    d_act_added: LowRank | None,
-    d_low: torch.Tensor | None,
+    gate_update: LowRank | None,
+    up_update: LowRank | None,
+    d_act_update: LowRank | None,
+    grad_xa: torch.Tensor | None,
 ) -> None:
-    """d_act becomes the activation, gate_up its own gradient, d_low that of low."""
-    ranks = sum(added.low.shape[1] for added in (gate_added, up_added) if added is not None)
+    """As `reference.swiglu_backward_`."""
+    ranks = sum(update.left.shape[1] for update in (gate_update, up_update) if update is not None)
     parts = torch.empty(
         _SWIGLU_BACKWARD[3], len(d_act), ranks, dtype=torch.float32, device=d_act.device
     )
-    _run_swiglu(gate_up, d_act, parts, (gate_added, up_added, d_act_added), _SWIGLU_BACKWARD)
-    if d_low is not None:
-        d_low[:, ranks:] = 0
-        d_low[:, :ranks] = parts.sum(0)
+    _run_swiglu(gate_up, d_act, parts, (gate_update, up_update, d_act_update), _SWIGLU_BACKWARD)
+    if grad_xa is not None:
+        grad_xa[:, ranks:] = 0
+        grad_xa[:, :ranks] = parts.sum(0)
 
 
 def _run_swiglu(
     gate_up: torch.Tensor,
     act: torch.Tensor,
-    d_low: torch.Tensor | None,
-    added: tuple[LowRank | None, ...],
+    grad_xa: torch.Tensor | None,
+    updates: tuple[LowRank | None, ...],
     tile: tuple[int, int, int, int],
 ) -> None:
     (tokens, width), (rows, columns, warps, parts) = act.shape, tile
     assert gate_up.stride(1) == 1 and act.is_contiguous()
-    loras = [_lora(part, act) for part in added]
+    loras = [_lora(update, act) for update in updates]
     wide, stages = max(rank for _, rank in loras) > _TUNED_RANK or act.dtype == torch.float32, 3
-    if wide:  # tuned tiles would not fit into a processor's shared memory
+    if wide:  # the tuned tiles would not fit into a multiprocessor's shared memory
         rows, columns, stages = 32, 32 if act.dtype == torch.float32 else 64, 1
     arguments = [value for values, _ in loras for value in values]
-    tiles, backward = triton.cdiv(triton.cdiv(width, columns), parts), d_low is not None
-    into = act if d_low is None else d_low
+    tiles, backward = triton.cdiv(triton.cdiv(width, columns), parts), grad_xa is not None
+    target = act if grad_xa is None else grad_xa  # a valid pointer, not written in the forward
     _swiglu[(parts, triton.cdiv(tokens, rows))](
-        gate_up, gate_up.stride(0), act, into, tokens, width, tiles, *arguments, *(rank for _, rank in loras),
-        backward, rows, columns, num_warps=warps, num_stages=stages,
+        gate_up, gate_up.stride(0), act, target, tokens, width, tiles, *arguments,
+        *(rank for _, rank in loras), backward, rows, columns, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
 def add_rotate_(
     y: torch.Tensor,
     heads: int,
-    added: LowRank | None,
+    update: LowRank | None,
     tables: tuple[torch.Tensor, torch.Tensor] | None,
     norm: tuple[torch.Tensor, float] | None = None,
     out: torch.Tensor | None = None,
 ) -> None:
-    """y [T, heads D] += added; `out`, or y, becomes y with its heads normed and turned, if there are norm and tables."""
-    if added is None and tables is None and norm is None and out is None:
+    """As `reference.add_rotate_`."""
+    if update is None and tables is None and norm is None and out is None:
         return
-    (tokens, width), (lora, rank) = y.shape, _lora(added, y)
-    (cos, sin), (weight, eps), into = tables or (y, y), norm or (y, 0.0), y if out is None else out
+    (tokens, width), (lora, rank) = y.shape, _lora(update, y)
+    target = y if out is None else out
+    (cos, sin), (weight, eps) = tables or (y, y), norm or (y, 0.0)  # y as a placeholder
     _add_rotate[(heads, triton.cdiv(tokens, _ROTATE_TOKENS))](
-        y, y.stride(0), into, into.stride(0), cos, sin, cos.stride(0), weight, eps, *lora, tokens, rank,
-        tables is not None, norm is not None, out is not None, width // heads // 2, _ROTATE_TOKENS, num_warps=_ROTATE_WARPS,
+        y, y.stride(0), target, target.stride(0), cos, sin, cos.stride(0), weight, eps,
+        *lora, tokens, rank, tables is not None, norm is not None, out is not None,
+        width // heads // 2, _ROTATE_TOKENS, num_warps=_ROTATE_WARPS,
     )  # fmt: skip
 
 
 def head_norm_backward_(
     d: torch.Tensor, y: torch.Tensor, heads: int, norm: tuple[torch.Tensor, float]
 ) -> None:
-    """d [T, heads D], the gradient of y's normed heads, becomes that of y."""
+    """As `reference.head_norm_backward_`."""
     (tokens, width), (weight, eps) = y.shape, norm
     _head_norm_backward[(heads, triton.cdiv(tokens, _ROTATE_TOKENS))](
         d,

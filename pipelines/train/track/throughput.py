@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pipelines.plan.flops import ModelSize
+from pipelines.plan.flops import row_flops
+from pipelines.plan.shape import ModelShape
 
 _CPU_SIZE, _GPU_SIZE = 768, 6144
 _REPEATS = 5
@@ -21,8 +22,8 @@ class ThroughputMeter:
     None if unknown, and then there is no MFU.
     """
 
-    def __init__(self, size: ModelSize, full: bool, num_steps: int, rate: float | None) -> None:
-        self._size, self._full, self._num_steps, self._rate = size, full, num_steps, rate
+    def __init__(self, shape: ModelShape, full: bool, num_steps: int, rate: float | None) -> None:
+        self._shape, self._full, self._num_steps, self._rate = shape, full, num_steps, rate
         self._first: tuple[int, float] | None = None
 
     def read(self, step: int, step_s: float, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -39,7 +40,7 @@ class ThroughputMeter:
         mean_s = (now - first_time) / (step - first_step) if step > first_step else step_s
         values = {"memory_bytes": memory_bytes(), "eta_s": mean_s * (self._num_steps - step)}
         if self._rate:
-            flops = sum(self._size.row_flops(row, self._full) for row in rows)
+            flops = sum(row_flops(self._shape, row, self._full) for row in rows)
             values |= {
                 "mfu": flops / step_s / self._rate,
                 "measured_tflops_per_s": self._rate / 1e12,

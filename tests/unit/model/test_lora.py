@@ -17,7 +17,7 @@ from pipelines.model.lora import attach, trainable_parameters
 from pipelines.model.lora_load import add_adapter, use_adapter
 from pipelines.model.lora_save import save_adapter, verify_saved_adapter
 from pipelines.model.merge import merge_adapter
-from pipelines.plan.shape import trainable_table
+from pipelines.plan.shape import count_by_module
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 
@@ -182,7 +182,7 @@ def test_training_changes_neither_the_base_nor_another_adapter(
         optimizer.zero_grad()
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
-    assert trainable_table(model)["q_proj"] > 0
+    assert count_by_module(model)["q_proj"] > 0
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

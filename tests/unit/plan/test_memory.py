@@ -1,5 +1,4 @@
-"""Counts of parameters on the meta device, what `auto` comes to, and what no memory is enough for.
-"""
+"""Parameter counts on the meta device, the choice of `auto`, and recipes that fit no memory."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import pytest
 
 from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.errors import UserError
-from pipelines.plan.memory import choose, legal_plans
+from pipelines.plan.memory import choose_plan, legal_plans
 from pipelines.plan.shape import shape_of
 
 GIB = 2**30
@@ -46,33 +45,30 @@ def recipe(base: str, **sections: Any) -> Recipe:
 )
 def test_trainable_parameters_of_llama_8b(targets: str, count: int, llama_8b: str) -> None:
     shape = shape_of(recipe(llama_8b, lora={"r": 16, "targets": targets}))
-    assert shape.num_trainable == count
+    assert shape.num_trainable_parameters == count
     assert shape.total == 8_030_261_248
 
 
-def test_table_by_module(llama_8b: str) -> None:
+def test_trainable_parameters_are_counted_by_module(llama_8b: str) -> None:
     shape = shape_of(recipe(llama_8b, lora={"r": 16}))
-    assert (
-        shape.trainable_parameters["q_proj"] == 32 * 131_072
-    )  # one 4096 x 4096 linear: 16 x (4096 + 4096)
-    assert shape.trainable_parameters["k_proj"] == 32 * 16 * (4096 + 1024)
-    assert shape.trainable_parameters["down_proj"] == 32 * 16 * (4096 + 14_336)
+    counts = shape.trainable_by_module
+    assert counts["q_proj"] == 32 * 131_072  # one 4096 x 4096 linear: 16 x (4096 + 4096)
+    assert counts["k_proj"] == 32 * 16 * (4096 + 1024)
+    assert counts["down_proj"] == 32 * 16 * (4096 + 14_336)
 
 
-def test_auto_takes_the_fastest_plan_that_fits(llama_8b: str) -> None:
-    """Row of 8,192 tokens on two workers: everything off on 141 GB; less memory, more recomputing,
-    then ZeRO-3.
-    """
+def test_auto_chooses_the_fastest_plan_that_fits(llama_8b: str) -> None:
+    """8,192 tokens on two workers: less memory needs more recomputing, then a higher ZeRO stage."""
     train = {"zero": "auto", "gradient_checkpointing": "auto", "offload": "auto"}
     given = recipe(llama_8b, lora={"r": 16}, train=train)
     shape = shape_of(given)
-    picked = [choose(given, shape, 8192, 2, int(size * GIB)) for size in (141, 48, 32, 24)]
+    picked = [choose_plan(given, shape, 8192, 2, int(size * GIB)) for size in (141, 48, 32, 24)]
     assert [(p.zero, p.gradient_checkpointing) for p in picked[:2]] == [(0, "off"), (0, "full")]
     assert picked[2].bytes <= 32 * GIB and picked[3].bytes <= 24 * GIB
     assert [p.bytes for p in picked] == sorted((p.bytes for p in picked), reverse=True)
 
 
-def test_nf4_never_meets_zero_3(llama_8b: str) -> None:
+def test_nf4_is_never_combined_with_zero_3(llama_8b: str) -> None:
     given = recipe(
         llama_8b, model={"quantization": "nf4"}, train={"zero": "auto", "offload": "auto"}
     )
@@ -80,16 +76,16 @@ def test_nf4_never_meets_zero_3(llama_8b: str) -> None:
     assert plans and all(plan.zero < 3 and plan.offload != "parameters" for plan in plans)
 
 
-def test_nothing_fits_names_the_smallest(llama_8b: str) -> None:
+def test_a_run_that_fits_no_worker_is_refused_with_the_smallest_plan(llama_8b: str) -> None:
     given = recipe(llama_8b, train={"zero": 1})
     with pytest.raises(
-        UserError, match=r"no plan fits 4.0 GiB a worker.*set train.zero and.* to auto"
+        UserError, match=r"no plan fits 4.0 GiB per worker.*set train.zero and.* to auto"
     ):
-        choose(given, shape_of(given), 2048, 2, 4 * GIB)
+        choose_plan(given, shape_of(given), 2048, 2, 4 * GIB)
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"model": {"quantization": "nf4"}, "train": {"zero": 3}}, "4-bit weights do not support"),
         ({"model": {"quantization": "int8"}, "train": {"zero": 3}}, "8-bit weights do not support"),
@@ -104,8 +100,8 @@ def test_nothing_fits_names_the_smallest(llama_8b: str) -> None:
         ),
     ],
 )
-def test_what_cannot_go_together_is_refused_with_the_reason(
-    sections: dict[str, Any], said: str, llama_8b: str
+def test_settings_that_exclude_each_other_are_refused_with_the_reason(
+    sections: dict[str, Any], message: str, llama_8b: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         recipe(llama_8b, **sections)
