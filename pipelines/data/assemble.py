@@ -1,4 +1,4 @@
-"""Assembles a dataset from the tasks' tables: tokens and rejects on disk, counts and keys in memory.
+"""Assembles a dataset from the tasks' tables, with tokens on disk and only keys in memory.
 
 Duplicates and leakage can be decided only when all rows are known, so that happens here, on a few
 dozen bytes for each row.
@@ -100,14 +100,14 @@ class Assembler:
     def keeping_rejects(self, store: Store, key: str) -> AbstractContextManager[None]:
         """See RejectLog.kept_on_failure.
 
-        The artifact's key is the inputs' `key` with the threshold of rejects, which `key` leaves out.
+        The artifact's key adds the threshold of rejects, which the inputs' `key` leaves out.
         """
         return self._rejects.kept_on_failure(
             store, digest_of([key, self._config.max_rejects_share])
         )
 
     def finish(self, folder: Path) -> dict[str, Any]:
-        """Write shards, held-out samples and rejects into `folder`; returns the artifact's metadata.
+        """Write shards, held-out samples and rejects into `folder`; returns the metadata.
 
         Raises UserError for too many rejected rows, held-out text in the training rows, or an empty
         split.
@@ -146,7 +146,7 @@ class Assembler:
         return stays
 
     def _leaks(self, stays: Mapping[int, np.ndarray]) -> np.ndarray:
-        """Which training samples ask a held-out question, bool [N], by the policy `data.leakage`."""
+        """Which training samples ask a held-out question, bool [N], after `data.leakage`."""
         train, heldout = self._splits[TRAIN], self._splits[HELDOUT]
         policy = self._config.leakage
         if policy == "allow":

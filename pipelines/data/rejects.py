@@ -88,7 +88,7 @@ class RejectLog:
 
     @contextmanager
     def kept_on_failure(self, store: Store, key: str) -> Iterator[None]:
-        """Save the rejects so far in the store when a UserError ends the stage, and name the file."""
+        """Save the rejects in the store when a UserError ends the stage, and name the file."""
         try:
             yield
         except UserError as error:
@@ -118,7 +118,10 @@ class RejectLog:
 
 
 def reject_kinds(path: Path) -> list[RejectKind]:
-    """The reasons in a `rejects.jsonl`, most frequent first; reasons that differ only in numbers count as one."""
+    """The reasons in a `rejects.jsonl`, most frequent first.
+
+    Reasons that differ only in numbers are counted together.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], tuple[str, str]] = {}
     with open(path) as lines:
@@ -139,7 +142,7 @@ def reject_kinds(path: Path) -> list[RejectKind]:
 
 
 def check_rejects(counts: Mapping[str, int], path: Callable[[], Path], config: DataConfig) -> None:
-    """Raise UserError, naming the most frequent reasons, if more was rejected than the recipe allows.
+    """Raise UserError with the most frequent reasons if the recipe allows fewer rejected rows.
 
     `path` is called only then, since files in an object store must be downloaded first.
     """
@@ -148,6 +151,6 @@ def check_rejects(counts: Mapping[str, int], path: Callable[[], Path], config: D
     kinds = [kind for kind in reject_kinds(path()) if kind.fate == "rejected"]
     worst = "; ".join(f"{kind.count} x {kind.reason} (first at {kind.first})" for kind in kinds[:3])
     raise UserError(
-        f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used: {worst}; that is more than "
-        f"data.max_rejects_share={config.max_rejects_share}: fix the rows or raise it"
+        f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used: {worst}; "
+        f"that is more than data.max_rejects_share={config.max_rejects_share}: fix the rows or raise it"
     )

@@ -34,9 +34,9 @@ Tokenize = Callable[..., "Iterator[pa.Table]"]
 def prepare_step(inputs: Inputs, tokenize: Tokenize | None = None) -> Step[PreparedDataset]:
     """The step that tokenizes, masks, splits and packs the sources of a recipe.
 
-    It needs Ray unless `tokenize` does the work of `ray_tokenize.tokenized` in this process. Building
-    raises UserError for a missing source, a base without a tokenizer, too many unreadable rows,
-    held-out text in the training rows, a label on a turn that is no answer, or an empty split.
+    It needs Ray unless `tokenize` does the work of `ray_tokenize.tokenized` in this process.
+    Building raises UserError for a missing source, a base without a tokenizer, too many unreadable
+    rows, held-out text in the training rows, a label on a turn that is no answer, or an empty split.
     Loading raises UserError when more rows were rejected than data.max_rejects_share allows now.
     """
     return Step(

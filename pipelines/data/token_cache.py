@@ -25,9 +25,9 @@ def through_cache(
 ) -> Tables:
     """The tables of all chunks in order, from the store where it has them.
 
-    `keys[i]` is the key of chunk i's file. One call of `make` tokenizes the chunks of all files that
-    the store lacks; their tables are stored. The `chunk` column of the yielded tables counts over all
-    chunks; in the store and in `make` it begins at 0.
+    `keys[i]` is the key of chunk i's file. One call of `make` tokenizes the chunks of all files
+    that the store lacks; their tables are stored. The `chunk` column of the yielded tables counts
+    over all chunks; in the store and in `make` it begins at 0.
     """
     artifacts = {key: store.find(KIND, key) for key in dict.fromkeys(keys)}
     missing = [i for i, key in enumerate(keys) if artifacts[key] is None]

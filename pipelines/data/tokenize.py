@@ -1,4 +1,4 @@
-"""The work of one task: the rows of a chunk become tokens and loss weights. Knows nothing of Ray."""
+"""The work of one task, without Ray: the rows of a chunk become tokens and loss weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Sample:
 
 
 class ChunkTokenizer:
-    """Reads, converts, renders and tokenizes chunks; one instance serves many chunks of one recipe."""
+    """Reads, converts, renders and tokenizes chunks; one instance serves all of a recipe."""
 
     def __init__(
         self, renderer: ChatRenderer, config: DataConfig, benchmarks: Benchmarks | None = None
@@ -184,7 +184,7 @@ class ChunkTokenizer:
         return [replace(sample, conversation=piece, piece=i) for i, piece in enumerate(pieces, 1)]
 
     def _sample_line(
-        self, sample: _Sample, rendered: RenderedBatch, i: int, prefix_matches: bool
+        self, sample: _Sample, rendered: RenderedBatch, i: int, prefix_matches: bool | None
     ) -> dict[str, Any]:
         line: dict[str, Any] = {
             "row": sample.row,

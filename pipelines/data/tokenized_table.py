@@ -11,7 +11,7 @@ from pipelines.chat import RenderedBatch
 from pipelines.core.errors import UserError
 from pipelines.data.read.raw_row import printable
 
-# What became of a row. SHORTENED: its pieces follow as lines of their own, numbered from 1 in `piece`.
+# The fates of rows. Pieces of a SHORTENED row are lines of their own, numbered from 1 in `piece`.
 TRAIN, HELDOUT, REJECTED, FILTERED, SKIPPED, TOO_LONG, SHORTENED, LEAKED = range(8)
 _STOPPED = -1  # not a row: the reason why the stage cannot continue
 
@@ -75,7 +75,7 @@ def build_table(
 
 
 def stopped_table(chunk: int, error: UserError) -> pa.Table:
-    """A table that carries an error to the driver: raised in a task, Ray would print a traceback."""
+    """A table that carries an error to the driver; Ray would print one raised in a task."""
     line = {"chunk": chunk, "fate": _STOPPED, "reason": str(error)}
     return pa.Table.from_pylist([line], SCHEMA)
 

@@ -1,7 +1,7 @@
 """The packed format: the columns of packed rows and of held-out samples, and the names of files.
 
-A prepared artifact has `train-00000.parquet`, `heldout-00000.parquet` and so on with packed rows, and
-`heldout_samples.parquet` with one row for each held-out sample that has a prompt to answer.
+A prepared artifact has packed rows in `train-00000.parquet`, `heldout-00000.parquet` and so on, and
+in `heldout_samples.parquet` one row for each held-out sample that has a prompt to answer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ HELDOUT_SAMPLES = "heldout_samples.parquet"
 TRAINING_COLUMNS = ("input_ids", "loss_weights", "sample_lengths", "sample_ids")
 """The columns that training reads; the others are for evaluation and audits."""
 
-# What identifies a sample. `sample_id` is a digest of its content, `cluster_id` of the conversation's
-# opening, which variants of one conversation share. `source` is the number of the source in the
-# recipe; `slice` a name for reports, "" by default; `split` is "train", "select" or "gate".
+# What identifies a sample. `sample_id` is a digest of its content, `cluster_id` one of its opening,
+# which variants of one conversation share. `source` is the number of the source in the recipe,
+# `slice` a name for reports ("" by default), and `split` is "train", "select" or "gate".
 LABELS = {
     "sample_id": pa.string(),
     "cluster_id": pa.string(),

@@ -10,9 +10,9 @@ import numpy as np
 def best_fit(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
     """The pack of each sample, int64 [N], by best-fit decreasing over all samples at once.
 
-    The result depends on `lengths` only. Samples of one length are placed together, so the work grows
-    with the number of different lengths and not with N. Raises ValueError for a length outside
-    1..row_tokens.
+    The result depends on `lengths` only. Samples of one length are placed together, so the work
+    grows with the number of different lengths and not with N. Raises ValueError for a length
+    outside 1..row_tokens.
     """
     lengths = np.asarray(lengths, np.int64)
     if len(lengths) and (lengths.min() < 1 or lengths.max() > row_tokens):
@@ -88,7 +88,7 @@ class _OpenPacks:
 
 
 def group_rows(pack_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples in pack order, and bounds: pack r has `samples[bounds[r]:bounds[r + 1]]`, in order."""
+    """Samples in pack order, and bounds: pack r has `samples[bounds[r]:bounds[r + 1]]`."""
     samples = np.argsort(pack_of, kind="stable")
     num_packs = int(pack_of.max()) + 1 if len(pack_of) else 0
     return samples, np.searchsorted(pack_of[samples], np.arange(num_packs + 1))

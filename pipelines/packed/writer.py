@@ -76,7 +76,7 @@ class SampleStore:
         return np.concatenate(self._loss_tokens or [np.empty(0, np.int64)])
 
     def read_into(self, ids: np.ndarray, weights: np.ndarray, first: int) -> None:
-        """Fill two one-dimensional arrays with ids and weights, beginning at token number `first`."""
+        """Fill two one-dimensional arrays with ids and weights, from token number `first` on."""
         os.preadv(self._ids.fileno(), [ids.view(np.uint8).data], first * 4)
         os.preadv(self._weights.fileno(), [weights.view(np.uint8).data], first * 4)
 

@@ -34,8 +34,9 @@ _SUITABLE = {
     "benchmark": ("test", "validation"),
 }
 _KEYWORDS = {
-    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
-    "val": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation",
+    "dev": "validation", "val": "validation", "test": "test", "testing": "test", "eval": "test",
+    "evaluation": "test",
 }  # fmt: skip
 _DESCRIPTIONS = {
     "config.json",
@@ -101,8 +102,8 @@ def folder_files(
     """Sorted names of the files in a folder that is no Hub repository, and in its subfolders.
 
     If the folder's README.md has `configs:`, only the files of `split`; the same for a path that
-    names a configuration of the parent's README.md. With `own_first`, files in subfolders count only
-    if the folder itself has none. Raises OSError if the folder cannot be listed, and UserError
+    names a configuration of the parent's README.md. With `own_first`, files in subfolders count
+    only if the folder itself has none. Raises OSError if the folder cannot be listed, and UserError
     beginning with `where` if the path must name a configuration or the files; also if a README.md
     defines splits and `split` is None.
     """
@@ -210,7 +211,7 @@ def _matcher(pattern: str) -> re.Pattern[str]:
 
 
 def _by_path(names: Sequence[str]) -> Splits:
-    """Names by split: by the names of shards, else of folders, else of files; else all are "train"."""
+    """Names by the split in shard names, else in folder names, else in file names; else "train"."""
     by_shard: dict[str, str] = {}
     by_folder: dict[str, str] = {}
     by_file: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Packed rows from the real prepare stage have the loss of the same samples alone, as plain transformers computes it."""
+"""Packed rows have the loss that plain transformers computes for the same samples alone."""
 
 from __future__ import annotations
 
@@ -54,20 +54,19 @@ def test_packed_loss_equals_the_loss_of_the_samples_alone(ray_cluster, pocket_ba
     with torch.no_grad():
         loss = PackedLoss(load_base(recipe.model, "cpu", PACKED))
         packed_loss = sum(float(loss(collate([row]))) for row in packed)
-        alone, weight = _alone(load_base(recipe.model, "cpu"), pocket_base, values, batch)
+        train_ids = {tuple(sample.input_ids.tolist()) for sample in reader.samples()}
+        alone, weight = _alone(load_base(recipe.model, "cpu"), pocket_base, values, train_ids)
     assert weight == pytest.approx(float(batch["loss_weights"].sum()))
     assert packed_loss / weight == pytest.approx(alone / weight, abs=1e-5)
 
 
-def _alone(model, base, values, batch) -> tuple[float, float]:
-    """Weighted loss and weight of every training sample by itself, from transformers' own ids and loss."""
+def _alone(model, base, values, train_ids) -> tuple[float, float]:
+    """Weighted loss and weight of every training sample by itself, from transformers."""
     renderer = ChatRenderer.load(base)
-    in_train = {tuple(ids[a:b]) for ids, lengths in zip(batch["input_ids"].tolist(), batch["sample_lengths"], strict=True)
-                for a, b in zip(np.cumsum(lengths) - lengths, np.cumsum(lengths), strict=True)}  # fmt: skip
     total = weight = 0.0
     for value in values:
         rendered = renderer.render(to_conversation(value))
-        if tuple(rendered.input_ids.tolist()) not in in_train:
+        if tuple(rendered.input_ids.tolist()) not in train_ids:
             continue
         ids = torch.tensor(rendered.input_ids[None].astype(np.int64))
         scores = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)

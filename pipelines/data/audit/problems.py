@@ -37,16 +37,16 @@ def _problems(
     if missing > limits.max_stop_missing_share:
         yield (
             f"{missing:.1%} of the answers in the loss do not end in a stop token, above "
-            f"data.audit.max_stop_missing_share={limits.max_stop_missing_share}: the model would not "
-            "learn to end; fix the base's chat template"
+            f"data.audit.max_stop_missing_share={limits.max_stop_missing_share}: the model would "
+            "not learn to end; fix the base's chat template"
         )
     differs = _failed_share(checks, "prefix_matches")
     if differs > limits.max_prefix_differs_share:
         yield (
             f"the training ids of {differs:.1%} of the checked rows do not begin with their "
             "generation prompt, above data.audit.max_prefix_differs_share="
-            f"{limits.max_prefix_differs_share}: the chat template joins prompt and answer without a "
-            "token between them"
+            f"{limits.max_prefix_differs_share}: the chat template joins prompt and answer without "
+            "a token between them"
         )
     share = train.num_loss_tokens / max(1, train.num_tokens)
     if share < limits.min_trained_share:

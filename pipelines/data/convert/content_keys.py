@@ -59,7 +59,7 @@ def question_keys(conversation: Conversation, first_only: bool = False) -> set[i
 
 
 def grams(text: str) -> set[int]:
-    """Hashes of all runs of 13 words, the usual unit for finding benchmark text in training text."""
+    """Hashes of all runs of 13 words, the usual unit to find benchmark text in training text."""
     words = text.casefold().split()
     return {_key([" ".join(words[i : i + GRAM_WORDS])]) for i in range(len(words) - GRAM_WORDS + 1)}
 

@@ -23,7 +23,8 @@ def signature(text: str) -> bytes:
 
     Independent of case and white space.
     """
-    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
+    # The package is compiled and has no type stubs.
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
     plain = " ".join(text.casefold().split())
     shingles = {plain[i : i + SHINGLE_CHARS] for i in range(max(1, len(plain) - SHINGLE_CHARS + 1))}

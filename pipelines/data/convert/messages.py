@@ -13,9 +13,10 @@ from pipelines.data.convert.row_error import RowError
 
 MAX_WEIGHT = 1000  # the limit of a source's weight too; beyond it one row dominates the loss
 _ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "bot": "assistant", "system": "system", "developer": "system", "tool": "tool", "observation": "tool",
-    "function_response": "tool", "function": "tool", "function_call": "assistant",
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "model": "assistant", "bot": "assistant", "system": "system", "developer": "system",
+    "tool": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
+    "function_call": "assistant",
 }  # fmt: skip
 
 

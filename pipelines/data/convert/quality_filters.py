@@ -33,13 +33,14 @@ _MEASURES: Mapping[str, Callable[[str, str, Conversation], float]] = {
     "repeats_prompt": lambda prompt, answer, conversation: float(answer.strip() == prompt.strip()),
 }
 _ALLOWED = (
-    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult,
-    ast.Div, ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq, ast.Name, ast.Load, ast.Constant,
+    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq,
+    ast.NotEq, ast.Name, ast.Load, ast.Constant,
 )  # fmt: skip
 
 
 class QualityFilters:
-    """The recipe's `data.keep`. Raises UserError, listing the measures, for an invalid expression."""
+    """The recipe's `data.keep`. Raises UserError, with the measures, for an invalid expression."""
 
     def __init__(self, expressions: Sequence[str]) -> None:
         self._filters = [(text, *_compiled(text)) for text in expressions]

@@ -1,4 +1,4 @@
-"""Checks of a row's values and of the finished conversation. Each raises RowError with the reason."""
+"""Checks of a row's values and of the finished conversation, which raise RowError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit conversations longer than a packed row by leaving out complete exchanges, never by cutting turns."""
+"""Shorten conversations longer than a packed row by leaving out complete exchanges."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken, printable
 
 
 def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
-    """The rows, readable or not, numbered by their first line. Raises UserError for a bad header."""
+    """The rows, numbered by their first line. Raises UserError for an invalid header."""
     csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB a field
     lines = _Lines(
         io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -27,7 +27,7 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            # Most often a quote is not closed: the lines behind the record's first may be good rows.
+            # Most often a quote is not closed: the record's other lines may be good rows.
             yield broken(lines.number, f"not CSV: {error}", lines.give_back())
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
             continue

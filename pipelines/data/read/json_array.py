@@ -1,4 +1,4 @@
-"""The elements of a JSON array, streamed through a window so that memory does not grow with the file.
+"""The elements of a JSON array, streamed through a window of bounded size.
 
 An array that does not parse is refused: behind a syntax error nothing shows where the next element
 begins. Files of lines (JSONL, CSV) lose one row instead.
@@ -30,8 +30,8 @@ def read_array(stream: IO[bytes], path: str) -> Iterator[RawRow]:
     """The elements of one JSON array, each numbered by its line.
 
     An element that parses but breaks a rule of rows (a key that occurs twice, NaN) is a broken row.
-    Raises UserError, naming element and line, where the text is not a JSON array, and for an element
-    of more than MAX_ROW_BYTES characters.
+    Raises UserError, naming element and line, for text that is no JSON array and for an element of
+    more than MAX_ROW_BYTES characters.
     """
     window = _Window(
         io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""), path
@@ -138,7 +138,7 @@ class _Window:
         near = self.text[max(0, place - _CHARS_BEFORE) : place + _CHARS_AFTER]
         where = f"near {printable(near)!r}" if near else "at the end of the file"
         raise UserError(
-            f"{self._path}:{line}: element {max(1, self.element)} of the JSON array, which begins in "
-            f"line {self._element_line + 1}: {reason}, {where}; fix the file, or write one row a line as .jsonl, where a broken "
-            "row costs only itself"
+            f"{self._path}:{line}: element {max(1, self.element)} of the JSON array, which begins "
+            f"in line {self._element_line + 1}: {reason}, {where}; fix the file, or write one row "
+            "a line as .jsonl, where a broken row costs only itself"
         )

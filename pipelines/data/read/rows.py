@@ -20,7 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
     """The rows of one chunk, readable or not, in order.
 
-    Raises UserError for a damaged table or compressed file, and for a JSON array that does not parse.
+    Raises UserError for a damaged table or compressed file, and for an invalid JSON array.
     """
     with open_rows(chunk.path) as stream:
         if chunk.kind == "jsonl":

@@ -22,7 +22,7 @@ def arrow_batches(stream: Any) -> Iterator[Any]:
 
 
 def table_sizes(path: str, kind: str) -> list[int]:
-    """Bytes of each row group (Parquet) or record batch (Arrow). Raises ValueError for other files."""
+    """Bytes of each row group (Parquet) or record batch (Arrow); ValueError for other files."""
     import pyarrow.parquet
 
     with open_binary(path) as stream:

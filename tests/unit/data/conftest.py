@@ -1,4 +1,4 @@
-"""Every dataset that a test here prepares has counts that add up."""
+"""Every dataset that these tests prepare has counts that add up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FATES = ("train", "heldout", "rejected", "filtered", "skipped", "too_long", "sh
 
 @pytest.fixture(autouse=True)
 def counts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row, and each piece of a shortened row, is in the dataset or lost for one reason and listed."""
+    """Each row and each piece of a shortened row is in a split or listed with one reason."""
     finish = Assembler.finish
 
     def checked(self: Assembler, folder):

@@ -1,4 +1,4 @@
-"""The same inputs give the same bytes, however many workers prepare them and wherever the files are cut."""
+"""The same inputs give the same bytes for any number of workers and any cut of the files."""
 
 from __future__ import annotations
 

@@ -92,10 +92,16 @@ calls = st.lists(
 turns = st.fixed_dictionaries(
     {},
     optional={
-        "role": roles, "from": roles, "content": texts | anything, "value": texts | anything, "train": st.booleans() | plain,
-        "weight": numbers | plain, "tool_calls": calls | anything, "name": texts | plain,
+        "role": roles,
+        "from": roles,
+        "content": texts | anything,
+        "value": texts | anything,
+        "train": st.booleans() | plain,
+        "weight": numbers | plain,
+        "tool_calls": calls | anything,
+        "name": texts | plain,
     },
-)  # fmt: skip
+)
 talks = st.lists(turns, max_size=4)
 good = st.just([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 
@@ -110,7 +116,7 @@ def rows_of(name: str) -> st.SearchStrategy:
 
 @pytest.fixture(scope="module")
 def tokenizers_of(pocket_base):
-    """One with the base's own template, and one whose template shows neither tools nor calls, as many do not."""
+    """A tokenizer on the fast path, and one without it."""
     renderer = ChatRenderer.load(pocket_base).with_fastokens()[0]
     config = DataConfig(
         sources=[SourceConfig(path="x")],

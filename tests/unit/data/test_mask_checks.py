@@ -23,7 +23,8 @@ def test_texts_that_a_template_leaves_out_beside_calls_are_counted(pocket_base, 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = ChatRenderer.load(pocket_base).spec
     either = (
-        "{% for m in messages %}<|{{ m.role }}|>{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}"
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}"
         "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     both = either.replace("{% if m.tool_calls %}", "{{ m.content }}{% if m.tool_calls %}").replace(

@@ -97,9 +97,15 @@ def test_samples_are_labeled_with_cluster_source_slice_and_split(
         talk(("system", "s"), ("user", " ASK  1"), ("assistant", "another answer")),
         talk(("user", "ask 1"), ("assistant", "answer 1"), ("user", "b"), ("assistant", "c")),
     ]
-    held = [talk(("system", "t"), ("user", "ask 2"), ("assistant", "held out"))]
-    sources = [{"path": str(write_jsonl(tmp_path / f"{name}.jsonl", part)), "split": split}
-               for name, part, split in (("a", rows, "train"), ("b", more, "train"), ("c", held, "heldout"))]  # fmt: skip
+    heldout = [talk(("system", "t"), ("user", "ask 2"), ("assistant", "held out"))]
+    sources = [
+        {"path": str(write_jsonl(tmp_path / f"{name}.jsonl", part)), "split": split}
+        for name, part, split in (
+            ("a", rows, "train"),
+            ("b", more, "train"),
+            ("c", heldout, "heldout"),
+        )
+    ]
     recipe = parse_recipe(
         {
             "name": "t",

@@ -53,7 +53,7 @@ def test_every_row_of_a_public_dataset_is_accounted_for(ray_cluster, pocket_base
 def test_only_answers_and_calls_of_the_tool_dialogues_enter_the_loss(
     ray_cluster, pocket_base, store
 ):
-    """The loss tokens of a packed sample spell the answers and calls of its row, each with its stop."""
+    """The loss tokens of a sample spell its row's answers and calls, each with its stop token."""
     path = Path(FOLDER or "") / "glaive_toolcall_sharegpt.json"
     data = {"sources": [str(path)], "row_tokens": 16384, "heldout_share": 0, "duplicates": "keep"}
     prepared = prepare(

@@ -1,4 +1,4 @@
-"""Thirty kinds of bad rows among ten thousand good ones: all good rows are kept, each bad one has its line and reason."""
+"""Bad rows of many kinds cost only themselves and are listed with line and reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def calling(arguments: object) -> bytes:
 ANSWER = {"role": "assistant", "content": "b"}
 BAD = [
     (
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": 5}]}',
+        row(messages=[{"role": "user", "content": "a"}, {**ANSWER, "tool_calls": 5}]),
         "messages[1]: tool_calls is a list of calls, this is int",
     ),
     (b'{"instruction": "a", "output": "b", "history": 1}', "history: expected a list of pairs"),
@@ -138,7 +138,7 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def dirty(tmp_path_factory):
-    """A file with good rows, blank lines and every bad row somewhere; and the line of each bad row."""
+    """A file of good rows, blank lines and all bad rows, and the reason by line of the bad rows."""
     path = tmp_path_factory.mktemp("dirty") / "rows.jsonl"
     lines = [row(instruction=f"Say {i}", input="", output=f"It is {i}.") for i in range(NUM_GOOD)]
     at = {}
@@ -178,7 +178,8 @@ def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base
     path, _ = dirty
     with pytest.raises(
         UserError,
-        match=rf"{len(BAD)} of {10_000 + len(BAD)} rows cannot be used: .*data.max_rejects_share=0.001",
+        match=rf"{len(BAD)} of {NUM_GOOD + len(BAD)} rows cannot be used: "
+        r".*data.max_rejects_share=0.001",
     ) as error:
         prepare(recipe_for(pocket_base, path, max_rejects_share=0.001), store, SILENT)
     assert "x not JSON: Expecting value (first at rows.jsonl:453); " in str(error.value)

@@ -1,4 +1,4 @@
-"""Of several sources only a changed one is tokenized again, and the result is the same as without the cache."""
+"""Of several sources only a changed one is tokenized again; the cache changes no result."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pipelines.packed.pack import best_fit, group_rows
 
 
 def reference_best_fit(lengths: list[int], row_tokens: int) -> list[int]:
-    """The textbook algorithm, one sample at a time: tightest open pack that fits, longest sample first."""
+    """The textbook algorithm: each sample, longest first, into the tightest pack that fits."""
     spaces: list[int] = []
     pack_of = [0] * len(lengths)
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -1,4 +1,4 @@
-"""Packed rows are written with their samples' labels and read back by number or sample by sample."""
+"""Packed rows keep their samples' labels and are read by number or sample by sample."""
 
 from __future__ import annotations
 

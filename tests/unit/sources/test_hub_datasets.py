@@ -48,7 +48,7 @@ class Hub(fsspec.AbstractFileSystem):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch):
-    """`hub(names, readme)` puts files into datasets/org/set; what is found there comes back by `found`."""
+    """`hub(names, readme)` puts files into datasets/org/set; `found` lists the chosen files."""
     monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "hf", Hub)
     monkeypatch.setattr(Hub, "files", {})
 
@@ -103,10 +103,22 @@ def test_a_repository_gives_the_files_of_the_split_and_no_description(hub):
     [
         (["train.jsonl", "test.jsonl"], ["train.jsonl"], ["test.jsonl"]),
         (["set_train.csv", "set-dev.csv", "set.test.csv"], ["set_train.csv"], ["set-dev.csv"]),
-        (["en/train/a.json", "en/train/b.json", "en/eval/a.json"], ["en/train/a.json", "en/train/b.json"], ["en/eval/a.json"]),
-        (["training/test_1.json", "testing/test_1.json"], ["training/test_1.json"], ["testing/test_1.json"]),
+        (
+            ["en/train/a.json", "en/train/b.json", "en/eval/a.json"],
+            ["en/train/a.json", "en/train/b.json"],
+            ["en/eval/a.json"],
+        ),
+        (
+            ["training/test_1.json", "testing/test_1.json"],
+            ["training/test_1.json"],
+            ["testing/test_1.json"],
+        ),
         (["alpaca.json"], ["alpaca.json"], ["alpaca.json"]),
-        (["trained.json", "contest.json"], ["contest.json", "trained.json"], ["contest.json", "trained.json"]),
+        (
+            ["trained.json", "contest.json"],
+            ["contest.json", "trained.json"],
+            ["contest.json", "trained.json"],
+        ),
         (["train.json", "notes.json"], ["train.json"], ["train.json"]),
         (["a.json", "a.parquet"], ["a.parquet"], ["a.parquet"]),
         (["a.json", "b.json", "ab.parquet"], ["a.json", "b.json"], ["a.json", "b.json"]),
@@ -119,7 +131,10 @@ def test_splits_are_told_by_names_as_the_datasets_library_tells_them(hub, names,
     assert found() == train and found(split="heldout") == heldout
 
 
-ONE = "configs:\n- config_name: all\n  data_files:\n  - {split: train, path: 'x/a-*'}\n  - {split: test, path: [x/b.json, 'y/**']}\n"
+ONE = (
+    "configs:\n- config_name: all\n  data_files:\n"
+    "  - {split: train, path: 'x/a-*'}\n  - {split: test, path: [x/b.json, 'y/**']}\n"
+)
 MANY = """configs:
 - config_name: main
   data_files:
@@ -157,7 +172,11 @@ def test_a_readmes_configuration_comes_before_names(hub):
 
 def test_of_several_configurations_one_is_the_default_or_named(hub):
     hub(*MANY_FILES, readme=MANY)
-    with pytest.raises(UserError, match=r"data.sources.0.path=hf://datasets/org/set: it has the configurations main, other, third; add one"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"^data.sources.0.path=hf://datasets/org/set: it has the configurations "
+        r"main, other, third; add one",
+    ):
         found()
     assert found("hf://org/set/main") == ["main/train.json"] and found("hf://org/set/other") == [
         "other/x.jsonl"
@@ -177,9 +196,10 @@ def test_a_readme_that_says_nothing_useful_is_passed_over(hub):
     ("names", "split", "message"),
     [
         (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"], "auto",
-         "which of its splits to train on.*train_gen .data/train_gen-00000-of-00001.parquet.*train_sft"),
+         "which of its splits to train on.*train_gen .data/train_gen-00000-of-.*train_sft"),
         (["test.json"], "auto", "which of its splits to train on.*test .test.json"),
-        (["data/a-00000-of-00001.json", "data/b-00000-of-00001.json"], "heldout", "which of its splits to hold out"),
+        (["data/a-00000-of-00001.json", "data/b-00000-of-00001.json"], "heldout",
+         "which of its splits to hold out"),
         (["config.json", "x.txt"], "auto", "no file of a known type"),
     ],
 )  # fmt: skip
@@ -269,6 +289,6 @@ def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
 def test_a_repository_that_is_not_there_is_one_line(hub):
     with pytest.raises(
         UserError,
-        match=r"data.sources.0.path=hf://datasets/org/none: cannot be reached \(datasets/org/none\)",
+        match=r"data.sources.0.path=hf://datasets/org/none: cannot be reached \(.*org/none\)",
     ):
         found("hf://org/none")

@@ -169,7 +169,8 @@ def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         f"name: t\nmodel: {{base: {pocket_base}}}\n"
-        "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1}\n"
+        "data: {sources: [rows.jsonl], row_tokens: 256,\n"
+        "       heldout_share: 0.1, max_rejects_share: 0.1}\n"
     )
     runner = CliRunner()
     good = runner.invoke(
@@ -200,7 +201,8 @@ def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeyp
     recipe = folder / "limits.yaml"
     recipe.write_text(
         f"name: t\nmodel: {{base: {pocket_base}}}\n"
-        "data: {sources: [rows.jsonl], row_tokens: 256, heldout_share: 0.1, max_rejects_share: 0.1,\n"
+        "data: {sources: [rows.jsonl], row_tokens: 256,\n"
+        "       heldout_share: 0.1, max_rejects_share: 0.1,\n"
         "       audit: {max_lost_share: 0.001, min_trained_share: 0.9}}\n"
     )
     monkeypatch.setattr(sys, "argv", ["loraforge", verb, str(recipe), "--store", store.uri])
@@ -217,7 +219,8 @@ def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeyp
 
 
 MARKS_ALL = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% generation %}{{ m.content }}<|end|>"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ m.content }}<|end|>"
     "{% if not loop.last %}<|user|>{{ messages[loop.index].content }}{% endif %}{% endgeneration %}"
     "{% elif loop.first %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -225,7 +228,7 @@ MARKS_ALL = (
 
 
 def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_base, tmp_path):
-    """A template whose generation block runs over the next user turn: the mask is checked on the tokens."""
+    """The template's generation block includes the next user turn; the tokens are checked."""
     import shutil
 
     base = tmp_path / "base"

@@ -26,7 +26,10 @@ def test_exact_duplicates_are_dropped_counted_and_listed(pocket_base, store, tmp
 
 
 def test_near_duplicates_are_found_above_the_threshold(pocket_base, store, tmp_path):
-    long = "the quick brown fox jumps over the lazy dog and then it sleeps for a very long time under the old tree {}"
+    long = (
+        "the quick brown fox jumps over the lazy dog and then it sleeps for a very long time under "
+        "the old tree {}"
+    )
     words = np.random.default_rng(0).integers(0, 10**9, (8, 12))
     different = [
         {"instruction": f"q{i}", "output": " ".join(map(str, w))} for i, w in enumerate(words)

@@ -16,7 +16,7 @@ def test_leakage_is_an_error_and_can_be_dropped(pocket_base, store, tmp_path):
     heldout = [{"instruction": "say  3", "output": "another answer"}]
     with pytest.raises(
         UserError,
-        match=r"1 training rows ask questions that are held out .*first: rows.jsonl:4.*data.leakage=drop",
+        match=r"1 training rows ask questions that .*first: rows.jsonl:4.*data.leakage=drop",
     ):
         prepare_rows(pocket_base, store, tmp_path, rows_of(range(10)), heldout)
     prepared, texts = prepare_rows(
@@ -92,8 +92,12 @@ def test_a_short_benchmark_question_is_found_with_any_system_turn_and_in_any_exc
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [('{"text": "a"}', "unknown format: the row has the keys text"), ("not a row", "not JSON"), ("[1]", "a row is an object")],
-)  # fmt: skip
+    [
+        ('{"text": "a"}', "unknown format: the row has the keys text"),
+        ("not a row", "not JSON"),
+        ("[1]", "a row is an object"),
+    ],
+)
 def test_a_benchmark_row_that_guards_nothing_is_an_error(
     pocket_base, store, tmp_path, line, reason
 ):
@@ -140,8 +144,12 @@ def test_conversations_that_open_alike_are_held_out_together(pocket_base, store,
 
 def test_how_a_question_is_trained_on_does_not_hide_it(pocket_base, store, tmp_path):
     heldout = [talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False},
-             {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0.5}]  # fmt: skip
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "train": False},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "weight": 0.5},
+    ]
     with pytest.raises(UserError, match="1 training rows ask questions that are held out"):
         prepare_rows(
             pocket_base, store, tmp_path, [{"messages": turns}, *rows_of(range(5))], heldout

@@ -61,8 +61,11 @@ def test_tool_calls_of_sharegpt_and_openai_become_the_same():
 
 
 def test_turns_carry_train_and_weight():
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False},
-                {"role": "assistant", "content": "c", "weight": 0.5}]  # fmt: skip
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "train": False},
+        {"role": "assistant", "content": "c", "weight": 0.5},
+    ]
     talk = to_conversation({"messages": messages})
     assert [(t.train, t.weight) for t in talk.turns[1:]] == [(False, 1.0), (True, 0.5)]
 

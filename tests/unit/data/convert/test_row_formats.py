@@ -21,26 +21,50 @@ def contents(row, **kwargs) -> list[str]:
     ("row", "format", "turns"),
     [
         (
-            {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["a", "b"]]},
+            {
+                "instruction": "i",
+                "input": "x",
+                "output": "o",
+                "system": "s",
+                "history": [["a", "b"]],
+            },
             "alpaca",
-            [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i\n\nx"), ("assistant", "o")],
+            [
+                ("system", "s"),
+                ("user", "a"),
+                ("assistant", "b"),
+                ("user", "i\n\nx"),
+                ("assistant", "o"),
+            ],
         ),
         ({"instruction": "i", "output": "o"}, "alpaca", [("user", "i"), ("assistant", "o")]),
         (
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+            {
+                "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                "system": "s",
+            },
             "sharegpt",
             [("system", "s"), ("user", "a"), ("assistant", "b")],
         ),
         (
-            {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "a"}]},
-                          {"role": "assistant", "content": "b"}]},
+            {
+                "messages": [
+                    {"role": "developer", "content": "s"},
+                    {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                    {"role": "assistant", "content": "b"},
+                ]
+            },
             "messages",
             [("system", "s"), ("user", "a"), ("assistant", "b")],
         ),
-        ({"prompt": "p", "completion": "c"}, "prompt_completion", [("user", "p"), ("assistant", "c")]),
+        (
+            {"prompt": "p", "completion": "c"},
+            "prompt_completion",
+            [("user", "p"), ("assistant", "c")],
+        ),
         ({"question": "q", "answer": "a"}, "question_answer", [("user", "q"), ("assistant", "a")]),
     ],
-)  # fmt: skip
+)
 def test_each_format_is_detected_and_converted(row, format, turns):
     assert detect_format(row) == format
     assert [(t.role, t.content) for t in to_conversation(row).turns] == turns
@@ -68,7 +92,7 @@ def test_a_columns_map_names_the_rows_own_keys():
 
 
 def test_mapped_columns_decide_the_format():
-    """Preference rows hold a prompt, and what is mapped shall be trained, not what happens to be called completion."""
+    """Preference rows may have a key `completion`; the mapped answer must win over it."""
     row = {"prompt": "p", "completion": "worse", "chosen": "better", "text": "x"}
     assert contents(row, columns={"instruction": "prompt", "output": "chosen"}) == ["p", "better"]
     assert contents(row, columns={"completion": "chosen"}) == ["p", "better"]
@@ -126,13 +150,17 @@ def test_an_empty_answer_is_context_in_every_format(pocket_base):
     ]
     messages = [{"role": role, "content": text} for role, text in talk]
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    called = 'c<|end|><tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|end|>'
     renderer = ChatRenderer.load(pocket_base)
     for row, expected in (
         ({"messages": messages}, "c<|end|>"),
         ({"prompt": messages[:1], "completion": messages[1:]}, "c<|end|>"),
-        ({"instruction": "d", "output": "e", "history": [["a", ""], ["b", "c"]]}, "c<|end|>e<|end|>"),
-        ({"messages": [*messages, messages[0], call]}, 'c<|end|><tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|end|>'),
-    ):  # fmt: skip
+        (
+            {"instruction": "d", "output": "e", "history": [["a", ""], ["b", "c"]]},
+            "c<|end|>e<|end|>",
+        ),
+        ({"messages": [*messages, messages[0], call]}, called),
+    ):
         rendered = renderer.render(to_conversation(row))
         assert (
             renderer.decode(

