@@ -135,7 +135,7 @@ class _Rank:
     ) -> None:
         self._args, self._channel, self._watchdog = args, channel, watchdog
         self._store = args.store
-        # All ranks must resolve "auto" alike, so the GPU with the least memory decides.
+        # All ranks must resolve "auto" to the same values: the GPU with the least memory decides.
         memory = all_reduce_min(device_bytes(device), device)
         self._recipe = recipe = resolve_auto(
             args.recipe, args.prepared.row_tokens, memory, torch.distributed.get_world_size()

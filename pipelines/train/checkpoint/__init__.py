@@ -1,1 +1,1 @@
-"""Checkpoints: written, verified, kept and pruned."""
+"""Checkpoints: writing, verifying, pruning."""

@@ -7,7 +7,7 @@ A checkpoint is an artifact of the store with these files:
   part
   of the base. Nothing in it depends on the world size.
 
-Its manifest holds the step, the metrics and a checksum of these facts.
+Its manifest holds the step, the metrics and a checksum of both.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _verify_same_bits(
 ) -> None:
     """Raise ValueError unless each saved tensor equals the gathered one bit for bit.
 
-    This catches a save that reads a ZeRO shard instead of the whole tensor.
+    This catches a save that reads a ZeRO shard instead of the full tensor.
     """
     expected = as_plain_lora(weights, pissa) if pissa else weights
     by_key = {file_key(name): tensor for name, tensor in expected.items()}

@@ -16,11 +16,12 @@ def zero_settings(config: TrainConfig, dtype: torch.dtype, num_trainable: int) -
 
     `config` is resolved: no value is "auto".
     """
-    assert isinstance(config.zero, int) and config.offload != "auto", "the plan resolves auto"
+    assert isinstance(config.zero, int) and config.offload != "auto", "resolve auto first"
     # The fp32 master weights of half precision must be readable by parameter name for checkpoints.
     # DeepSpeed offers that from ZeRO-1 on; stage 0's FP16_Optimizer does not.
     stage = config.zero if dtype == torch.float32 else max(1, config.zero)
-    # DeepSpeed allocates its whole reduce bucket, so it need not be larger than the gradients.
+    # DeepSpeed allocates the reduce bucket at its full size, so it need not be larger than the
+    # gradients.
     bucket = min(_DEFAULT_BUCKET, num_trainable)
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket}
     if config.offload != "none":

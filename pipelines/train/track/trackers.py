@@ -55,7 +55,7 @@ def open_trackers(names: Sequence[str], folder: Path, run_info: Mapping[str, Any
 
 
 class _TensorBoard:
-    """Each start writes the whole run again, because a killed worker loses buffered events.
+    """Each start writes all steps again, because a killed worker loses buffered events.
 
     `purge_step` makes readers ignore the events of earlier starts.
     """
@@ -152,7 +152,7 @@ class _WandB:
     """Respects WANDB_PROJECT, WANDB_MODE and WANDB_API_KEY.
 
     W&B gets our run id, so it resumes the same run. Offline, each start of the run leaves a folder;
-    the last one has the whole run.
+    the last one has all steps.
     """
 
     def __init__(self, folder: Path, run_info: Mapping[str, Any]) -> None:
