@@ -1,6 +1,7 @@
-"""The frozen held-out set as work for the scorers: batches of whole samples for the loss, batches of prompts to answer.
+"""The frozen held-out set as batches for the scorers: samples for the loss, prompts to answer.
 
-Read from a finished `prepared` artifact; every candidate gets the same samples in the same batches.
+It is read from a finished `prepared` artifact. Every candidate gets the same samples in the same
+batches.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,8 @@ from pipelines.core.errors import UserError
 from pipelines.packed.reader import PackedSample, RowReader, read_heldout_samples
 from pipelines.storage import Store
 
-LOSS_BATCH_TOKENS = 4096
-EVAL_BATCH_SCHEMA = pa.schema(
+_LOSS_BATCH_TOKENS = 4096
+_BATCH_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
         ("sample_ids", pa.list_(pa.string())),
@@ -43,7 +44,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class HeldoutSet:
-    """Every held-out sample, the prompts to answer, and the sha256 of the files that they were read from."""
+    """Every held-out sample, the prompts to answer, and `heldout_digest` of their files."""
 
     samples: tuple[PackedSample, ...]
     prompts: tuple[Prompt, ...]
@@ -52,7 +53,11 @@ class HeldoutSet:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One batch. `weights` is empty for kind "answer"."""
+    """A batch for a scorer: token ids int32 [T] of each sample.
+
+    For kind "loss", `weights` has float32 [T] of each sample: the weight of each token as a label.
+    For kind "answer" the tokens are prompts, and `weights` is empty.
+    """
 
     kind: Literal["loss", "answer"]
     sample_ids: list[str]
@@ -61,51 +66,62 @@ class EvalBatch:
 
 
 def load_heldout(store: Store, prepared: PreparedDataset, max_prompts: int) -> HeldoutSet:
-    """Read the held-out split. Raises UserError when it is empty or has no loss token."""
+    """Read the held-out split and choose at most `max_prompts` prompts.
+
+    Raises UserError if the split is empty or no sample has a label with weight.
+    """
     folder = store.local_dir(prepared.ref)
     samples = tuple(RowReader(folder, "heldout").samples())
     if not any(s.loss_weights[1:].any() for s in samples):
         raise UserError(
-            f"{prepared.ref.uri}: holds no held-out sample to score; set data.heldout_share above 0 "
-            "or give a source with split: heldout"
+            f"{prepared.ref.uri}: the dataset has no held-out sample to score; set "
+            "data.heldout_share above 0 or give a source with split: heldout"
         )
-    return HeldoutSet(
-        samples,
-        _prompts(folder, max_prompts),
-        heldout_digest(store, prepared),
-    )
+    digest = heldout_digest(store, prepared)
+    return HeldoutSet(samples, _choose_prompts(folder, max_prompts), digest)
 
 
 def heldout_digest(store: Store, prepared: PreparedDataset) -> str:
-    """Hex sha256 over the held-out files' own sha256: equal digests mean that two reports can be compared."""
+    """Hex sha256 over the held-out files' own sha256.
+
+    Two reports can be compared if their digests are equal.
+    """
     artifact = store.read(prepared.ref.uri)
     if artifact is None:
         raise UserError(f"{prepared.ref.uri}: the prepared dataset is gone; run prepare again")
+    files = artifact.files.items()
     return digest_of(
-        {n: f["sha256"] for n, f in artifact.files.items() if Path(n).name.startswith("heldout")}
+        {name: file["sha256"] for name, file in files if Path(name).name.startswith("heldout")}
     )
 
 
 def loss_batches(
-    samples: Sequence[PackedSample], max_tokens: int = LOSS_BATCH_TOKENS
+    samples: Sequence[PackedSample], max_tokens: int = _LOSS_BATCH_TOKENS
 ) -> list[EvalBatch]:
-    """Batches of samples of like length whose padded size stays within `max_tokens` (a longer sample goes alone)."""
-    batches: list[list[PackedSample]] = []
+    """Batches of samples of similar length, at most `max_tokens` each with padding.
+
+    A sample that is longer is a batch of its own.
+    """
+    groups: list[list[PackedSample]] = []
     for sample in sorted(samples, key=lambda s: (-len(s.input_ids), s.sample_id)):
-        if batches and len(batches[-1][0].input_ids) * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(sample)
+        # The first sample of a group is its longest, so all are padded to its length.
+        if groups and len(groups[-1][0].input_ids) * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(sample)
         else:
-            batches.append([sample])
+            groups.append([sample])
     return [
         EvalBatch(
-            "loss", [s.sample_id for s in b], [s.input_ids for s in b], [s.loss_weights for s in b]
+            "loss",
+            [sample.sample_id for sample in group],
+            [sample.input_ids for sample in group],
+            [sample.loss_weights for sample in group],
         )
-        for b in batches
+        for group in groups
     ]
 
 
 def answer_batches(prompts: Sequence[Prompt], batch_size: int) -> list[EvalBatch]:
-    """Batches of prompts of like length."""
+    """Batches of `batch_size` prompts of similar length."""
     ordered = sorted(prompts, key=lambda p: (-len(p.prompt_ids), p.sample_id))
     groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     return [
@@ -113,38 +129,41 @@ def answer_batches(prompts: Sequence[Prompt], batch_size: int) -> list[EvalBatch
     ]
 
 
-def batch_table(works: Sequence[EvalBatch]) -> pa.Table:
-    """Batches as Arrow, one row a batch."""
+def batch_table(batches: Sequence[EvalBatch]) -> pa.Table:
+    """Batches as an Arrow table with one row for each."""
     rows = [
         {
-            "kind": w.kind,
-            "sample_ids": w.sample_ids,
-            "tokens": w.tokens,
-            "weights": w.weights or None,
+            "kind": batch.kind,
+            "sample_ids": batch.sample_ids,
+            "tokens": batch.tokens,
+            "weights": batch.weights or None,
         }
-        for w in works
+        for batch in batches
     ]
-    return pa.Table.from_pylist(rows, schema=EVAL_BATCH_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=_BATCH_SCHEMA)
 
 
-def batch_from_row(row: dict) -> EvalBatch:
-    """The inverse of one row of `batch_table`."""
+def batch_from_row(row: dict[str, Any]) -> EvalBatch:
+    """The batch of one row of `batch_table`."""
     tokens = [np.asarray(t, dtype=np.int32) for t in row["tokens"]]
     weights = [np.asarray(w, dtype=np.float32) for w in row["weights"] or []]
     return EvalBatch(row["kind"], list(row["sample_ids"]), tokens, weights)
 
 
-def _prompts(folder: Path, max_prompts: int) -> tuple[Prompt, ...]:
-    """At most `max_prompts` prompts, chosen by the hash of their ids: the same ones every time, from all sources."""
+def _choose_prompts(folder: Path, max_prompts: int) -> tuple[Prompt, ...]:
+    """At most `max_prompts` prompts in the order of their ids' sha256.
+
+    So every evaluation has the same prompts, and they come from all sources.
+    """
     columns = ("sample_id", "prompt_ids", "prompt", "reference")
-    rows = read_heldout_samples(folder, columns)
-    rows = [row for row in rows if row["prompt_ids"]]
-    chosen = sorted(rows, key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest())[
-        :max_prompts
-    ]
+    rows = [row for row in read_heldout_samples(folder, columns) if row["prompt_ids"]]
+    rows.sort(key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest())
     return tuple(
         Prompt(
-            r["sample_id"], np.asarray(r["prompt_ids"], dtype=np.int32), r["prompt"], r["reference"]
+            row["sample_id"],
+            np.asarray(row["prompt_ids"], dtype=np.int32),
+            row["prompt"],
+            row["reference"],
         )
-        for r in chosen
+        for row in rows[:max_prompts]
     )

@@ -1,6 +1,6 @@
-"""What is measured on one model: the weighted negative log-likelihood of held-out labels, and exact answers.
+"""The two measures of a model: the negative log-likelihood of held-out labels, and exact answers.
 
-Shapes: B samples, T tokens of the longest, V vocabulary, N labels with weight.
+Shapes: B samples, T tokens of the longest one, V vocabulary, N labels with weight.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 def weighted_nll(
     model: Any, tokens: Sequence[np.ndarray], weights: Sequence[np.ndarray]
 ) -> tuple[float, float, int]:
-    """Sum of weight x -log p(label), sum of weights and number of labels with weight, over one batch of samples.
+    """Sum of weight x -log p(label), sum of weights, and number of labels with weight, in a batch.
 
-    `weights[i][t]` is the weight of token t as a label, predicted from the tokens before it in its own sample; a first
-    token has nothing before it and is never a label. The held-out loss is the first sum over the second, taken over all
-    batches (not a mean of means). Logits are reduced in fp32 whatever the model's dtype.
+    `weights[i][t]` is the weight of token t of sample i as a label, predicted from the tokens
+    before it. The first token of a sample has none before it and is never a label. The held-out
+    loss is the first sum divided by the second, each over all batches; it is not a mean of batch
+    means. Logits are reduced in fp32 whatever the model's dtype.
     """
     import torch
 
@@ -32,31 +33,35 @@ def weighted_nll(
     label_weights = label_weights[:, 1:].to(model.device)
     ids, mask = ids.to(model.device), mask.to(model.device)
     with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[
-            :, :-1
-        ]  # [B, T-1, V]
-        chosen = label_weights > 0
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False)
+        logits = output.logits[:, :-1]  # [B, T-1, V]
+        has_weight = label_weights > 0  # [B, T-1]
         nll = torch.nn.functional.cross_entropy(
-            logits[chosen].float(), ids[:, 1:][chosen], reduction="none"
+            logits[has_weight].float(), ids[:, 1:][has_weight], reduction="none"
         )  # [N]
-        kept = label_weights[chosen]
-        return float((nll.double() * kept).sum()), float(kept.double().sum()), int(chosen.sum())
+        weight = label_weights[has_weight]  # [N]
+        weighted = (nll.double() * weight).sum()
+        return float(weighted), float(weight.double().sum()), int(has_weight.sum())
 
 
 def pad_batch(tokens: Sequence[np.ndarray], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask [B, T], padded with zeros that the mask hides, before (left) or after the tokens."""
+    """Token ids and attention mask, both int64 [B, T].
+
+    Padding is 0 in both. It is before the tokens with `left`, as generation needs it, else after
+    them.
+    """
     import torch
 
     longest = max(len(t) for t in tokens)
     ids = torch.zeros((len(tokens), longest), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, values in enumerate(tokens):
-        where = slice(longest - len(values), None) if left else slice(0, len(values))
-        ids[row, where] = torch.from_numpy(np.array(values, dtype=np.int64))
-        mask[row, where] = 1
+        columns = slice(longest - len(values), None) if left else slice(0, len(values))
+        ids[row, columns] = torch.from_numpy(np.array(values, dtype=np.int64))
+        mask[row, columns] = 1
     return ids, mask
 
 
 def is_exact(generated: str, reference: str) -> bool:
-    """Whether an answer is the reference, outer whitespace aside."""
+    """Whether an answer equals the reference, except for whitespace at both ends."""
     return generated.strip() == reference.strip()

@@ -1,12 +1,12 @@
-"""Base and all candidates on one held-out set through Ray Data: actors load the base once, with every adapter on it.
+"""Scores the base and all candidates on one held-out set with Ray Data.
 
-Ray Data streams batches to the actors; each answers a batch once per candidate. A candidate that fails is reported as
-failed and costs the others nothing.
+Each actor loads the base once and adds every adapter to it. Ray Data streams batches to the actors,
+and an actor runs each batch once for every candidate. If a candidate fails, its results have the
+error, and the other candidates are scored as usual.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,14 @@ import pyarrow as pa
 
 from pipelines.config.schema import ModelConfig, ResourcesConfig
 from pipelines.core.artifacts import ArtifactRef
+from pipelines.core.errors import one_line
+from pipelines.core.quiet_loggers import follow_ray_logger
 from pipelines.eval.heldout import EvalBatch, batch_from_row, batch_table
 from pipelines.eval.metrics import pad_batch, weighted_nll
 from pipelines.storage import Store
 
 BASE = "base"
+_MAX_ERROR = 500
 _RESULT_SCHEMA = pa.schema(
     [
         ("candidate", pa.string()),
@@ -38,7 +41,7 @@ _RESULT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """What an actor loads: the base, and the checkpoint of each candidate by name (the base itself is `BASE`)."""
+    """The models that an actor loads: the base, named `BASE`, and each candidate's checkpoint."""
 
     model: ModelConfig
     store_uri: str
@@ -47,15 +50,18 @@ class ScorerSpec:
 
 
 def score_batches(
-    spec: ScorerSpec, works: Sequence[EvalBatch], resources: ResourcesConfig, num_actors: int
+    spec: ScorerSpec, batches: Sequence[EvalBatch], resources: ResourcesConfig, num_actors: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run every batch through base and candidates on the running Ray; yields each batch's results, one a candidate."""
+    """Run every batch through the base and all candidates; Ray must be initialised.
+
+    Yields, in any order, the results of a batch: one dict for each candidate, by the columns of
+    `_RESULT_SCHEMA`.
+    """
     import ray.data
 
-    dataset = ray.data.from_arrow([batch_table([work]) for work in works])
+    dataset = ray.data.from_arrow([batch_table([batch]) for batch in batches])
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
-    # Importing ray.data sets its logger to DEBUG: here it says what "ray" may say, no more.
-    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
+    follow_ray_logger("ray.data")
     scored = dataset.map_batches(
         Scorer,
         fn_constructor_args=[spec],
@@ -63,15 +69,19 @@ def score_batches(
         batch_format="pyarrow",
         num_cpus=resources.data_cpus,
         num_gpus=resources.gpus_per_worker or None,
-        compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(works))),
-        max_restarts=0,  # an actor that dies fails the stage, which can be run again; Ray Data would restart for ever
+        compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(batches))),
+        # A dead actor fails the stage, which can be run again; Ray Data would restart it for ever.
+        max_restarts=0,
     )
     for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield cast(pa.Table, table).to_pylist()
 
 
 class Scorer:
-    """The Ray Data actor: base, adapters and models that trained whole in memory, called with one batch at a time."""
+    """The Ray Data actor: holds the base with all adapters, and fully fine-tuned models.
+
+    It is called with one batch at a time.
+    """
 
     def __init__(self, spec: ScorerSpec) -> None:
         import torch
@@ -86,18 +96,18 @@ class Scorer:
         self._errors: dict[str, str] = {}
         self._names = [BASE, *spec.checkpoints]
         store = Store(spec.store_uri)
-        self._adapted: Any = load_base(spec.model)
-        self._whole: dict[str, Any] = {}
+        self._base: Any = load_base(spec.model)
+        self._full_models: dict[str, Any] = {}
         for name, ref in spec.checkpoints.items():
             try:
                 folder = store.local_dir(ref)
                 if (folder / "model").is_dir():
-                    whole = {"base": str(folder / "model"), "revision": None}
-                    self._whole[name] = load_base(spec.model.model_copy(update=whole))
+                    full = {"base": str(folder / "model"), "revision": None}
+                    self._full_models[name] = load_base(spec.model.model_copy(update=full))
                 else:
-                    self._adapted = add_adapter(self._adapted, name, folder / "adapter")
-            except Exception as error:  # noqa: BLE001 - worker boundary: a broken candidate must not lose the others
-                self._errors[name] = _in_words(error)
+                    self._base = add_adapter(self._base, name, folder / "adapter")
+            except Exception as error:  # noqa: BLE001 - whatever is broken, score the others
+                self._errors[name] = _describe(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         results = [
@@ -107,59 +117,61 @@ class Scorer:
         ]
         return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
 
-    def _result(self, name: str, work: EvalBatch) -> dict[str, Any]:
+    def _result(self, name: str, batch: EvalBatch) -> dict[str, Any]:
         from pipelines.model.lora_load import use_adapter
 
         result: dict[str, Any] = {
             "candidate": name,
-            "kind": work.kind,
-            "sample_ids": work.sample_ids,
+            "kind": batch.kind,
+            "sample_ids": batch.sample_ids,
         }
         if name in self._errors:
             return result | {"error": self._errors[name]}
-        model = self._whole.get(name, self._adapted)
+        model = self._full_models.get(name, self._base)
         try:
-            with use_adapter(model, None if name == BASE or name in self._whole else name):
-                if work.kind == "loss":
-                    nll, weight, num_labels = weighted_nll(model, work.tokens, work.weights)
+            with use_adapter(model, None if name == BASE or name in self._full_models else name):
+                if batch.kind == "loss":
+                    nll, weight, num_labels = weighted_nll(model, batch.tokens, batch.weights)
                     return result | {"nll": nll, "weight": weight, "num_labels": num_labels}
-                answers = greedy(model, work.tokens, self._max_new_tokens, self._renderer.stop_ids)
+                answers = greedy(model, batch.tokens, self._max_new_tokens, self._renderer.stop_ids)
                 return result | {"texts": [self._renderer.decode(ids) for ids in answers]}
-        except Exception as error:  # noqa: BLE001 - worker boundary, as above
-            return result | {"error": _in_words(error)}
+        except Exception as error:  # noqa: BLE001 - as in __init__
+            return result | {"error": _describe(error)}
 
 
 def greedy(
     model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, stop_ids: Sequence[int]
 ) -> list[np.ndarray]:
-    """The most likely continuation of each prompt, up to and without its first stop token.
+    """The most likely continuation of each prompt, cut before its first stop token.
 
-    Always with an attention mask: a padding id inside a prompt is a token like any other.
+    `prompts` are token ids [T] each. The attention mask alone marks padding: a prompt may contain
+    the padding id as an ordinary token.
     """
     import torch
     from transformers import GenerationConfig
 
     ids, mask = pad_batch(prompts, left=True)
-    stops = list(stop_ids) or None
-    plain = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=0
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=0,
     )
-    model.generation_config = (
-        plain  # else the sampling knobs in the model's folder fill what is left open here
-    )
+    # generate() fills what a config leaves open from the model's own, which may ask for sampling.
+    model.generation_config = config
     with torch.inference_mode():
-        out = model.generate(
+        output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=plain,
+            generation_config=config,
         )
-    answers = out[:, ids.shape[1] :].cpu().numpy()
-    ended = np.isin(answers, list(stop_ids))
+    answers = output[:, ids.shape[1] :].cpu().numpy()
+    is_stop = np.isin(answers, list(stop_ids))
     return [
-        row[: int(end.argmax())] if end.any() else row
-        for row, end in zip(answers, ended, strict=True)
+        answer[: int(stops.argmax())] if stops.any() else answer
+        for answer, stops in zip(answers, is_stop, strict=True)
     ]
 
 
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+def _describe(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", _MAX_ERROR)

@@ -160,7 +160,7 @@ def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     opening, _, rest = svg.partition(">")
-    svg = re.sub(r' (?:height|width)="[^"]*"', "", opening) + ">" + rest
+    svg = re.sub(r' (?:height|width|xmlns(?::xlink)?)="[^"]*"', "", opening) + ">" + rest
     for name, (light, _) in COLOURS.items():
         svg = svg.replace(light, f"var(--{name})")
     return svg

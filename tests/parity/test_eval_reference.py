@@ -1,4 +1,4 @@
-"""The evaluation's numbers against transformers' own, one sample and one prompt at a time."""
+"""The evaluation's loss and answers equal those of transformers on single samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def renderer(pocket_base: str) -> ChatRenderer:
     return ChatRenderer.load(pocket_base)
 
 
-def test_the_loss_of_a_padded_batch_is_transformers_token_mean_over_all_samples(
+def test_the_loss_of_a_padded_batch_equals_transformers_token_mean_over_all_samples(
     base: Any, renderer: ChatRenderer
 ) -> None:
     rendered = [
@@ -55,7 +55,7 @@ def test_the_loss_of_a_padded_batch_is_transformers_token_mean_over_all_samples(
     assert nll / weight == pytest.approx(expected / count, abs=1e-5)
 
 
-def test_answers_of_a_padded_batch_are_generates_own_for_each_prompt(
+def test_the_answers_of_a_padded_batch_equal_those_of_generate_on_each_prompt(
     base: Any, renderer: ChatRenderer
 ) -> None:
     prompts = [renderer.prompt_ids([{"role": "user", "content": q}]) for q, _ in TEXTS]

@@ -1,4 +1,7 @@
-"""A prepared dataset of questions that all want one answer, and adapters on the pocket base that know it, or not."""
+"""A prepared dataset of questions with one answer, and adapters on the pocket base.
+
+One adapter knows the answer; the others are broken or random.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.artifacts import Checkpoint, PreparedDataset, SplitStats, TrainingRun
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.core.digests import digest_of
+from pipelines.eval.heldout import HeldoutSet, load_heldout
 from pipelines.packed.format import (
     HELDOUT_SAMPLES,
     HELDOUT_SCHEMA,
@@ -27,8 +31,11 @@ from pipelines.storage import Store
 
 ANSWER = "Aye, captain."
 ROW_TOKENS = 96
-QUESTIONS = [f"{verb} the {thing} {'now ' * (n % 3)}please" for n, verb in enumerate(("Stow", "Mop", "Sell"))
-             for thing in ("sail", "deck", "rope", "map", "boat")]  # fmt: skip
+QUESTIONS = [
+    f"{verb} the {thing} {'now ' * (n % 3)}please"
+    for n, verb in enumerate(("Stow", "Mop", "Sell"))
+    for thing in ("sail", "deck", "rope", "map", "boat")
+]
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +61,24 @@ def recipe(pocket_base: str) -> Recipe:
 
 
 @pytest.fixture(scope="session")
+def base(recipe: Recipe) -> Any:
+    from pipelines.model.base import load_base
+
+    return load_base(recipe.model, "cpu")
+
+
+@pytest.fixture(scope="session")
+def heldout(eval_store: Store, prepared: PreparedDataset) -> HeldoutSet:
+    return load_heldout(eval_store, prepared, max_prompts=8)
+
+
+@pytest.fixture(scope="session")
 def prepared(renderer: ChatRenderer, eval_store: Store) -> PreparedDataset:
     return write_prepared(eval_store, renderer, QUESTIONS)
 
 
 @pytest.fixture(scope="session")
-def nothing_held_out(renderer: ChatRenderer, eval_store: Store) -> PreparedDataset:
+def empty_heldout(renderer: ChatRenderer, eval_store: Store) -> PreparedDataset:
     return write_prepared(eval_store, renderer, [])
 
 
@@ -155,7 +174,7 @@ def write_checkpoint(store: Store, adapter: Path, step: int, change: Any = None)
 
 @pytest.fixture(scope="session")
 def run(eval_store: Store, trained_adapter: Path) -> TrainingRun:
-    """Four checkpoints: one that does not fit the base, one that learned, one of noise, one with a NaN."""
+    """Four checkpoints: of a wrong shape, trained, of noise, and with a NaN."""
     import torch
 
     noise = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""The gate: who wins, by how much, and in which words."""
+"""The gate: which candidate passes, by how much, and the reason it gives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_the_lowest_loss_wins_and_the_reason_has_the_numbers() -> None:
     )
     assert decision.passed and decision.candidate == "digest of step 20"
     assert decision.reason == (
-        "step 20 beats the base: held-out loss 1.5000 against 2.0000, 25.0% lower (needs 10.0% lower)"
+        "step 20 beats the base: held-out loss 1.5000 against 2.0000, 25.0% lower "
+        "(needs 10.0% lower)"
     )
 
 
@@ -95,33 +96,35 @@ def test_a_failed_candidate_never_passes_and_is_named(metric: str, bad: Score) -
     alone = decide(gate, report(score("base", 2.0), bad))
     assert not alone.passed and alone.candidate == ""
     assert alone.reason == "no candidate has a finite score; failed and left out: bad"
-    beside = decide(gate, report(score("base", 2.0), bad, score("good", 1.0, 0.5)))
+    with_another = decide(gate, report(score("base", 2.0), bad, score("good", 1.0, 0.5)))
     assert (
-        beside.passed and beside.candidate == "digest of good" and "left out: bad" in beside.reason
+        with_another.passed
+        and with_another.candidate == "digest of good"
+        and "left out: bad" in with_another.reason
     )
 
 
 @pytest.mark.parametrize(
     "base", [score("base", math.nan), score("base", 2.0, 0.0, "out of memory")]
 )
-def test_a_failed_base_lets_nobody_pass(base: Score) -> None:
+def test_no_candidate_passes_against_a_failed_base(base: Score) -> None:
     decision = decide(GateConfig(margin=0.1), report(base, score("step 10", 1.0)))
     assert not decision.passed and "the base has no finite score" in decision.reason
 
 
-def test_a_report_without_answers_can_be_judged_by_its_loss_only() -> None:
-    silent = report(score("base", 2.0, math.nan), score("step 10", 1.0, math.nan))
-    assert decide(GateConfig(metric="heldout_loss", margin=0.1), silent).passed
-    assert not decide(GateConfig(metric="exact_match", margin=0.1), silent).passed
+def test_a_report_without_answers_can_pass_by_its_loss_only() -> None:
+    no_answers = report(score("base", 2.0, math.nan), score("step 10", 1.0, math.nan))
+    assert decide(GateConfig(metric="heldout_loss", margin=0.1), no_answers).passed
+    assert not decide(GateConfig(metric="exact_match", margin=0.1), no_answers).passed
 
 
 def test_every_further_rival_must_be_beaten_too() -> None:
     both = report(score("base", 2.0), score("step 10", 1.0))
     strong, weak = {"production bot@1": score("p", 0.99)}, {"production bot@1": score("p", 1.5)}
-    lost = decide(GateConfig(margin=0.1), both, strong)
-    assert not lost.passed and "step 10 beats the base" in lost.reason
+    rejected = decide(GateConfig(margin=0.1), both, strong)
+    assert not rejected.passed and "step 10 beats the base" in rejected.reason
     assert (
-        "does not beat production bot@1 by the margin: held-out loss 1.0000 against 0.9900, 1.0% higher"
-        in lost.reason
+        "does not beat production bot@1 by the margin: "
+        "held-out loss 1.0000 against 0.9900, 1.0% higher" in rejected.reason
     )
     assert decide(GateConfig(margin=0.1), both, weak).passed

@@ -1,4 +1,4 @@
-"""The evaluation stage on a running Ray: right numbers, failures kept apart, found again."""
+"""The evaluate step on a running Ray: scores, failed candidates, pages, and finding a report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.stages import evaluate
 ANSWER = "Aye, captain."
 
 
-class Notes:
-    """A progress that remembers its lines and how far its bars went."""
+class RecordedProgress:
+    """A progress that keeps its notes and how far its last bar went."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -42,8 +42,8 @@ class Notes:
 
 
 @pytest.fixture(scope="session")
-def notes() -> Notes:
-    return Notes()
+def progress() -> RecordedProgress:
+    return RecordedProgress()
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +53,9 @@ def report(
     eval_store: Store,
     prepared: PreparedDataset,
     run: TrainingRun,
-    notes: Notes,
+    progress: RecordedProgress,
 ) -> EvalReport:
-    return evaluate(recipe, eval_store, prepared, run, notes)
+    return evaluate(recipe, eval_store, prepared, run, progress)
 
 
 def test_the_trained_candidate_answers_and_the_others_do_not(report: EvalReport) -> None:
@@ -70,7 +70,7 @@ def test_the_trained_candidate_answers_and_the_others_do_not(report: EvalReport)
     assert [a.prompt for a in good.answers] == [a.prompt for a in base.answers]
 
 
-def test_broken_candidates_are_failed_with_the_reason(report: EvalReport) -> None:
+def test_a_broken_candidate_fails_with_its_reason(report: EvalReport) -> None:
     by_label = {s.label: s for s in report.scores}
     assert "does not fit the base" in by_label["step 10"].error
     assert by_label["step 40"].error == "the held-out loss is not finite"
@@ -78,8 +78,10 @@ def test_broken_candidates_are_failed_with_the_reason(report: EvalReport) -> Non
         assert math.isnan(by_label[label].heldout_loss) and math.isnan(by_label[label].exact_match)
 
 
-def test_progress_counts_every_batch_of_every_candidate(report: EvalReport, notes: Notes) -> None:
-    assert notes.done == notes.total == 5 * (3 + 1)
+def test_progress_counts_every_batch_of_every_candidate(
+    report: EvalReport, progress: RecordedProgress
+) -> None:
+    assert progress.done == progress.total == 5 * (3 + 1)
 
 
 def test_the_artifact_names_its_parents_and_its_heldout_set(
@@ -114,19 +116,19 @@ def test_a_second_call_finds_the_report_and_other_settings_do_not(
         raise RuntimeError("scored again")
 
     monkeypatch.setattr("pipelines.eval.scorer.score_batches", refuse)
-    notes = Notes()
-    assert evaluate(recipe, eval_store, prepared, run, notes).ref == report.ref
+    progress = RecordedProgress()
+    assert evaluate(recipe, eval_store, prepared, run, progress).ref == report.ref
     longer = recipe.model_copy(
         update={"eval": recipe.eval.model_copy(update={"max_new_tokens": 17})}
     )
     with pytest.raises(RuntimeError, match="scored again"):
-        evaluate(longer, eval_store, prepared, run, notes)
+        evaluate(longer, eval_store, prepared, run, progress)
 
 
-def test_the_page_is_whole_escaped_and_fetches_nothing(report: EvalReport) -> None:
+def test_the_pages_have_every_score_and_fetch_nothing(report: EvalReport) -> None:
     page = (Path(report.ref.uri) / "report.html").read_text()
     assert (
-        page.count('<td class="text ok">') == 8
+        page.count('class="text exact">✓ Aye, captain.<') == 8
         and "step 40" in page
         and "does not fit the base" in page
     )
@@ -139,8 +141,8 @@ def test_the_page_is_whole_escaped_and_fetches_nothing(report: EvalReport) -> No
     )
 
 
-def test_nothing_held_out_is_said_in_words(
-    recipe: Recipe, eval_store: Store, nothing_held_out: PreparedDataset, run: TrainingRun
+def test_a_dataset_without_heldout_samples_is_a_user_error(
+    recipe: Recipe, eval_store: Store, empty_heldout: PreparedDataset, run: TrainingRun
 ) -> None:
     with pytest.raises(UserError, match="data.heldout_share"):
-        evaluate(recipe, eval_store, nothing_held_out, run, Notes())
+        evaluate(recipe, eval_store, empty_heldout, run, RecordedProgress())
