@@ -23,9 +23,9 @@ from pipelines.storage.folders import (
     scratch_folder,
     verify,
 )
+from pipelines.storage.manifest_schema import SCHEMA, is_readable
 from pipelines.storage.os_errors import as_user_error
 from pipelines.storage.remote import RemoteFiles
-from pipelines.storage.schema import SCHEMA, is_readable
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 from pipelines.core.errors import UserError
 from pipelines.storage.folders import MANIFEST
-from pipelines.storage.schema import OLDEST_READABLE, SCHEMA, is_readable
+from pipelines.storage.manifest_schema import OLDEST_READABLE, SCHEMA, is_readable
 from pipelines.storage.store import Store
 
 _MARKER = f".schema-{SCHEMA}"

@@ -1,4 +1,4 @@
-"""Adapters that must not be served, and a registry that holds the three that may."""
+"""Adapters that cannot be served, and a registry with three that can."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.storage import Store
 def misfit_folder(
     adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An adapter made for a base with wider projections."""
+    """An adapter for a base with wider projections."""
     return _rewritten(
         adapter_folders["ada"],
         tmp_path_factory.mktemp("misfit"),
@@ -30,7 +30,7 @@ def misfit_folder(
 def overflowing_folder(
     adapter_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An adapter whose numbers are finite and whose products are not."""
+    """An adapter with finite weights whose products overflow."""
     return _rewritten(
         adapter_folders["ada"], tmp_path_factory.mktemp("overflowing"), lambda t: t * 1e30
     )
@@ -59,7 +59,7 @@ def renderer(pocket_base: str) -> ChatRenderer:
 def registry(
     store: Store, adapter_folders: dict[str, Path], pocket_base: str, fingerprint: str
 ) -> Registry:
-    """ada and bob in production; cyn registered, but without an alias."""
+    """ada and bob in production; cyn registered without an alias."""
     registry = Registry(store)
     for name, folder in adapter_folders.items():
         version = registry.register(

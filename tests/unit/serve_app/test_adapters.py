@@ -1,4 +1,4 @@
-"""The adapter cache: least recently used first, never one in use, and a failed load costs nothing."""
+"""The adapter cache: drops the least recently used, and none in use; a failed load drops none."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ def ref(key: str) -> AdapterRef:
 
 
 class Loads:
-    """Remembers what is in memory and refuses to load `bad`."""
+    """Records the adapters in memory and fails to load `bad`."""
 
     def __init__(self) -> None:
-        self.held: list[str] = []
+        self.in_memory: list[str] = []
         self.log: list[str] = []
 
     def load(self, adapter: AdapterRef) -> None:
         if adapter.key == "bad":
             raise ValueError("bad")
-        self.held.append(adapter.key)
+        self.in_memory.append(adapter.key)
         self.log.append(f"+{adapter.key}")
 
     def unload(self, key: str) -> None:
-        self.held.remove(key)
+        self.in_memory.remove(key)
         self.log.append(f"-{key}")
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_adapter_is_dropped_first() -> None:
     loads = Loads()
     cache = AdapterCache(2, loads.load, loads.unload)
     for key in ("a", "b", "a", "c"):
@@ -41,18 +41,18 @@ def test_the_least_recently_used_goes_first() -> None:
     assert loads.log == ["+a", "+b", "+c", "-b"] and len(cache) == 2
 
 
-def test_one_in_use_stays_however_full_it_is() -> None:
+def test_an_adapter_in_use_stays_when_the_cache_is_over_capacity() -> None:
     loads = Loads()
     cache = AdapterCache(1, loads.load, loads.unload)
     for key in ("a", "b", "c"):
         cache.acquire(ref(key))
-    assert loads.held == ["a", "b", "c"]
+    assert loads.in_memory == ["a", "b", "c"]
     cache.release("b")
     cache.release("a")
-    assert loads.held == ["c"]
+    assert loads.in_memory == ["c"]
 
 
-def test_a_load_that_fails_evicts_nothing() -> None:
+def test_a_failed_load_drops_no_adapter() -> None:
     loads = Loads()
     cache = AdapterCache(1, loads.load, loads.unload)
     cache.acquire(ref("a"))
@@ -63,7 +63,7 @@ def test_a_load_that_fails_evicts_nothing() -> None:
 
 
 @given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from("abcde"), st.booleans()), max_size=60))
-def test_what_is_pinned_is_held_and_the_rest_fits(
+def test_pinned_adapters_stay_and_the_others_fit_the_capacity(
     capacity: int, steps: list[tuple[str, bool]]
 ) -> None:
     loads = Loads()
@@ -77,5 +77,5 @@ def test_what_is_pinned_is_held_and_the_rest_fits(
             cache.release(key)
             pins[key] -= 1
         pinned = {k for k, count in pins.items() if count}
-        assert pinned <= set(loads.held)
-        assert len(loads.held) <= max(capacity, len(pinned))
+        assert pinned <= set(loads.in_memory)
+        assert len(loads.in_memory) <= max(capacity, len(pinned))

@@ -1,4 +1,4 @@
-"""The body of a chat request: what is honoured, what is ignored, and a 400 that names the field for everything else."""
+"""The body of a chat request: supported and ignored fields, and a 400 that names any other."""
 
 from __future__ import annotations
 
@@ -19,38 +19,30 @@ def body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": HI, **fields}).encode()
 
 
-def test_what_is_asked_reaches_the_engine() -> None:
-    asked = parse_chat(
-        body(max_tokens=5, temperature=0.5, top_p=0.9, seed=-3, stop=["a", "b"], stream=True,
-             stream_options={"include_usage": True})
-    )  # fmt: skip
+def test_every_supported_field_reaches_the_engine() -> None:
+    sampling = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "seed": -3, "stop": ["a", "b"]}
+    chat = parse_chat(body(**sampling, stream=True, stream_options={"include_usage": True}))
     adapter = AdapterRef("k", "m@k")
-    assert asked.generation(adapter) == GenerationRequest(HI, adapter, 5, 0.5, 0.9, -3, ("a", "b"))
-    assert asked.stream and asked.include_usage
+    assert chat.generation(adapter) == GenerationRequest(HI, adapter, 5, 0.5, 0.9, -3, ("a", "b"))
+    assert chat.stream and chat.include_usage
 
 
 def test_the_defaults_are_openais() -> None:
-    asked = parse_chat(body())
-    assert asked.generation(None) == GenerationRequest(HI, None, None, 1.0, 1.0, None, ())
-    assert not asked.stream and not asked.include_usage
+    chat = parse_chat(body())
+    assert chat.generation(None) == GenerationRequest(HI, None, None, 1.0, 1.0, None, ())
+    assert not chat.stream and not chat.include_usage
 
 
-def test_spellings_of_the_same() -> None:
+def test_equivalent_spellings_give_the_same_request() -> None:
     assert parse_chat(body(max_completion_tokens=7, max_tokens=9)).generation(None).max_tokens == 7
     assert parse_chat(body(stop="x")).generation(None).stop == ("x",)
     assert parse_chat(body(temperature=1)).generation(None).temperature == 1.0
-    parts = [
-        {
-            "role": "developer",
-            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-        }
-    ]
-    assert parse_chat(body(messages=parts)).generation(None).messages == [
-        {"role": "system", "content": "ab"}
-    ]
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    chat = parse_chat(body(messages=[{"role": "developer", "content": parts}]))
+    assert chat.generation(None).messages == [{"role": "system", "content": "ab"}]
 
 
-def test_advice_and_neutral_values_are_ignored() -> None:
+def test_fields_and_values_that_change_nothing_are_ignored() -> None:
     fields = {
         "user": "me",
         "metadata": {"a": "b"},
@@ -73,10 +65,8 @@ def test_advice_and_neutral_values_are_ignored() -> None:
         "tool_calls": None,
         "annotations": [],
     }
-    assert (
-        parse_chat(body(messages=[*HI, replayed, *HI])).generation(None).messages[1]["content"]
-        == "x"
-    )
+    chat = parse_chat(body(messages=[*HI, replayed, *HI]))
+    assert chat.generation(None).messages[1]["content"] == "x"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +102,9 @@ def test_advice_and_neutral_values_are_ignored() -> None:
     ],
     ids=str,
 )
-def test_a_refusal_names_the_field(fields: dict[str, Any], param: str | None) -> None:
+def test_an_unsupported_field_or_value_is_refused_by_name(
+    fields: dict[str, Any], param: str | None
+) -> None:
     with pytest.raises(ApiError) as caught:
         parse_chat(body(**fields))
     error = caught.value
@@ -149,7 +141,7 @@ FIELDS = [
         st.sampled_from([*FIELDS, "stream_options", "n", "tools", "x"]), JSON, max_size=5
     )
 )
-def test_any_json_is_taken_or_refused_never_a_crash(fields: dict[str, Any]) -> None:
+def test_any_json_is_accepted_or_refused_and_never_crashes(fields: dict[str, Any]) -> None:
     try:
         parse_chat(body(**fields)).generation(None)
     except ApiError as error:
@@ -172,12 +164,12 @@ def test_deep_and_broken_json_is_refused(raw: bytes) -> None:
         parse_chat(raw)
 
 
-def test_shapes_that_the_stock_client_reads() -> None:
+def test_the_stock_client_reads_answers_and_chunks() -> None:
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
     answer = Delta("hello", "stop", 3, 2)
-    whole = ChatCompletion.model_validate(completion("id", "m", answer), strict=True)
-    assert whole.usage and (whole.usage.prompt_tokens, whole.usage.total_tokens) == (3, 5)
+    usage = ChatCompletion.model_validate(completion("id", "m", answer), strict=True).usage
+    assert usage and (usage.prompt_tokens, usage.total_tokens) == (3, 5)
     for data in (
         chunk("id", "m", {"content": "é"}),
         chunk("id", "m", {}, "length"),

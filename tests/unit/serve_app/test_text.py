@@ -1,4 +1,4 @@
-"""Text as it comes: the pieces add up, no half characters, nothing of a stop string."""
+"""Text piece by piece: pieces add up, and have no half characters or parts of stop strings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(
 
 
 @given(st.lists(st.integers(0, len(BYTES) - 1), max_size=40), st.booleans())
-def test_the_pieces_add_up_to_the_decoded_whole(ids: list[int], at_once: bool) -> None:
+def test_the_pieces_add_up_to_the_decoded_text(ids: list[int], at_once: bool) -> None:
     assert "".join(run(ids, at_once=at_once)[0]) == decode(ids)
 
 
@@ -37,27 +37,29 @@ def test_the_pieces_add_up_to_the_decoded_whole(ids: list[int], at_once: bool) -
     st.lists(st.integers(6, len(BYTES) - 1), max_size=40),
     st.lists(st.sampled_from(PIECES), min_size=1, max_size=4),
 )
-def test_a_stop_string_and_what_follows_never_come_out(ids: list[int], stops: list[str]) -> None:
-    whole = decode(ids)
+def test_a_stop_string_and_the_text_after_it_are_never_returned(
+    ids: list[int], stops: list[str]
+) -> None:
+    decoded = decode(ids)
     for at_once in (False, True):
         pieces, stopped = run(ids, tuple(stops), at_once)
         text = "".join(pieces)
-        assert stopped == any(stop in whole for stop in stops)
-        assert whole.startswith(text) and not any(stop in text for stop in stops)
+        assert stopped == any(stop in decoded for stop in stops)
+        assert decoded.startswith(text) and not any(stop in text for stop in stops)
         if stopped:
-            assert any(whole.startswith(stop, len(text)) for stop in stops)
+            assert any(decoded.startswith(stop, len(text)) for stop in stops)
         else:
-            assert text == whole
+            assert text == decoded
 
 
 @given(st.text(alphabet="aé😀ß漢", min_size=1, max_size=12))
-def test_no_piece_holds_half_a_character(text: str) -> None:
+def test_no_piece_has_half_a_character(text: str) -> None:
     stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), ())
     pieces = [stream.push(byte) for byte in text.encode()]
     assert "\ufffd" not in "".join(pieces) and "".join(pieces) == text and stream.finish() == ""
 
 
-def test_a_letter_is_held_back_only_while_it_may_begin_a_stop() -> None:
+def test_text_is_withheld_only_while_it_may_begin_a_stop_string() -> None:
     stream = TextStream(lambda ids: "".join(map(chr, ids)), ("END",))
     assert [stream.push(ord(c)) for c in "aEbENDx"[:6]] == ["a", "", "Eb", "", "", ""]
     assert stream.stopped and stream.finish() == ""
@@ -73,7 +75,7 @@ def test_the_pieces_add_up_with_the_real_tokenizer(
     assert "".join([stream.push(i) for i in ids]) + stream.finish() == renderer.decode(ids)
 
 
-def test_a_token_costs_the_same_late_in_an_answer() -> None:
+def test_a_late_token_decodes_no_more_ids_than_an_early_one() -> None:
     sizes: list[int] = []
 
     def counting(ids: object) -> str:

@@ -1,10 +1,11 @@
-"""The engine against plain `generate`, alone and in any company."""
+"""The engine against plain `generate`, for single requests and for any mix."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from serve_app.engines.protocol import (
 )
 from serve_app.engines.transformers.engine import TransformersEngine
 
-WORDS = "the old captain sold 14 maps to Mira from Oslo and 3 boats, please tell me who bought them; café 😀".split()  # noqa: SIM905
+TEXT = "the old captain sold 14 maps to Mira from Oslo and 3 boats, who bought them; café 😀"
+WORDS = TEXT.split()
 MakeEngine = Callable[..., TransformersEngine]
 
 
@@ -33,8 +35,11 @@ MakeEngine = Callable[..., TransformersEngine]
 def make_engine(
     pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer
 ) -> Iterator[MakeEngine]:
-    """Engines over the pocket base, each on one core; an adapter's key is its name. All are closed with the test."""
-    made: list[TransformersEngine] = []
+    """Makes engines over the pocket base, each on one core; an adapter's key is its name.
+
+    All engines are closed after the test.
+    """
+    engines: list[TransformersEngine] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -42,20 +47,20 @@ def make_engine(
         fetch: Callable[[AdapterRef], Path] | None = None, **config: Any
     ) -> TransformersEngine:
         model = load_base(ModelConfig(base=pocket_base, dtype="fp32"), "cpu")
-        found = fetch or (lambda adapter: adapter_folders[adapter.key])
-        made.append(TransformersEngine(model, renderer, ServeConfig(**config), found))
-        return made[-1]
+        fetch = fetch or (lambda adapter: adapter_folders[adapter.key])
+        engines.append(TransformersEngine(model, renderer, ServeConfig(**config), fetch))
+        return engines[-1]
 
     yield make
-    for engine in made:
+    for engine in engines:
         engine.close()
     torch.set_num_threads(threads)
 
 
-def chat(text: str, adapter: str | None = None, **options: object) -> GenerationRequest:
+def chat(text: str, adapter: str | None = None, **options: Any) -> GenerationRequest:
     ref = AdapterRef(adapter, f"{adapter}@{'0' * 12}") if adapter else None
     options = {"temperature": 0.0, "max_tokens": 12, **options}
-    return GenerationRequest([{"role": "user", "content": text}], ref, **options)  # type: ignore[arg-type]
+    return GenerationRequest([{"role": "user", "content": text}], ref, **options)
 
 
 async def answer(
@@ -67,26 +72,17 @@ async def answer(
 def ask(
     engine: TransformersEngine, *requests: GenerationRequest, stream: bool = False
 ) -> list[Delta]:
-    """Each request's answer as one delta; all are asked at once."""
+    """Each request's answer as one delta; all requests run at once."""
 
-    async def all_of_them() -> list[list[Delta]]:
+    async def all_answers() -> list[list[Delta]]:
         return await asyncio.gather(*(answer(engine, request, stream) for request in requests))
 
-    found = asyncio.run(asyncio.wait_for(all_of_them(), 120))
-    return [
-        Delta(
-            "".join(d.text for d in deltas),
-            *(getattr(deltas[-1], f) for f in ("finish_reason", *COUNTS)),
-        )
-        for deltas in found
-    ]
-
-
-COUNTS = ("prompt_tokens", "completion_tokens")
+    answers = asyncio.run(asyncio.wait_for(all_answers(), 120))
+    return [replace(deltas[-1], text="".join(d.text for d in deltas)) for deltas in answers]
 
 
 class Reference:
-    """Plain transformers and PEFT: one prompt at a time, one adapter set, `generate`."""
+    """Plain transformers and PEFT: `generate` for one prompt and one adapter at a time."""
 
     def __init__(self, base: str, adapters: dict[str, Path], renderer: ChatRenderer) -> None:
         self._renderer = renderer
@@ -133,13 +129,13 @@ def random_requests(
     ]
 
 
-def test_a_greedy_answer_in_any_mix_is_the_one_that_generate_gives_alone(
+def test_a_greedy_answer_in_any_mix_equals_that_of_generate_alone(
     make_engine: MakeEngine, reference: Reference, adapter_folders: dict[str, Path]
 ) -> None:
     rng = random.Random(7)
     requests = random_requests(rng, 40, [None, *adapter_folders])
     expected = {id(request): reference(request) for request in requests}
-    assert len({e.text for e in expected.values()}) > 30  # or the test would compare nothing
+    assert len({e.text for e in expected.values()}) > 30  # else the test compares little
     engine = make_engine(max_batch=5, max_model_tokens=256)
     for _ in range(50):
         mix = rng.sample(requests, rng.randint(2, 10))
@@ -147,18 +143,18 @@ def test_a_greedy_answer_in_any_mix_is_the_one_that_generate_gives_alone(
     assert engine.stats()["running"] == 0
 
 
-def test_adapters_differ_and_the_base_is_untouched_by_them(
+def test_adapters_answer_differently_and_leave_the_base_unchanged(
     make_engine: MakeEngine, reference: Reference
 ) -> None:
     engine = make_engine()
     question = "who sold the map to Mira"
     before = ask(engine, chat(question))
-    asked = [chat(question, name) for name in ("ada", "bob", "cyn")]
-    assert len({delta.text for delta in (*ask(engine, *asked), *before)}) == 4
+    requests = [chat(question, name) for name in ("ada", "bob", "cyn")]
+    assert len({delta.text for delta in (*ask(engine, *requests), *before)}) == 4
     assert ask(engine, chat(question)) == before == [reference(chat(question))]
 
 
-def test_streamed_pieces_add_up_to_the_whole_answer(make_engine: MakeEngine) -> None:
+def test_streamed_pieces_add_up_to_the_complete_answer(make_engine: MakeEngine) -> None:
     engine = make_engine()
     request = chat("tell me of the captain", "ada", max_tokens=40)
     deltas = asyncio.run(answer(engine, request, stream=True))
@@ -167,14 +163,14 @@ def test_streamed_pieces_add_up_to_the_whole_answer(make_engine: MakeEngine) -> 
     assert not any("\ufffd" in d.text for d in deltas[:-1])
 
 
-def test_a_seed_repeats_a_sampled_answer_whatever_runs_beside_it(make_engine: MakeEngine) -> None:
+def test_a_seed_repeats_a_sampled_answer_in_any_batch(make_engine: MakeEngine) -> None:
     engine = make_engine()
     request = chat("the old captain", temperature=1.0, top_p=0.9, seed=5, max_tokens=20)
     alone = ask(engine, request)[0]
-    among = ask(
+    batch = ask(
         engine, chat("a map", "bob"), request, chat("boats", "ada", temperature=0.7), request
     )
-    assert among[1] == among[3] == alone
+    assert batch[1] == batch[3] == alone
     other = ask(
         engine, *(chat("the old captain", temperature=1.0, seed=s, max_tokens=20) for s in range(4))
     )
@@ -191,14 +187,14 @@ def test_a_temperature_near_zero_is_greedy(make_engine: MakeEngine, temperature:
 
 def test_a_stop_string_ends_the_answer_before_it(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    whole = ask(engine, chat("the old captain", "ada", max_tokens=40))[0]
-    stop = whole.text[8:11]
+    full = ask(engine, chat("the old captain", "ada", max_tokens=40))[0]
+    stop = full.text[8:11]
     for stream in (False, True):
         cut = ask(
             engine, chat("the old captain", "ada", max_tokens=40, stop=(stop,)), stream=stream
         )[0]
-        assert cut.text == whole.text[: whole.text.index(stop)] and cut.finish_reason == "stop"
-        assert cut.completion_tokens < whole.completion_tokens
+        assert cut.text == full.text[: full.text.index(stop)] and cut.finish_reason == "stop"
+        assert cut.completion_tokens < full.completion_tokens
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_its_length(make_engine: MakeEngine) -> None:
@@ -210,7 +206,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_its_length(make_engine: Mak
     assert ask(engine, chat("hi", max_tokens=None))[0].completion_tokens <= 32
 
 
-def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine) -> None:
+def test_a_cancelled_request_frees_its_slot(make_engine: MakeEngine) -> None:
     engine = make_engine(max_batch=1, max_model_tokens=1024)
 
     async def leave_then_ask() -> Delta:
@@ -224,7 +220,7 @@ def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine) -> None:
     assert (stats["cancelled"], stats["finished"], stats["running"]) == (1, 1, 0)
 
 
-def test_only_so_many_adapters_stay_and_answers_stay_right(
+def test_no_more_adapters_stay_than_allowed_and_answers_stay_correct(
     make_engine: MakeEngine, reference: Reference
 ) -> None:
     rng = random.Random(3)
@@ -235,7 +231,7 @@ def test_only_so_many_adapters_stay_and_answers_stay_right(
     assert engine.stats()["adapters"] == 1
 
 
-def test_an_adapter_that_cannot_be_loaded_fails_alone(
+def test_an_adapter_that_cannot_be_loaded_fails_only_its_own_request(
     make_engine: MakeEngine, adapter_folders: dict[str, Path]
 ) -> None:
     def fetch(adapter: AdapterRef) -> Path:
@@ -251,7 +247,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_alone(
     assert ask(engine, chat("hi", "ada")) == before
 
 
-def test_an_adapter_of_another_shape_fails_alone_and_again(
+def test_an_adapter_of_another_shape_fails_only_its_own_request_each_time(
     make_engine: MakeEngine,
     adapter_folders: dict[str, Path],
     misfit_folder: Path,
@@ -267,7 +263,7 @@ def test_an_adapter_of_another_shape_fails_alone_and_again(
         ]
 
 
-def test_weights_that_overflow_fail_their_own_request_only(
+def test_weights_that_overflow_fail_only_their_own_request(
     make_engine: MakeEngine,
     adapter_folders: dict[str, Path],
     overflowing_folder: Path,
@@ -284,7 +280,7 @@ def test_weights_that_overflow_fail_their_own_request_only(
     bad, good = asyncio.run(asyncio.wait_for(both(), 60))
     assert isinstance(bad, EngineFailure) and "not finite" in str(bad)
     assert good == [reference(chat("hi", "ada"))]
-    mix = random_requests(random.Random(1), 8, ["ada", None])  # in the slot where the NaN was, too
+    mix = random_requests(random.Random(1), 8, ["ada", None])  # also in the slot that had the NaN
     assert ask(engine, *mix) == [reference(request) for request in mix]
 
 

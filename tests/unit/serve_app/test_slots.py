@@ -1,4 +1,4 @@
-"""Which models the slot cache may hold."""
+"""The architectures that the slot cache supports."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from serve_app.engines.transformers.slots import check_architecture
     ],
     ids=str,
 )
-def test_models_that_see_their_whole_row_are_taken(
+def test_models_with_full_attention_are_supported(
     config: PretrainedConfig, max_tokens: int
 ) -> None:
     check_architecture(config, max_tokens)
 
 
 @pytest.mark.parametrize("config", [MistralConfig(), Gemma2Config()], ids=["mistral", "gemma2"])
-def test_a_row_longer_than_the_window_is_refused_with_the_window(config: PretrainedConfig) -> None:
+def test_rows_longer_than_the_sliding_window_are_refused_with_its_size(
+    config: PretrainedConfig,
+) -> None:
     with pytest.raises(UserError, match="serve.max_model_tokens to at most its window of 4096"):
         check_architecture(config, 4097)
 

@@ -12,7 +12,7 @@ import pytest
 from pipelines.core.artifacts import ArtifactRef, Checkpoint, TrainingRun
 from pipelines.core.errors import UserError
 from pipelines.storage import Store, schema_note, verify
-from pipelines.storage.schema import SCHEMA
+from pipelines.storage.manifest_schema import SCHEMA
 from tests.small_artifacts import KEY, write_artifact
 
 SCHEMA_1 = Path(__file__).resolve().parents[2] / "fixtures" / "store_schema1"
