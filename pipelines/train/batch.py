@@ -27,7 +27,7 @@ class MicroBatch:
     - bounds: where the samples begin and end, for attention.
     - label_positions [M] int64: indices in 0 .. T - 1 whose next token is in the loss.
     - targets [M] int64 and weights [M] fp32: those next tokens and their loss weights.
-    - loss_tokens: sum of the weights, which is M unless a turn is weighted.
+    - total_weight: the sum of the weights, which is M unless turns are weighted.
     """
 
     input_ids: torch.Tensor
@@ -36,7 +36,7 @@ class MicroBatch:
     label_positions: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
-    loss_tokens: float
+    total_weight: float
 
     @property
     def num_tokens(self) -> int:
@@ -59,7 +59,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
             label_positions=zero,
             targets=zero,
             weights=torch.zeros(1, device=device),
-            loss_tokens=0.0,
+            total_weight=0.0,
         )
     lengths = np.concatenate([np.asarray(row["sample_lengths"], dtype=np.int64) for row in rows])
 
@@ -83,7 +83,7 @@ def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> MicroBat
         label_positions=tensor(labels - 1),
         targets=tensor(ids[labels].astype(np.int64)),
         weights=tensor(weights[labels]),
-        loss_tokens=float(weights.sum(dtype=np.float64)),
+        total_weight=float(weights.sum(dtype=np.float64)),
     )
 
 

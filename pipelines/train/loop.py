@@ -28,9 +28,9 @@ def train_steps(
     """Run the steps `first_step` .. end of a run. Collective.
 
     `rows` yields this rank's packed rows in the order of `row_order.rows_of_rank`. `on_step` ends
-    the run early by returning False. Its metrics: "loss" (mean over the label tokens of all ranks),
-    "lr", "grad_norm" (before clipping), "tokens", "tokens_per_s", "step_s", "data_wait_s" and
-    "skipped".
+    the run early by returning False. Its metrics: "loss" (weighted mean over the label positions of
+    all ranks), "lr", "grad_norm" (before clipping), "tokens", "tokens_per_s", "step_s",
+    "data_wait_s" and "skipped".
 
     A step whose loss or gradient is not finite changes no weight. Raises UserError after such a
     step if `train.nonfinite` is "stop", or after MAX_SKIPS of them if it is "skip".
@@ -42,7 +42,7 @@ def train_steps(
         data = next_data or _load_step(engine, row_order, rows, step)
         # Each step has its own seed, so a resumed run draws the same dropout masks.
         torch.manual_seed(hash((config.seed, step, engine.rank)))
-        losses = [engine.accumulate(batch, data.num_loss_tokens) for batch in data.batches]
+        losses = [engine.accumulate(batch, data.total_weight) for batch in data.batches]
         # Load the next step's rows while the device still computes this one's gradient. An error in
         # them is therefore raised before this step is reported.
         is_last = step + 1 == row_order.num_steps
@@ -51,10 +51,10 @@ def train_steps(
         grad_norm = engine.step(lr)
         # One transfer to the host for all numbers of the step; the host waits for the device here.
         loss_sum = engine.sum_over_ranks(torch.stack(losses).double().sum(0, keepdim=True))
-        total_loss, loss_tokens, tokens = torch.cat([loss_sum, data.counts]).tolist()
+        total_loss, total_weight, tokens = torch.cat([loss_sum, data.counts]).tolist()
         seconds = time.perf_counter() - started
         metrics = {
-            "loss": total_loss / loss_tokens,
+            "loss": total_loss / total_weight,
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens": tokens,
@@ -72,7 +72,7 @@ def train_steps(
 class _StepData:
     """One rank's rows and micro-batches of a step.
 
-    `counts` [2] float64 on the device: the loss tokens and the tokens of all ranks. `wait_s` is the
+    `counts` [2] float64 on the device: the loss weight and the tokens of all ranks. `wait_s` is the
     time that the rank waited for its rows.
     """
 
@@ -82,7 +82,7 @@ class _StepData:
     wait_s: float
 
     @property
-    def num_loss_tokens(self) -> torch.Tensor:
+    def total_weight(self) -> torch.Tensor:
         return self.counts[0]
 
 
@@ -99,8 +99,8 @@ def _load_step(engine: Engine, row_order: RowOrder, rows: Iterator[Row], step: i
     wait_s = time.perf_counter() - started
     num_batches = math.ceil(rows_per_rank / config.micro_batch)
     batches = collate_all(step_rows, config.micro_batch, num_batches, engine.device)
-    loss_tokens = sum(batch.loss_tokens for batch in batches)
-    counts = engine.sum_over_ranks([loss_tokens, count_tokens(step_rows)])
+    weight = sum(batch.total_weight for batch in batches)
+    counts = engine.sum_over_ranks([weight, count_tokens(step_rows)])
     return _StepData(step_rows, batches, counts, wait_s)
 
 
@@ -132,13 +132,13 @@ def check_finite(
 
 
 def heldout_loss(engine: Engine, rows: Sequence[Row], num_rows: int, micro_batch: int) -> float:
-    """Mean loss over the label tokens of `num_rows` held-out rows; NaN if there are none.
+    """Weighted mean loss over `num_rows` held-out rows; NaN if there are none.
 
     `rows` are this rank's part of them. Collective.
     """
     num_batches = math.ceil(math.ceil(num_rows / engine.world_size) / micro_batch)
     batches = collate_all(rows, micro_batch, num_batches, engine.device)
     loss_sum = sum(engine.loss_sum(batch) for batch in batches)
-    loss_tokens = sum(batch.loss_tokens for batch in batches)
-    total_loss, total_tokens = engine.sum_over_ranks([loss_sum, loss_tokens]).tolist()
-    return total_loss / total_tokens if total_tokens else float("nan")
+    weight = sum(batch.total_weight for batch in batches)
+    total_loss, total_weight = engine.sum_over_ranks([loss_sum, weight]).tolist()
+    return total_loss / total_weight if total_weight else float("nan")

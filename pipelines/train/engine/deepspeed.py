@@ -63,7 +63,7 @@ class DeepSpeedEngine:
         self._adam = AdamState(self._engine.optimizer, is_bnb=config.optimizer != "adamw")
         self._adam.reset(0)
 
-    def accumulate(self, batch: MicroBatch, global_loss_tokens: torch.Tensor) -> torch.Tensor:
+    def accumulate(self, batch: MicroBatch, global_weight: torch.Tensor) -> torch.Tensor:
         """Add this micro-batch's part of the step's gradient; returns its summed loss, detached.
 
         The host does not wait for the device.
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
         loss = self._engine(batch)
         # DeepSpeed averages gradients over the ranks; the loss is a mean over the tokens of all
         # ranks.
-        scale = (self.world_size / global_loss_tokens).to(loss.dtype)
+        scale = (self.world_size / global_weight).to(loss.dtype)
         self._engine.backward(loss * scale, scale_wrt_gas=False)
         return loss.detach()
 

@@ -39,8 +39,8 @@ class Engine(Protocol):
     device: torch.device
     scale_lowered: bool
 
-    def accumulate(self, batch: MicroBatch, global_loss_tokens: torch.Tensor) -> torch.Tensor:
-        """Add the gradient of loss / `global_loss_tokens`; returns the summed loss, detached."""
+    def accumulate(self, batch: MicroBatch, global_weight: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of loss / `global_weight`; returns the summed loss, detached."""
         ...
 
     def step(self, lr: float) -> float:

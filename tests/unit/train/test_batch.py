@@ -29,9 +29,9 @@ def test_collate_joins_samples_without_padding() -> None:
     assert batch.label_positions.tolist() == [1, 3, 6, 7]
     assert batch.targets.tolist() == [7, 9, 3, 4]
     assert batch.weights.tolist() == [1, 2, 1, 1]
-    assert batch.loss_tokens == 5
+    assert batch.total_weight == 5
 
 
 def test_a_filler_has_no_loss() -> None:
     batch = collate([])
-    assert batch.loss_tokens == 0 and batch.num_tokens == 1
+    assert batch.total_weight == 0 and batch.num_tokens == 1
