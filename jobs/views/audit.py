@@ -17,9 +17,8 @@ from pipelines.data.audit.summary import summary_of
 from pipelines.data.audit.token_text import glyphs, loss_runs
 from pipelines.data.stage import KIND, load_prepared
 from pipelines.packed.reader import PackedSample
+from pipelines.report.terminal import sparkline
 from pipelines.storage import Store
-
-_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def show_audit(
@@ -96,15 +95,13 @@ def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_id
 
 
 def _line(histogram: Histogram) -> Text:
-    top = max(histogram.counts) or 1
-    bars = "".join(_BARS[-(-8 * count // top)] for count in histogram.counts)
     low, median, high = (
         histogram.label(v) for v in (histogram.edges[0], histogram.median, histogram.edges[-1])
     )
     unit = " tokens" if histogram.unit == "tokens" else ""
     return Text.assemble(
         (f"{histogram.name:26}", "bold"),
-        (bars, "blue"),
+        (sparkline(histogram.counts), "blue"),
         f"  {low} to {high}{unit}, median {median}",
     )
 

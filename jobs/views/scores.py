@@ -8,6 +8,7 @@ from rich.text import Text
 from pipelines.core.artifacts import EvalReport
 from pipelines.eval.gate import is_comparable
 from pipelines.eval.report_page import exact_text, loss_text
+from pipelines.report.terminal import clip
 
 
 def scores_table(report: EvalReport, num_answers: int = 3) -> Table:
@@ -31,18 +32,13 @@ def scores_table(report: EvalReport, num_answers: int = 3) -> Table:
             for s in report.scores
         ]
         texts = [
-            Text(_clip(a.generated), style="green" if a.exact else "dim") if a else Text("")
+            Text(clip(a.generated), style="green" if a.exact else "dim") if a else Text("")
             for a in given
         ]
         table.add_row(
-            Text(_clip(asked.prompt), style="cyan"), *texts, end_section=i + 1 == num_answers
+            Text(clip(asked.prompt), style="cyan"), *texts, end_section=i + 1 == num_answers
         )
     for score in report.scores:
         if score.error:
-            table.add_row(Text(f"{score.label} failed"), Text(_clip(score.error), style="red"))
+            table.add_row(Text(f"{score.label} failed"), Text(clip(score.error), style="red"))
     return table
-
-
-def _clip(text: str, width: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
