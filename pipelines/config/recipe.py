@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.config.adapter_limits import unregistrable_keys, unservable_keys, vllm_max_rank
-from pipelines.config.checks import contradictions
+from pipelines.config.contradictions import contradictions
 from pipelines.config.errors import Contradictions, Locate, RecipeError, problems_of
 from pipelines.config.schema import (
     DataConfig,
