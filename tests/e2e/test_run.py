@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipelines.registry.registry import Registry
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.storage import Store
+from pipelines.train.stage import load_run
 from tests.plain import plain_loss
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pocket_lora_person_cpu.yaml"
@@ -62,6 +64,23 @@ def test_lineage_leads_back_to_the_sources(done: tuple[Recipe, Store, RunResult]
     assert version.lineage["checkpoint"] in {c.ref.digest for c in result.run.checkpoints}
     assert version.lineage["recipe"] == recipe.digest
     assert result.run.ref.parents["prepared"] == result.prepared.ref.digest
+
+
+def test_a_copy_of_the_store_needs_nothing_of_the_original(
+    done: tuple[Recipe, Store, RunResult], tmp_path: Path
+) -> None:
+    _, store, result = done
+    shutil.copytree(store.uri, tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    manifests = list(Path(copy.uri).rglob("manifest.json"))
+    assert len(manifests) >= 5
+    assert not [path for path in manifests if store.uri in path.read_text()]
+    run = load_run(copy, copy.by_id("trained", result.run.ref.name))
+    assert [c.step for c in run.checkpoints] == [c.step for c in result.run.checkpoints]
+    folders = [copy.local_dir(checkpoint.ref) for checkpoint in run.checkpoints]
+    registry = Registry(copy)
+    folders.append(registry.adapter_dir(registry.get("person")))
+    assert all(folder.is_relative_to(copy.uri) and folder.is_dir() for folder in folders)
 
 
 def test_metrics_are_one_line_a_step_and_a_board(done: tuple[Recipe, Store, RunResult]) -> None:

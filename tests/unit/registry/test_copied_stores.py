@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.artifacts import Alias, AliasMove
+from pipelines.core.artifacts import Alias, AliasMove, Checkpoint
 from pipelines.registry.registry import Registry
-from pipelines.storage import Store
+from pipelines.storage import Store, verify
+from pipelines.train.stage import load_run
 from tests.small_adapters import register, write_adapter
 
 SCHEMA_1 = Path(__file__).resolve().parents[2] / "fixtures" / "store_schema1"
@@ -93,3 +94,29 @@ def test_a_store_that_was_moved_keeps_versions_adapters_and_aliases(tmp_path: Pa
     folder = moved.adapter_dir(reread)
     assert folder == Path(reread.adapter_uri) and folder.is_relative_to(tmp_path / "second")
     assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_the_checkpoints_of_a_run_are_found_in_a_store_that_was_moved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "first")
+    checkpoints = []
+    for step in (1, 2):
+        with store.create_artifact("runs/abc", f"{step}" * 64) as draft:
+            (draft.path / "adapter").write_text(f"weights of step {step}")
+        assert draft.ref is not None
+        checkpoints.append(Checkpoint(draft.ref, "abc", step, {}))
+    with store.create_artifact("trained", "a" * 64) as draft:
+        draft.metadata = {
+            "run_id": "abc",
+            "num_steps": 2,
+            "metrics": {},
+            "checkpoints": [store.noun_to_json(checkpoint) for checkpoint in checkpoints],
+        }
+    Path(store.uri).rename(tmp_path / "second")
+    moved = Store(tmp_path / "second")
+    run = load_run(moved, moved.by_id("trained", "aaaa"))
+    assert [checkpoint.step for checkpoint in run.checkpoints] == [1, 2]
+    for checkpoint in run.checkpoints:
+        folder = moved.local_dir(checkpoint.ref)
+        assert verify(folder)["digest"] == checkpoint.ref.digest
+        assert (folder / "adapter").read_text() == f"weights of step {checkpoint.step}"
+        assert moved.read(checkpoint.ref.uri) is not None
