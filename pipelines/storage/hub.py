@@ -66,38 +66,42 @@ def _download(base: str, revision: str | None, patterns: Sequence[str], progress
     for the files that are on their way, which may take hours.
     """
     request = {"base": base, "revision": revision, "patterns": patterns}
-    with tempfile.TemporaryFile("w+") as chatter, _child(request, chatter) as lines:
-        for line in lines:
-            if "download_bytes" in line:
-                progress.note(
-                    f"model.base={base}: downloading {line['num_files']:,} files, "
-                    f"{line['download_bytes'] / 1e9:,.2f} GB, into {line['cache']}"
-                )
-                line = _draw(lines, base, line["download_bytes"], progress)
-            if "error" in line:
-                raise UserError(line["error"])
-            if "path" in line:
-                return Path(line["path"])
-        chatter.seek(0)
-        last = (chatter.read().strip().splitlines() or ["it was killed"])[-1]
+    with tempfile.TemporaryFile("w+") as stderr, _child(request, stderr) as events:
+        result = next(events, {})
+        if "download_bytes" in result:
+            progress.note(
+                f"model.base={base}: downloading {result['num_files']:,} files, "
+                f"{result['download_bytes'] / _MB:,.1f} MB, into {result['cache']}"
+            )
+            try:
+                result = _draw(events, base, result["download_bytes"], progress)
+            except KeyboardInterrupt:
+                progress.note("download stopped; finished files stay in the cache")
+                raise
+        if "error" in result:
+            raise UserError(result["error"])
+        if "path" in result:
+            return Path(result["path"])
+        stderr.seek(0)
+        last = (stderr.read().strip().splitlines() or ["it was killed"])[-1]
     raise UserError(
         f"model.base={base}: the download ended without a result ({last}); run the command again"
     )
 
 
 def _draw(
-    lines: Iterator[dict[str, Any]], base: str, num_bytes: int, progress: Progress
+    events: Iterator[dict[str, Any]], base: str, num_bytes: int, progress: Progress
 ) -> dict[str, Any]:
-    """Draw a bar in MB until the download ends; returns its last line, {} if the process died."""
+    """Draw a bar in MB until the download ends; returns its last event, {} if the process died."""
     total = -(-num_bytes // _MB)
     done = 0
     with progress.bar(f"download {base} (MB)", total=total) as advance:
-        for line in lines:
-            if "done_bytes" not in line:
-                if "path" in line:
+        for event in events:
+            if "done_bytes" not in event:
+                if "path" in event:
                     advance(total - done)
-                return line
-            new = min(total, line["done_bytes"] // _MB) - done
+                return event
+            new = min(total, event["done_bytes"] // _MB) - done
             if new > 0:
                 advance(new)
                 done += new
@@ -105,8 +109,8 @@ def _draw(
 
 
 @contextmanager
-def _child(request: Mapping[str, Any], chatter: IO[str]) -> Iterator[Iterator[dict[str, Any]]]:
-    """The JSON lines of a download process, which is stopped when the block is left."""
+def _child(request: Mapping[str, Any], stderr: IO[str]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events that a download process writes. It is stopped when the block is left."""
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: a folder named `pipelines` in the user's working directory must not be imported instead.
@@ -115,7 +119,7 @@ def _child(request: Mapping[str, Any], chatter: IO[str]) -> Iterator[Iterator[di
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=chatter,
+        stderr=stderr,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     ) as process:

@@ -186,7 +186,7 @@ def test_a_download_draws_a_bar_that_moves_while_bytes_come(stand_in: StandIn) -
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert progress.bars == [("download org/slow (MB)", 4)]
     assert sum(progress.steps) == 4 and len(progress.steps) > 1
-    assert "4 files, 0.00 GB" in progress.notes[0] and "hf/hub" in progress.notes[0]
+    assert "4 files, 3.5 MB, into" in progress.notes[0] and "hf/hub" in progress.notes[0]
 
 
 def test_a_cached_base_is_found_without_a_bar_and_asked_for_once_a_process(
