@@ -1,4 +1,4 @@
-"""Memory of a process and all below it, sampled while something runs."""
+"""Memory of a process and its descendants, sampled while something runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, list[int]]]:
-    """Samples the memory of this process ("driver") and of it with all its descendants ("all") twice a second."""
+    """Samples memory twice a second: of this process ("driver"), and with descendants ("all")."""
     peaks: dict[str, list[int]] = {"driver": [0], "all": [0]}
     done = threading.Event()
 
@@ -35,12 +35,12 @@ def _descendants(root: int) -> set[int]:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):  # it ended while we looked
+        except (OSError, IndexError):  # the process has ended meanwhile
             continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    family = {root}
+    while children := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= children
+    return family
 
 
 def _pss_bytes(pid: int) -> int:

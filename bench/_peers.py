@@ -1,4 +1,4 @@
-"""The peer of the data stage: `datasets.map` with one example a call and TRL's packing, as its trainer does them."""
+"""The data stage's peer: `datasets.map` with one example a call, then TRL's packing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.chat import TokenizerSpec
 
 @dataclass(frozen=True)
 class PeerRates:
-    """Tokens a second of CPU time from rows to ids and masks, and from rows to packed Parquet; fill of the packs."""
+    """Tokens per CPU second to ids and masks and to packed Parquet, and the fill of the packs."""
 
     masked: float
     packed: float
@@ -23,7 +23,7 @@ class PeerRates:
 def map_and_pack(
     spec: TokenizerSpec, rows: Sequence[dict[str, Any]], row_tokens: int, path: Path
 ) -> PeerRates:
-    """Rows of `messages` through the chat template one by one, then packed best-fit and written to `path`."""
+    """Render rows of `messages` one by one, pack them best-fit and write them to `path`."""
     import datasets  # pyright: ignore[reportMissingImports]  (the extra bench)
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -37,10 +37,10 @@ def map_and_pack(
     )
 
     def tokenize(row: dict[str, Any]) -> dict[str, Any]:
-        found: Any = tokenizer.apply_chat_template(
+        encoded: Any = tokenizer.apply_chat_template(
             row["messages"], return_dict=True, return_assistant_tokens_mask=True
         )
-        return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
+        return {name: encoded[name] for name in ("input_ids", "assistant_masks")}
 
     table = datasets.Dataset.from_list(list(rows))
     start = time.process_time()
@@ -50,6 +50,6 @@ def map_and_pack(
     start = time.process_time()
     packed = pack_dataset(mapped, seq_length=row_tokens, strategy="bfd")
     packed.to_parquet(str(path))
-    whole = seconds + time.process_time() - start
+    total_seconds = seconds + time.process_time() - start
     fill = sum(map(len, packed["input_ids"])) / (len(packed) * row_tokens)
-    return PeerRates(count / seconds, count / whole, fill)
+    return PeerRates(count / seconds, count / total_seconds, fill)

@@ -1,4 +1,4 @@
-"""Text for benchmarks, made on the spot: rows of alpaca's lengths from real words, and a tokenizer of 100,000 tokens."""
+"""Generated text for benchmarks: rows of alpaca's lengths, and a tokenizer of 100,000 tokens."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MEAN_WORDS, _BASE_ROWS, _VOCABULARY = 130, 20_000, 100_000
 def library_files() -> tuple[str, ...]:
     """Source files of Python's library and its installed packages, every n-th of them."""
     paths = sysconfig.get_paths()
-    found = [p for key in ("stdlib", "purelib") for p in sorted(Path(paths[key]).rglob("*.py"))]
-    return tuple(str(p) for p in found[:: max(1, len(found) // 4000)])
+    files = [p for key in ("stdlib", "purelib") for p in sorted(Path(paths[key]).rglob("*.py"))]
+    return tuple(str(p) for p in files[:: max(1, len(files) // 4000)])
 
 
 @functools.cache
 def _lines() -> tuple[str, ...]:
-    """Alpaca-like rows as JSON without their first number: `_BASE_ROWS` of them, drawn word by word."""
+    """`_BASE_ROWS` alpaca-like rows as JSON, from behind the opening of the instruction."""
     counts: Counter[str] = Counter()
     for path in library_files()[:1500]:
         counts.update(_WORDS.findall(Path(path).read_text(errors="ignore")))
@@ -55,13 +55,13 @@ def write_rows(path: Path, count: int) -> Path:
 
 
 def long_vocabulary_tokenizer(folder: Path) -> str:
-    """A byte-level BPE of 100,000 tokens trained on Python sources, with the pocket's control tokens; as JSON text."""
+    """The JSON of a byte-level BPE trained on Python sources, with the pocket's special tokens."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    kept = folder / "tokenizer.json"
-    if kept.exists():
-        return kept.read_text()
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return path.read_text()
     pattern = (
         r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
@@ -70,15 +70,15 @@ def long_vocabulary_tokenizer(folder: Path) -> str:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    controls = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+    special_tokens = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY,
-        special_tokens=controls,
+        special_tokens=special_tokens,
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    texts = (Path(path).read_text(errors="ignore") for path in library_files())
+    texts = (Path(name).read_text(errors="ignore") for name in library_files())
     tokenizer.train_from_iterator(texts, trainer)
-    kept.write_text(tokenizer.to_str())
-    return kept.read_text()
+    path.write_text(tokenizer.to_str())
+    return path.read_text()

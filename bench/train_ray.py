@@ -37,7 +37,7 @@ from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.artifacts import PreparedDataset, SplitStats
 from pipelines.core.progress import SILENT
 from pipelines.packed.feed import RowFeed
-from pipelines.packed.format import row_schema
+from pipelines.packed.format import row_schema, shard_path
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.steps.step import BuildContext, Step
@@ -94,7 +94,7 @@ def random_dataset(tokens: int, rows: int, vocabulary: int) -> Step[PreparedData
                 table = pa.Table.from_pylist(
                     [random_row(i, tokens, vocabulary) for i in range(count)], row_schema(tokens)
                 )
-                pq.write_table(table, draft.path / f"{split}-00000.parquet", row_group_size=2)
+                pq.write_table(table, shard_path(draft.path, split, 0), row_group_size=2)
 
     def load(store: Store, artifact: Artifact) -> PreparedDataset:
         train, heldout = (

@@ -152,5 +152,6 @@ def check_rejects(counts: Mapping[str, int], path: Callable[[], Path], config: D
     worst = "; ".join(f"{kind.count} x {kind.reason} (first at {kind.first})" for kind in kinds[:3])
     raise UserError(
         f"data.sources: {counts['rejected']} of {counts['read']} rows cannot be used: {worst}; "
-        f"that is more than data.max_rejects_share={config.max_rejects_share}: fix the rows or raise it"
+        f"that is more than data.max_rejects_share={config.max_rejects_share}: fix the rows or "
+        "raise it"
     )

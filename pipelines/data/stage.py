@@ -36,8 +36,9 @@ def prepare_step(inputs: Inputs, tokenize: Tokenize | None = None) -> Step[Prepa
 
     It needs Ray unless `tokenize` does the work of `ray_tokenize.tokenized` in this process.
     Building raises UserError for a missing source, a base without a tokenizer, too many unreadable
-    rows, held-out text in the training rows, a label on a turn that is no answer, or an empty split.
-    Loading raises UserError when more rows were rejected than data.max_rejects_share allows now.
+    rows, held-out text in the training rows, a label on a turn that is no answer, or an empty
+    split. Loading raises UserError when more rows were rejected than data.max_rejects_share allows
+    now.
     """
     return Step(
         name="prepare",
