@@ -149,10 +149,10 @@ class GateDecision:
     """Whether a candidate may be promoted, with the numbers behind it as words in `reason`.
 
     `candidate` is a checkpoint's digest, or "" when no candidate could be scored, and `version_id`
-    the version registered from it. The decision was made against the version `incumbent`, where
-    the alias stood at `alias_revision`; "" and 0 mean that the alias did not exist. `report` is the
-    key of the EvalReport and `gate_set` the digest of the rows that decided. `ref` is None until
-    the decision is stored.
+    the version registered from it. `incumbent` is the version that the alias named before, and
+    `alias_revision` the alias's revision after the decision; "" and 0 where nothing was moved.
+    `report` is the key of the EvalReport and `gate_set` the digest of the rows that decided. `ref`
+    is None until the decision is stored.
     """
 
     passed: bool
@@ -225,9 +225,9 @@ class Alias:
 class AliasMove:
     """One entry of an alias's history: the alias after the move, who moved it, why and when.
 
-    `action` is "promote" or "rollback", `created` a time in ISO 8601 (UTC). `decision` is the
-    digest of the GateDecision behind the move, "" without one; `override` is True when the move
-    was made against that decision.
+    `action` is "promote" or "rollback", `created` a time in ISO 8601 (UTC). `decision` is the key
+    of the GateDecision behind the move, "" without one; `override` is True when the move was made
+    against that decision.
     """
 
     alias: Alias

@@ -100,7 +100,7 @@ class Registry:
     ) -> Alias:
         """Move an alias to a version if its revision is `expected_revision` (0: it does not exist).
 
-        `decision` is the digest of the GateDecision behind the move; `override` marks a move made
+        `decision` is the key of the GateDecision behind the move; `override` marks a move made
         against it. Exactly one of several writers with the same expectation succeeds; the others
         get AliasMovedError. Raises UserError for a version of another model.
         """
