@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 ADAPTER_NAME = "default"
-"""PEFT's name for the adapter that trains. It is part of a live parameter's name and absent from
-the file.
-"""
+"""PEFT's name for the adapter that trains: part of a live parameter's name, not of the file's."""
 
 KEY_PREFIX = "base_model.model."
 """PEFT's wrapper around the base: precedes the base's own module names in every key."""
@@ -24,9 +22,7 @@ class LoraKey(NamedTuple):
 
 
 def parse_key(key: str) -> LoraKey | None:
-    """The module and side of a key in the file; None for any other tensor, such as a DoRA
-    magnitude.
-    """
+    """The module and side of a key in the file; None for any other tensor, as a DoRA magnitude."""
     for side in "AB":
         suffix = f".lora_{side}.weight"
         if key.endswith(suffix):
@@ -42,8 +38,9 @@ def file_key(parameter: str) -> str:
 
 
 def pair_keys(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The keys of A and of B by module. Raises ValueError for a key that is neither or that has no
-    partner.
+    """The keys of A and of B by module.
+
+    Raises ValueError for a key that is neither or that has no partner.
     """
     sides: dict[str, dict[str, str]] = {}
     for key in keys:

@@ -59,8 +59,10 @@ class AdapterConfig:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """Read an adapter's configuration. Raises AdapterFormatError when it is missing or not LoRA, or
-    r or alpha is no number.
+    """Read an adapter's configuration.
+
+    Raises AdapterFormatError when it is missing or not LoRA, or when a rank or alpha is not a
+    positive number.
     """
     path = folder / CONFIG_FILE
     try:
@@ -84,10 +86,9 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def read_tensors(folder: Path) -> dict[str, Any]:
-    """The tensors of `adapter_model.safetensors` as torch tensors on the CPU, by key; only callers
-    with torch may use it.
+    """The tensors of `adapter_model.safetensors` by key, as torch tensors on the CPU.
 
-    Raises AdapterFormatError when the file is missing or damaged.
+    This imports torch. Raises AdapterFormatError when the file is missing or damaged.
     """
     with (
         _weights_errors(folder) as path,
@@ -97,11 +98,10 @@ def read_tensors(folder: Path) -> dict[str, Any]:
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The tensors of `adapter_model.safetensors` as numpy arrays, by key, without torch; bfloat16
-    becomes float32.
+    """The tensors of `adapter_model.safetensors` by key, as numpy arrays, without torch.
 
-    Raises AdapterFormatError when the file is missing or damaged, or a tensor is not of a
-    floating-point dtype.
+    bfloat16 becomes float32. Raises AdapterFormatError when the file is missing or damaged, or a
+    tensor is not of a floating-point dtype.
     """
     with _weights_errors(folder) as path:
         tensors = safetensors.deserialize(path.read_bytes())

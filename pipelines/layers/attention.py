@@ -39,8 +39,9 @@ def packed_attention(
 
 
 def supports_flash(tensor: torch.Tensor) -> bool:
-    """Whether variable-length flash attention runs: half precision on a GPU of capability 8.0 or
-    more.
+    """Whether variable-length flash attention runs on the tensor's device and dtype.
+
+    It needs half precision and a GPU of compute capability 8.0 or higher.
     """
     half = tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.is_cuda and half and supports_kernels(tensor.device)

@@ -101,8 +101,9 @@ class FrozenLinears:
         return both[:, : self.width], both[:, self.width :]
 
     def _can_append(self, a: torch.Tensor) -> bool:
-        """Whether a's rows can be below W's in one product; float8 rows would need scales of their
-        own.
+        """Whether a's rows can be below W's in one product.
+
+        Rows of float8 weights would need scales of their own.
         """
         return self.kind == "nf4" or (
             self._stacked is not None and len(self._stacked) == self.width + len(a)

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_gradients(base: Any, mode: str) -> None:
-    """Recompute activations in the backward pass: of every layer (full) or every second
-    (selective).
-    """
+    """Recompute activations in the backward pass: full is every layer, selective every second."""
     if mode == "off":
         return
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

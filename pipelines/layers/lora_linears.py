@@ -23,9 +23,7 @@ SavedTensors = tuple[torch.Tensor | None, ...]
 """What a block's forward saves for its backward; None for the xa of linears without adapters."""
 
 _MAX_PENDING_RANK = 64
-"""Up to this rank a kernel multiplies its tile by B; higher ranks are added by a product of their
-own.
-"""
+"""Up to this rank the next kernel multiplies its tile by B; higher ranks get their own product."""
 
 _RANK_MULTIPLE = 16
 

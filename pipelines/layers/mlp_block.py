@@ -60,7 +60,7 @@ class MlpBlock:
         # the activation and gate_up into gate_up's gradient, so no third [T, i] buffer is needed.
         act, d_act_update = self._down.partial_input_gradient(dy, grad_xa_down)
         # xa lies next to gate_up in one buffer. Its place is reused for grad_xa, so that gate_up's
-        # gradient and grad_xa also lie in one buffer and `input_gradient` is a single product.
+        # gradient and grad_xa also share one buffer and `input_gradient` is a single product.
         grad_xa, xa = xa, compact_copy(xa)
         updates = self._gate_up.pending_updates(xa)
         kernels.swiglu_backward_(

@@ -1,5 +1,4 @@
-"""Full fine-tuning, as a reference for adapters: every weight trains, and a complete base is saved.
-"""
+"""Full fine-tuning, a reference for adapters: every weight trains, and a complete base is saved."""
 
 from __future__ import annotations
 

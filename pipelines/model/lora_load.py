@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
-    """Load a saved adapter under `name`, in addition to those already loaded; returns the PEFT
-    model.
+    """Load a saved adapter under `name` and return the PEFT model.
 
-    The first adapter wraps the base in a PEFT model. Raises UserError when the adapter does not fit
-    the base, or when a file is missing, damaged or not LoRA.
+    The first adapter wraps the base in a PEFT model; later ones are added to it. Raises UserError
+    when the adapter does not fit the base, or when a file is missing, damaged or not LoRA.
     """
     import peft
 

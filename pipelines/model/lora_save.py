@@ -1,5 +1,4 @@
-"""Save a trained adapter in PEFT's format, verify the files and read them back into the live model.
-"""
+"""Save a trained adapter in PEFT's format, verify its files and read them into the live model."""
 
 from __future__ import annotations
 
@@ -58,13 +57,16 @@ def _double_rank(config: Any) -> None:
 
 
 def verify_saved_adapter(
-    folder: Path, model: PeftModel, trained: bool, pissa: Mapping[str, torch.Tensor] | None = None
+    folder: Path,
+    model: PeftModel,
+    stepped: bool,
+    pissa: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Verify that a saved adapter can be the result of training `model`.
 
-    Checks the keys and shapes against the model, that every value is finite and, if `trained`, that
-    at least one B is not zero. Raises ValueError naming the tensor: a checkpoint that fails must
-    never be reported.
+    Checks the keys and shapes against the model, that every value is finite and, if the optimizer
+    has `stepped`, that at least one B is not zero. Raises ValueError naming the tensor: a
+    checkpoint that fails must never be reported.
     """
     import torch
 
@@ -86,15 +88,14 @@ def verify_saved_adapter(
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{folder}: {name} contains a value that is not finite")
-    if trained and not any(tensor.any() for name, tensor in saved.items() if "lora_B" in name):
+    if stepped and not any(tensor.any() for name, tensor in saved.items() if "lora_B" in name):
         raise ValueError(
             f"{folder}: every lora_B is zero after training, so the adapter does nothing"
         )
 
 
 def _empty_parameters(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trainable parameters as meta tensors of their full shape; under ZeRO-3 a shard is empty.
-    """
+    """The trainable parameters as meta tensors of full shape; under ZeRO-3 a shard is empty."""
     import torch
 
     return {

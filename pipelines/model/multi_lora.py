@@ -1,5 +1,4 @@
-"""Many LoRA adapters on one frozen base, chosen per row: all ranks of a batch are one pair of
-GEMMs.
+"""Many LoRA adapters on one frozen base, chosen per row, as one pair of GEMMs per layer.
 
 For a linear layer y = W0 x the adapters in use are stacked: A = [A_1; A_2; ...] of [R, in] and
 B = [s_1 B_1, s_2 B_2, ...]^T of [R, out], with R the sum of their ranks and s their scales. Then
@@ -154,12 +153,13 @@ def _load(folder: Path, model: PreTrainedModel) -> _Adapter:
     }
     pairs = {}
     for name, (key_a, key_b) in keys.items():
-        a, b, layer = tensors[key_a], tensors[key_b], layers.get(name)
+        a, b = tensors[key_a], tensors[key_b]
+        layer: Any = layers.get(name)
         if layer is None:
             raise UserError(
                 f"{folder}: the adapter does not fit the base: {name} is not a linear layer of it"
             )
-        width_in, width_out = int(layer.in_features), int(layer.out_features)
+        width_in, width_out = layer.in_features, layer.out_features
         if a.shape != (config.r, width_in) or b.shape != (width_out, config.r):
             raise UserError(
                 f"{folder}: the adapter does not fit the base: {name} maps {width_in} to "

@@ -19,8 +19,7 @@ _LOGIT_FACTORS = (
 
 
 def check_base(config: Any, row_tokens: int) -> None:
-    """Raise UserError for a base whose attention or head differs from what packed training
-    computes.
+    """Raise UserError for a base that packed training would not compute correctly.
 
     `config` is the model's configuration, `row_tokens` the length of a pack. Attention dropout is
     only logged: training leaves it out.

@@ -1,1 +1,1 @@
-"""Sizes of a model, and memory and floating-point operations of a run, from configurations alone."""
+"""Sizes of a model, and memory and operations of a run, from configurations alone."""

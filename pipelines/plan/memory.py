@@ -27,9 +27,7 @@ _STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One legal choice of the three settings, with the bytes that each part of a worker's memory
-    takes.
-    """
+    """One legal choice of the three settings, with the bytes of each part of a worker's memory."""
 
     zero: int
     offload: str
@@ -48,7 +46,7 @@ def memory_plan(
     world_size: int,
     choice: tuple[int, str, str],
 ) -> MemoryPlan:
-    """The memory per worker, of `world_size`, for a choice of (ZeRO stage, offload, checkpointing)."""
+    """The memory of each of `world_size` workers for a (ZeRO stage, offload, checkpointing)."""
     zero, offload, checkpointing = choice
     value = shape.dtype.itemsize
     bits = _QUANTIZED_BITS.get(recipe.model.quantization, 8 * value)

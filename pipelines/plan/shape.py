@@ -129,7 +129,7 @@ def count_by_module(model: torch.nn.Module) -> dict[str, int]:
 
 
 def owner_of(parameter: str) -> str:
-    """The last part of the name of the base's module that a parameter belongs to, such as q_proj."""
+    """The last part of the name of the module that a parameter belongs to, such as q_proj."""
     for mark in (".lora_", ".modules_to_save."):
         if mark in parameter:
             return parameter.split(mark)[0].rsplit(".", 1)[-1]

@@ -1,7 +1,8 @@
-"""What the GPU tests run: training cases of one world size, one after the other in the same processes.
+"""Training cases of the GPU tests: all cases of one world size run in turn in the same processes.
 
-Each case leaves `NAME.json` beside its store: the metrics of every step, the checkpoint's figures, the loss of the saved
-adapter in plain PEFT and the losses of the second half when it is run again from the middle checkpoint; or "error".
+Each case writes `NAME.json` next to its store: the metrics of every step, the checkpoint's
+metadata, the loss of the saved adapter in plain PEFT, and the losses of the second half when it is
+run again from the middle checkpoint; or "error".
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.small_run import (
 NUM_STEPS = 30
 BF16, FP16, NF4 = {"dtype": "bf16"}, {"dtype": "fp16"}, {"dtype": "bf16", "quantization": "nf4"}
 TOO_LOUD = {"alpha": 4096.0}
-"""Gradients some hundred times too large for fp16's first loss scale; Adam divides their size out again."""
+"""Gradients that overflow fp16 at its initial loss scale; Adam is insensitive to their size."""
 ONE: dict[str, dict[str, Any]] = {
     "fp32_zero0": {"model": {"dtype": "fp32"}, "train": {"zero": 0}},
     "bf16_zero0": {"model": BF16, "train": {"zero": 0}},
@@ -59,7 +60,7 @@ def run_cases(
     world_size: int,
     device: str,
 ) -> None:
-    """One rank of all cases. `device` is "cuda" or, to try the cases out, "cpu"."""
+    """Run all cases as one rank. `device` is "cuda" or, to debug the cases, "cpu"."""
     import torch
     import torch.distributed as dist
 
@@ -80,7 +81,7 @@ def run_cases(
         if rank == 0 or "error" in result:
             Path(folder, f"{name}.json").write_text(json.dumps(result))
         if "error" in result and world_size > 1:
-            break  # the other rank stands in a collective that nobody will join
+            break  # the other rank waits in a collective that this rank will not join
     os._exit(
         0
     )  # the process group's threads sometimes abort a process that leaves by the front door
@@ -131,7 +132,7 @@ def _run(
 
 
 def _reloaded(args: WorkerArgs, checkpoint: Path, device: Any) -> float:
-    """The held-out loss of the saved adapter, read by PEFT onto a base that this process loads anew."""
+    """The held-out loss of the saved adapter, loaded by PEFT onto a base of its own."""
     import peft
 
     from pipelines.model.base import load_base

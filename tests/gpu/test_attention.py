@@ -1,4 +1,4 @@
-"""Packed attention on a GPU is causal attention under a block mask, forward and backward, the short samples' kernels too."""
+"""Packed attention on a GPU, and the kernels for short samples, equal block-masked attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCALE = 0.2
 def block_masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
 ) -> torch.Tensor:
-    """SDPA in fp32 over the whole row [1, H, T, D], a token seeing only those before it in its own sample."""
+    """SDPA in fp32 over the row [1, H, T, D]; a token attends to earlier ones of its own sample."""
     import torch
     from torch.nn import functional
 
@@ -33,7 +33,7 @@ def block_masked(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 2, 64), (4, 4, 128), (6, 2, 32)])
 @pytest.mark.parametrize("lengths", [[700], [1, 300, 2, 77, 129], [1, 2, 1]])
-def test_packed_attention_is_block_masked_attention(
+def test_packed_attention_equals_block_masked_attention(
     dtype: str, heads: int, kv_heads: int, size: int, lengths: list[int]
 ) -> None:
     import torch
@@ -73,7 +73,7 @@ def test_packed_attention_is_block_masked_attention(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 2)])
-def test_short_samples_kernels_are_attention_behind_rotary(
+def test_kernels_for_short_samples_equal_attention_after_rotary(
     dtype: str, size: int, heads: int, kv_heads: int
 ) -> None:
     check_short(dtype, size, heads, kv_heads, [1, 63, 64, 65, 200, 700], "cuda")
@@ -82,10 +82,12 @@ def test_short_samples_kernels_are_attention_behind_rotary(
 def check_short(
     dtype: str, size: int, heads: int, kv_heads: int, lengths: list[int], device: str
 ) -> None:
-    """Against the same numbers in fp64, which no GPU shortens; NaN stands where nothing may be read, or is yet to be written.
+    """Compare with the same numbers in fp64.
 
-    Rounding to nearest puts a tensor 0.2 eps off by norm. The output has that from softmax's weights and its own values,
-    together 0.24 eps, a gradient from those, the scores' gradient and its own values, 0.38 eps: 0.4 and 0.6 are allowed.
+    Buffers contain NaN where the kernels must not read, or have yet to write. Rounding to nearest
+    changes a tensor by 0.2 eps in norm. The output collects that from softmax's weights and its own
+    values, together 0.24 eps; a gradient from those, the scores' gradient and its own values, 0.38
+    eps. Allowed are 0.4 and 0.6 eps.
     """
     import torch
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -111,30 +113,30 @@ def check_short(
     exact = drawn(width).double().requires_grad_()
     q, k, v = exact.view(tokens, -1, size).split(parts, 1)
     q, k = apply_rotary_pos_emb(q, k, cos.double(), sin.double(), unsqueeze_dim=1)
-    whole = torch.cat([q, k, v], 1).flatten(1)
-    qkv = wider(whole.detach())
-    whole = whole + (qkv - whole).detach()  # rounded, as the kernels read it
-    q, k, v = whole.view(tokens, -1, size).split(parts, 1)
+    rotated = torch.cat([q, k, v], 1).flatten(1)
+    qkv = wider(rotated.detach())
+    rotated = rotated + (qkv - rotated).detach()  # rounded, as the kernels read it
+    q, k, v = rotated.view(tokens, -1, size).split(parts, 1)
     expected, d_out = padded_attention(q, k, v, bounds, SCALE).flatten(1), drawn(heads * size)
     expected.backward(d_out.double())
 
     out, lse = short_forward(qkv, heads, heads // kv_heads, bounds.blocks, SCALE)
-    room = torch.full((tokens, width + 32), torch.nan, dtype=precision, device=device)
-    d_qkv, tables = room[:, :width], (cos, sin)
+    buffer = torch.full((tokens, width + 32), torch.nan, dtype=precision, device=device)
+    d_qkv, tables = buffer[:, :width], (cos, sin)
     short_backward(d_out, qkv, out, lse, tables, heads // kv_heads, bounds.blocks, SCALE, d_qkv)
     step = max(0.2 * torch.finfo(precision).eps, 1e-6)
     _close(out, expected, 2 * step)
     columns = [count * size for count in parts]
-    for found, gradient in zip(
+    for actual, gradient in zip(
         d_qkv.split(columns, 1), cast(Any, exact.grad).split(columns, 1), strict=True
     ):
-        _close(found, gradient, 3 * step)
-    assert room[:, width:].isnan().all()
+        _close(actual, gradient, 3 * step)
+    assert buffer[:, width:].isnan().all()
 
 
-def _close(found: torch.Tensor | None, expected: torch.Tensor | None, tolerance: float) -> None:
-    """The difference's norm is small beside the expected one's, and no element is far off."""
-    assert found is not None and expected is not None
-    difference = found.float() - expected
+def _close(actual: torch.Tensor | None, expected: torch.Tensor | None, tolerance: float) -> None:
+    """The difference is small in norm, relative to the expected tensor, and in every element."""
+    assert actual is not None and expected is not None
+    difference = actual.float() - expected
     assert difference.norm() <= tolerance * expected.norm()
     assert difference.abs().max() <= 5 * tolerance * expected.abs().max()

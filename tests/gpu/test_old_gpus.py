@@ -1,4 +1,4 @@
-"""On a GPU that is too old for flash attention, attention and layers are others, and the reason is said."""
+"""A GPU that is too old for flash attention and the kernels trains with the base's own layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.gpu
-def test_an_old_gpu_runs_the_bases_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_gpu_runs_the_layers_of_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from bench._shapes import SHAPES, random_model, random_row
@@ -19,7 +19,9 @@ def test_an_old_gpu_runs_the_bases_own_layers(monkeypatch: pytest.MonkeyPatch) -
 
     row, losses = random_row(0, 512, SHAPES["tiny"]["vocab_size"]), []
     for capability in (torch.cuda.get_device_capability(), (7, 5)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda *_, version=capability: version
+        )
         model = attach(
             random_model("tiny", PACKED, "none", torch.device("cuda"), torch.float16),
             LoraConfig(r=8, alpha=16),

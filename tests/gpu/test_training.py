@@ -1,4 +1,4 @@
-"""Training on GPUs: precisions, fp16's loss scale, ZeRO stages, NF4; each saved, reloaded in plain PEFT and resumed."""
+"""Training on GPUs in all precisions and ZeRO stages: saved, reloaded in plain PEFT, resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused layers and the frozen head against transformers and PEFT: loss and every adapter gradient, fp32 on CPU."""
+"""The fused layers and the frozen head equal transformers and PEFT: loss and adapter gradients."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from pipelines.train.batch import collate
 from pipelines.train.loss import PackedLoss
 
 SIZES = {
-    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
 FAMILIES = {
-    "llama": LlamaConfig, "llama-biased": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
+    "llama": LlamaConfig, "llama-biased": LlamaConfig, "mistral": MistralConfig,
+    "qwen2": Qwen2Config, "qwen3": Qwen3Config,
 }  # fmt: skip
 
 
@@ -75,11 +76,11 @@ def packed_batch() -> Any:
 def loss_and_gradients(model: Any, batch: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
     loss = PackedLoss(model)(batch or packed_batch())
     loss.backward()
-    found = {}
+    gradients = {}
     for name, parameter in trainable_parameters(model).items():
         assert parameter.grad is not None, name
-        found[name], parameter.grad = parameter.grad, None
-    return float(loss.detach()), found
+        gradients[name], parameter.grad = parameter.grad, None
+    return float(loss.detach()), gradients
 
 
 def assert_equal(
@@ -136,7 +137,7 @@ def test_fused_layers_equal_peft_on_nf4(recompute: str, shape: str) -> None:
 
 
 def test_fused_layers_equal_peft_on_float8() -> None:
-    """The same quantized numbers go in on both sides; what differs is where gradients are rounded to float8."""
+    """Both sides use equal quantized weights and round gradients to float8 at different points."""
     model = adapted("llama", LoraConfig(r=4, alpha=8), fp8=True)
     reference = loss_and_gradients(model)
     assert fuse(model, True, "off") == ""
@@ -144,11 +145,12 @@ def test_fused_layers_equal_peft_on_float8() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_float8_is_as_near_to_the_plain_base_as_its_rounding(fused: bool) -> None:
-    """Loss, and each adapter's gradient by norm, where no product is quantized on the other side.
+def test_float8_differs_from_the_plain_base_by_its_rounding_only(fused: bool) -> None:
+    """The loss, and each adapter's gradient in norm, compared with a base that is not quantized.
 
-    Three bits of mantissa put a factor 2.6 % off (root mean square) and a product's terms 3.7 %. A gradient collects that
-    from the products before and behind it, 5 to 9 % here. Scales 5 % off, or 10 % of noise on products, are 16 % and more.
+    Three bits of mantissa change a factor by 2.6 % (root mean square) and the terms of a product by
+    3.7 %. A gradient collects that from the products before and after it, 5 to 9 % here. Scales
+    that are wrong by 5 %, or noise of 10 % on products, would give 16 % and more.
     """
     batch, lora = collate([random_row(0, 512, 512)]), LoraConfig(r=8, alpha=16)
     exact_loss, exact = loss_and_gradients(with_adapter(tiny("none"), lora), batch)
@@ -161,8 +163,8 @@ def test_float8_is_as_near_to_the_plain_base_as_its_rounding(fused: bool) -> Non
         assert off < 0.12, f"{name}: {off}"
 
 
-def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large() -> None:
-    """The first layer's A, for an embedding of rms 10: its gradient over rms would be too small a number for fp16."""
+def test_fp16_gradients_are_as_close_to_fp32_as_peft_for_large_activations() -> None:
+    """The first layer's A for embeddings of rms 10: its gradient over rms would underflow."""
 
     def gradients(dtype: torch.dtype, fused: bool) -> dict[str, torch.Tensor]:
         model = adapted("llama", LoraConfig(r=4, alpha=8)).to(dtype)
@@ -172,9 +174,9 @@ def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large()
         )
         assert not fused or fuse(model, True, "off") == ""
         (PackedLoss(model)(packed_batch()) * 2.0**-6).backward()
-        found = trainable_parameters(model).items()
+        named = trainable_parameters(model).items()
         return {
-            name: p.grad.double() for name, p in found if p.grad is not None and "lora_A" in name
+            name: p.grad.double() for name, p in named if p.grad is not None and "lora_A" in name
         }
 
     exact, plain, fused = (
@@ -183,12 +185,12 @@ def test_fp16_gradients_are_as_near_to_fp32_as_pefts_where_the_stream_is_large()
     )
     for name, gradient in exact.items():
         off, allowed = (
-            (found[name] - gradient).norm() / gradient.norm() for found in (fused, plain)
+            (other[name] - gradient).norm() / gradient.norm() for other in (fused, plain)
         )
-        assert off <= 1.2 * allowed + 1e-3, f"{name}: {off} off, PEFT's {allowed}"
+        assert off <= 1.2 * allowed + 1e-3, f"{name}: error {off}, of PEFT {allowed}"
 
 
-def test_stacked_weights_are_the_modules_own() -> None:
+def test_stacking_changes_no_weight_and_keeps_the_modules_parameters() -> None:
     model = adapted("llama", LoraConfig(r=4, alpha=8))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     assert fuse(model, True, "off") == ""
@@ -211,7 +213,9 @@ def test_stacked_weights_are_the_modules_own() -> None:
         (LoraConfig(r=4, alpha=8, targets="qv", modules_to_save=["norm"]), "a norm is trained"),
     ],
 )
-def test_what_cannot_be_fused_says_why(lora: LoraConfig, reason: str) -> None:
+def test_a_model_that_cannot_be_fused_gets_a_reason_and_keeps_its_layers(
+    lora: LoraConfig, reason: str
+) -> None:
     model = attach(base_of("llama"), lora, seed=1)
     assert reason in fuse(model, True, "off")
     base: Any = model.get_base_model()
@@ -237,17 +241,18 @@ def test_frozen_head_in_chunks_equals_cross_entropy(monkeypatch: pytest.MonkeyPa
     plain.backward()
     assert reference[0] == pytest.approx(float(plain.detach()), rel=1e-6)
     for name, parameter in trainable_parameters(model).items():
-        assert torch.allclose(parameter.grad, reference[1][name], rtol=1e-4, atol=1e-6), name  # type: ignore[arg-type]
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, reference[1][name], rtol=1e-4, atol=1e-6), name
 
 
-def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
-    """Held-out loss near the best, 1.36, and within 1 % of the plain base's; on the plain base the adapter has it too."""
+def test_an_adapter_learns_equally_well_on_a_float8_base() -> None:
+    """Held-out loss near the best, 1.36, and within 1 % of the plain base's, on either base."""
     num_steps, models, losses = 60, {}, {}
-    held = collate([random_row(1000, 2048, 512, learnable=True)])
+    heldout = collate([random_row(1000, 2048, 512, learnable=True)])
 
-    def held_loss(model: Any) -> float:
+    def heldout_loss(model: Any) -> float:
         with torch.no_grad():
-            return float(PackedLoss(model)(held)) / held.loss_tokens
+            return float(PackedLoss(model)(heldout)) / heldout.total_weight
 
     for quantization in ("none", "fp8"):
         base = tiny(quantization)
@@ -263,27 +268,29 @@ def test_an_adapter_learns_as_much_on_a_float8_base() -> None:
         for step in range(num_steps):
             optimizer.param_groups[0]["lr"] = 3e-3 * (0.5 + 0.5 * np.cos(np.pi * step / num_steps))
             batch = collate([random_row(step, 1024, 512, learnable=True)])
-            (loss_of(batch) / batch.loss_tokens).backward()
+            (loss_of(batch) / batch.total_weight).backward()
             optimizer.step()
             optimizer.zero_grad()
-        losses[quantization] = held_loss(model)
+        losses[quantization] = heldout_loss(model)
     plain = trainable_parameters(models["none"])
     for name, parameter in trainable_parameters(models["fp8"]).items():
         plain[name].data.copy_(parameter.data)
     assert losses["none"] < 1.5
     assert losses["fp8"] == pytest.approx(losses["none"], rel=0.01)
-    assert held_loss(models["none"]) == pytest.approx(losses["none"], rel=0.01)
+    assert heldout_loss(models["none"]) == pytest.approx(losses["none"], rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"sliding_window": 64}, "data.row_tokens=64"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ],
 )
-def test_a_base_that_computes_otherwise_is_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_base_with_a_short_window_or_scaled_logits_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         check_base(SimpleNamespace(**settings), 128)
     check_base(
         SimpleNamespace(sliding_window=64, use_sliding_window=False, logits_scaling=1.0), 128
@@ -291,6 +298,6 @@ def test_a_base_that_computes_otherwise_is_refused(settings: dict[str, Any], sai
     check_base(SimpleNamespace(sliding_window=4096), 128)
 
 
-def test_a_bases_attention_dropout_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+def test_attention_dropout_of_the_base_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     check_base(SimpleNamespace(attention_dropout=0.1), 128)
     assert "attention_dropout=0.1" in caplog.text

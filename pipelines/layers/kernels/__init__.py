@@ -28,8 +28,9 @@ class LowRank(NamedTuple):
 
 
 def supports_kernels(device: torch.device | None = None) -> bool:
-    """Whether a GPU, by default the current one, runs the kernels, flash attention and fused
-    layers.
+    """Whether a GPU runs the kernels, flash attention and the fused layers.
+
+    `device` is by default the current one.
     """
     return torch.cuda.get_device_capability(device) >= MIN_COMPUTE_CAPABILITY
 

@@ -127,8 +127,7 @@ def rotate(
     sin: torch.Tensor,
     inverse: bool = False,
 ) -> None:
-    """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of source [T, heads, D], written into
-    `out`.
+    """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of source [T, heads, D] into `out`.
 
     `out` may be `source`. cos and sin are [T, D] with two equal halves, as transformers computes
     them; `inverse` rotates back.

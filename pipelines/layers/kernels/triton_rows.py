@@ -1,5 +1,4 @@
-"""The kernels of `reference` in Triton: one program per row here, those over tiles in
-`triton_tiles`.
+"""The kernels of `reference` in Triton with one program per row; `triton_tiles` has the others.
 
 A program loads its row once and does every step on it, so that each tensor passes memory once. All
 arithmetic is in fp32; results are rounded once, as in `reference`.

@@ -1,5 +1,4 @@
-"""The kernels of `reference` that add an adapter's update to what they read, tile by tile, in
-Triton.
+"""The kernels of `reference` that add an adapter's update to their input, in Triton, by tiles.
 
 A program has a tile of BM tokens and BN columns. For the update it loads the tokens' rows of `left`
 and the columns' rows of `right`, whose rank is small, and multiplies them in registers: the update

@@ -83,7 +83,7 @@ def write_checkpoint(folder: Path, model: Any, base: str, state: TrainingState) 
     if hasattr(model, "peft_config"):
         adapter = folder / ADAPTER_DIR
         save_adapter(model, adapter, base, optimizer.weights, state.pissa)
-        verify_saved_adapter(adapter, model, trained=optimizer.step > 0, pissa=state.pissa)
+        verify_saved_adapter(adapter, model, stepped=optimizer.step > 0, pissa=state.pissa)
         _verify_same_bits(adapter, optimizer.weights, state.pissa)
     else:
         save_full(model, folder / MODEL_DIR, base, optimizer.weights)

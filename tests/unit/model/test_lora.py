@@ -36,7 +36,7 @@ def trained_adapter(base: str, folder: Path, seed: int, **options: Any) -> Path:
     for parameter in trainable_parameters(model).values():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     save_adapter(model, folder, base)
-    verify_saved_adapter(folder, model, trained=True)
+    verify_saved_adapter(folder, model, stepped=True)
     return folder
 
 
@@ -125,7 +125,7 @@ def test_an_unknown_target_is_refused_with_the_names_of_the_base(pocket_base: st
 
 
 def test_rslora_scales_by_the_square_root_of_the_rank(pocket_base: str) -> None:
-    """Same weights, alpha 8, r 4: LoRA scales by 2, rsLoRA by 4, so the update of a linear doubles."""
+    """Alpha 8, r 4: LoRA scales by 2, rsLoRA by 4, so the update of a linear doubles."""
     deltas = []
     for rslora in (False, True):
         base = load_base(ModelConfig(base=pocket_base), "cpu")
@@ -254,7 +254,7 @@ def test_verify_refuses_an_adapter_that_training_cannot_have_made(
         tensors = {key: torch.zeros_like(t) if "lora_B" in key else t for key, t in tensors.items()}
     save_file(tensors, str(folder / WEIGHTS_FILE))
     with pytest.raises(ValueError, match=r"lora_B|lora_A"):
-        verify_saved_adapter(folder, model, trained=True)
+        verify_saved_adapter(folder, model, stepped=True)
 
 
 def test_an_adapter_for_another_base_is_refused(pocket_base: str, tmp_path: Path) -> None:
