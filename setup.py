@@ -1,7 +1,7 @@
 """The build step that puts the recipes and the pocket model into the wheel.
 
-The repository keeps them once, at `recipes/` and `assets/pocket/`. The build copies the files that a
-run reads to `pipelines/_shipped/`, in the same folders, so that the recipes' relative paths
+The repository keeps them once, at `recipes/` and `assets/pocket/`. The build copies the files that
+a run reads to `pipelines/_shipped/`, in the same folders, so that the recipes' relative paths
 (`../assets/pocket/...`) also hold in the wheel. An editable install copies nothing: it uses the
 repository's own folders. The rest of the build is in pyproject.toml.
 """

@@ -54,9 +54,8 @@ class ConsoleProgress:
                     bars.update(task, advance=count, text=last_text, rate=rate)
                 elif time.monotonic() - logged >= _LOG_EVERY_S:
                     logged = time.monotonic()
-                    self.note(
-                        f"  {name}: {done:,}{f' of {total:,}' if total else ''} {last_text}".rstrip()
-                    )
+                    of_total = f" of {total:,}" if total else ""
+                    self.note(f"  {name}: {done:,}{of_total} {last_text}".rstrip())
 
             yield advance
         rate = done / max(time.monotonic() - started, 1e-9)

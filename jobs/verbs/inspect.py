@@ -41,7 +41,7 @@ def inspect(
         opened, progress, limits = session.store, session.progress, session.recipe.data.audit
     else:
         (opened, progress), dataset_id, limits = open_store(store), target, None
-    from jobs.views.audit import show_audit
+    from jobs.views.dataset_audit import show_audit
 
     audit = show_audit(opened, dataset_id, progress.console, limits, html, examples, ids)
     raise typer.Exit(1 if audit.problems else 0)

@@ -1,4 +1,4 @@
-"""`loraforge promote`: the gate, and behind it the registry."""
+"""`loraforge promote`: the gate's decision, and the move of the alias."""
 
 from __future__ import annotations
 

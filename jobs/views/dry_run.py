@@ -130,7 +130,10 @@ def _time_line(
     recomputed = RECOMPUTED_SHARE[plan.gradient_checkpointing]
     step = step_flops(shape, tokens, tokens, 0, full, recomputed)
     seconds = step / (rate * recipe.resources.max_workers)
-    estimate = f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s or more"
+    estimate = (
+        f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s "
+        "or more"
+    )
     if prepared is None:
         return f"{estimate}; the number of steps is known after `loraforge prepare`"
     steps = RowOrder(prepared.train.num_rows, recipe.train).num_steps

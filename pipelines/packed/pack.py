@@ -10,7 +10,7 @@ import numpy as np
 def best_fit(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
     """The pack of each sample, int64 [N], by best-fit decreasing over all samples at once.
 
-    The result depends on `lengths` only. Samples of one length are placed together, so the work
+    The result depends on `lengths` only. Samples of one length are num_packed together, so the work
     grows with the number of different lengths and not with N. Raises ValueError for a length
     outside 1..row_tokens.
     """
@@ -27,11 +27,11 @@ def best_fit(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
     for first, last in itertools.pairwise(bounds):
         group = by_length[first:last]
         length = int(lengths[group[0]])
-        placed = 0
-        while placed < len(group) and (space := open_packs.tightest(length)) is not None:
-            taken = open_packs.take(space, -(-(len(group) - placed) // (space // length)))
-            placed += _fill(pack_of, group[placed:], taken, space, length, open_packs)
-        rest = group[placed:]
+        num_packed = 0
+        while num_packed < len(group) and (space := open_packs.tightest(length)) is not None:
+            taken = open_packs.take(space, -(-(len(group) - num_packed) // (space // length)))
+            num_packed += _fill(pack_of, group[num_packed:], taken, space, length, open_packs)
+        rest = group[num_packed:]
         if len(rest):
             fresh = np.arange(num_packs, num_packs - (-len(rest) // (row_tokens // length)))
             num_packs += len(fresh)
@@ -49,7 +49,7 @@ def _fill(
 ) -> int:
     """Fill packs that have `space` left with samples of one length; the last may stay partly full.
 
-    Returns the number of placed samples.
+    Returns the number of num_packed samples.
     """
     each = space // length
     count = min(len(group), each * len(packs))

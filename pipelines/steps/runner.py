@@ -115,8 +115,8 @@ class Runner:
             # Same recipe, but an input was deleted and built again with other bytes.
             if not self.store.is_local:
                 raise UserError(
-                    f"{outdated.ref.uri}: was made from another {step.inputs[-1].noun} than the one "
-                    "in the store now; delete that folder and give the same command again"
+                    f"{outdated.ref.uri}: was made from another {step.inputs[-1].noun} than the "
+                    "store has now; delete that folder and give the same command again"
                 )
             self.progress.note(
                 f"{step.name}: {short(key)} was made from other inputs, rebuilding it"

@@ -144,8 +144,8 @@ def check_startable(recipe: Recipe, store: Store) -> None:
 
     if not store.is_local:
         raise UserError(
-            f"--store {store.uri}: training writes its progress to a folder that all nodes see, not "
-            "to an object store yet; give a shared folder (NFS, EFS, Filestore)"
+            f"--store {store.uri}: training writes its progress to a folder that all nodes see, "
+            "not to an object store yet; give a shared folder (NFS, EFS, Filestore)"
         )
     if recipe.model.dtype == "fp16" and not recipe.resources.gpus_per_worker:
         raise UserError(

@@ -1,8 +1,9 @@
-"""An import-linter contract: a heavy dependency, or one part of it such as `ray.data`, has named owner modules.
+"""An import-linter contract: a heavy dependency, or a part of it such as `ray.data`, has owners.
 
-import-linter's own `forbidden` contract knows an external package only as a whole, so it cannot tell `ray.data` from
-`ray.train`. This one reads the files: every `import`, `from ... import` and `ray.data.<...>` counts, wherever in the
-file it stands. Imports under `if TYPE_CHECKING:` load nothing and are free.
+import-linter's own `forbidden` contract knows an external package only as a whole, so it cannot
+distinguish `ray.data` from `ray.train`. This one reads the files: every `import`, `from ... import`
+and `ray.data.<...>` counts, inside functions too. Imports under `if TYPE_CHECKING:` load nothing
+and are allowed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class OwnerContract(Contract):
-    """`owners` holds lines `dependency = module module ...`; a module owns for itself and everything below it."""
+    """`owners` has lines `dependency = module module ...`; a module owns for its submodules too."""
 
     type_name = "owner"
     owners = fields.ListField(subfield=fields.StringField())
@@ -25,20 +26,21 @@ class OwnerContract(Contract):
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         rules = dict(_parse(line) for line in self.owners)  # type: ignore[attr-defined]
         root = Path.cwd()
-        found = []
+        violations = []
         for module in sorted(graph.modules):
             path = _file_of(root, module)
             if path is None:
                 continue
             for dependency, line in uses(ast.parse(path.read_text(), str(path)), rules):
                 if not any(_within(module, owner) for owner in rules[dependency]):
-                    found.append(
-                        f"{path.relative_to(root)}:{line} uses {dependency}, owned by {rules[dependency]}"
+                    violations.append(
+                        f"{path.relative_to(root)}:{line} uses {dependency}, owned by "
+                        f"{rules[dependency]}"
                     )
-        return ContractCheck(kept=not found, metadata={"found": found})
+        return ContractCheck(kept=not violations, metadata={"violations": violations})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        for text in check.metadata["found"]:
+        for text in check.metadata["violations"]:
             output.print_error(text)
 
 

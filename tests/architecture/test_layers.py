@@ -20,12 +20,12 @@ def test_import_contracts_are_kept(
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     configure()
-    kept = use_cases.lint_imports(config_filename="pyproject.toml", cache_dir=None, no_logo=True)
-    assert kept, capsys.readouterr().out
+    is_kept = use_cases.lint_imports(config_filename="pyproject.toml", cache_dir=None, no_logo=True)
+    assert is_kept, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "expected"),
     [
         ("import ray.data", ["ray.data"]),
         ("def late():\n    from ray import data as rows", ["ray.data"]),
@@ -39,5 +39,7 @@ def test_import_contracts_are_kept(
         ("if TYPE_CHECKING:\n    pass\nelse:\n    import deepspeed", ["deepspeed"]),
     ],
 )
-def test_owner_contract_sees_every_way_to_import(code: str, found: list[str]) -> None:
-    assert sorted({name for name, _ in uses(ast.parse(code), ("ray.data", "deepspeed"))}) == found
+def test_owner_contract_sees_every_way_to_import(code: str, expected: list[str]) -> None:
+    assert (
+        sorted({name for name, _ in uses(ast.parse(code), ("ray.data", "deepspeed"))}) == expected
+    )

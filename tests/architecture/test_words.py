@@ -21,7 +21,7 @@ OLD_NAMES = {
     "Abilities", "Absence", "Controls", "Following", "Inspected", "Layouter", "LostRows", "Notice",
     "RowAdapters", "Snapshot", "Widths", "WorkerPlan", "by_digest", "clear_way", "explaining",
     "held_in", "lay_out", "least_of_ranks", "mistakes", "newest_sound", "of_rank_0", "placed",
-    "probe_abilities", "sealed", "trained_in", "typed_in", "unservable", "unregistrable", "widths",
+    "probe_abilities", "sealed", "trained_in", "typed_in",
     "without_stop", "wrongly",
 }  # fmt: skip
 
@@ -42,7 +42,6 @@ OLD_PHRASES = (
     r"\bbeside\b",
     r"\baside\b",
     r"\bapart\b",
-    r"\bbehind it\b",
     r"\bno (JSON|loss|answer|version) is\b",
 )
 PHRASE = re.compile("|".join(OLD_PHRASES), re.IGNORECASE)
@@ -89,7 +88,11 @@ def test_no_variable_has_a_vague_name() -> None:
         show(path, node.lineno, node.id if isinstance(node, ast.Name) else node.arg)
         for path in python_files()
         for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE_NAMES)
+        if (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Store)
+            and node.id in VAGUE_NAMES
+        )
         or (isinstance(node, ast.arg) and node.arg in VAGUE_NAMES)
     ]
     assert not wrong, "\n".join(wrong)

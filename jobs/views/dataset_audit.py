@@ -36,18 +36,18 @@ def show_audit(
     """
     artifact = store.by_id(KIND, dataset_id)
     prepared = load_prepared(artifact)
-    found = audit(
+    result = audit(
         artifact, prepared, store.local_dir(artifact.ref), limits or AuditConfig(), num_examples
     )
     renderer = _renderer(artifact.metadata.get("base"), prepared.tokenizer_digest, console)
-    _show(found, renderer, console, show_ids)
+    _show(result, renderer, console, show_ids)
     if page is not None:
         try:
-            page.write_text(render(found, renderer), encoding="utf-8", errors="backslashreplace")
+            page.write_text(render(result, renderer), encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"--html {page}: cannot be written ({error.strerror})") from error
         console.print(f"page: {page}")
-    return found
+    return result
 
 
 def _renderer(
@@ -67,16 +67,16 @@ def _renderer(
     return renderer
 
 
-def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_ids: bool) -> None:
+def _show(result: Audit, renderer: ChatRenderer | None, console: Console, show_ids: bool) -> None:
     table = Table.grid(padding=(0, 2))
-    for name, value in summary_of(found).items():
+    for name, value in summary_of(result).items():
         table.add_row(Text(name, style="bold"), str(value))
     console.print(table)
-    for histogram in found.histograms:
+    for histogram in result.histograms:
         console.print(_line(histogram))
-    for example in found.examples:
+    for example in result.examples:
         console.print(_coloured(example, renderer, show_ids, console.color_system is not None))
-    if found.rejects:
+    if result.rejects:
         rejects = Table(
             "rows",
             "fate",
@@ -85,12 +85,12 @@ def _show(found: Audit, renderer: ChatRenderer | None, console: Console, show_id
             title="rejects",
             title_justify="left",
         )
-        for kind in found.rejects[:12]:
+        for kind in result.rejects[:12]:
             rejects.add_row(f"{kind.count:,}", kind.fate, Text(kind.reason), Text(kind.first))
         console.print(rejects)
-    for problem in found.problems:
+    for problem in result.problems:
         console.print(Text(f"wrong: {problem}", style="bold red"))
-    if not found.problems:
+    if not result.problems:
         console.print("[green]nothing wrong was found[/green]")
 
 
