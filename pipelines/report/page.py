@@ -32,7 +32,8 @@ th{font-weight:600}thead th{color:var(--soft);white-space:nowrap}
 .label{white-space:nowrap}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;min-width:8rem;
 font:13px/1.45 ui-monospace,monospace}
-td.text{padding:.35rem .5rem}.exact{background:var(--good-back)}.differs{background:var(--bad-back)}
+td.text{padding:.35rem .5rem;border-left:2px solid var(--back)}
+.exact{background:var(--good-back)}.differs{background:var(--bad-back)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:26rem;overflow:auto;padding:.8rem;
 background:var(--panel);border-radius:6px;font:13px/1.5 ui-monospace,monospace}
 .scroll{overflow-x:auto}
