@@ -71,10 +71,12 @@ class AssistantSpanFinder:
         if answers is None:
             answers = [self._unmarked_answer(run, i, contents.get(i)) for i in turns]
         answer_of = dict(zip(turns, answers, strict=True))
-        assistant_spans = () if prompt else tuple(
-            (i, *self._with_header_and_stop(run, i, span, contents.get(i)))
+        # A generation prompt is only encoded, so nobody needs the spans of the answers in it.
+        assistant_spans = tuple(
+            (i, *self._complete_span(run, i, span, contents.get(i)))
             for i, span in answer_of.items()
-        )  # fmt: skip
+            if not prompt
+        )
         context = tuple(span for i, span in contents.items() if i not in answer_of)
         hidden = any(
             m["content"].strip() and i not in contents and i not in answer_of
@@ -90,7 +92,7 @@ class AssistantSpanFinder:
         content_spans = tuple(sorted([*contents.values(), *rebuilt]))
         return RenderedSpans(render.text, assistant_spans, content_spans, context)
 
-    def _with_header_and_stop(self, run: _Run, turn: int, span: Span, content: Span | None) -> Span:
+    def _complete_span(self, run: _Run, turn: int, span: Span, content: Span | None) -> Span:
         prompt = self._prompt_before(run, turn)
         return _start(run.text, prompt, span[0]), self._end_with_stop(run.text, *span, content)
 

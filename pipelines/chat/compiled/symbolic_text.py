@@ -41,6 +41,7 @@ class ContentCondition:
 
 
 def refuse(*_: Any, **__: Any) -> NoReturn:
+    """Takes the place of an operation that would read a content. Raises ContentDependent."""
     raise ContentDependent
 
 
@@ -151,4 +152,5 @@ def marked(text: str) -> str:
 
 
 def is_symbolic(value: Any) -> bool:
+    """Whether a value is, or contains, an unknown content."""
     return isinstance(value, SymbolicText)

@@ -15,20 +15,20 @@ from pipelines.core.conversation import Conversation, Turn
 from tests.unit.chat.template_families import OWN_TOKENIZER, texts_of
 
 
-def same_offsets(drawn: list[str], one: Encoded, other: Encoded) -> bool:
+def same_offsets(drawn: list[str], encoded: Encoded, other: Encoded) -> bool:
     """At every character: which tokens begin there or later, and which end there or before.
 
     For the tokenizers library, all bytes of one character have that character's offsets.
     """
     edges = np.concatenate(
-        [byte_offsets(text) + base for text, base in zip(drawn, one.bases, strict=False)]
+        [byte_offsets(text) + base for text, base in zip(drawn, encoded.bases, strict=False)]
     )
     ours, theirs = (
         (
-            np.searchsorted(encoded.starts, edges, "left"),
-            np.searchsorted(encoded.ends, edges, "right"),
+            np.searchsorted(each.starts, edges, "left"),
+            np.searchsorted(each.ends, edges, "right"),
         )
-        for encoded in (one, other)
+        for each in (encoded, other)
     )
     return np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
 
