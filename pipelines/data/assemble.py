@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config.schema import DataConfig
-from pipelines.core.artifacts import to_json
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
+from pipelines.core.noun_json import to_json
 from pipelines.data.convert.dedup import repeated
 from pipelines.data.heldout_samples import SPLIT as HELDOUT_LABEL
 from pipelines.data.heldout_samples import HeldoutSamples

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.recipe import Recipe
 from pipelines.config.schema import DataConfig
-from pipelines.core.artifacts import PreparedDataset, from_json, to_json
+from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.digests import digest_of
+from pipelines.core.noun_json import from_json, to_json
 from pipelines.data.rejects import check_rejects
 from pipelines.steps.inputs import HashedFile, Inputs
 from pipelines.steps.step import BuildContext, Step

@@ -16,10 +16,9 @@ from pipelines.core.artifacts import (
     PreparedDataset,
     Score,
     TrainingRun,
-    from_json,
-    to_json,
 )
 from pipelines.core.digests import digest_of, short
+from pipelines.core.noun_json import from_json, to_json
 from pipelines.core.progress import Progress
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.step import BuildContext, Step

@@ -12,9 +12,10 @@ import json
 import re
 from datetime import UTC, datetime
 
-from pipelines.core.artifacts import Alias, AliasMove, from_json, to_json
+from pipelines.core.artifacts import Alias, AliasMove
 from pipelines.core.errors import UserError
 from pipelines.core.identifiers import ALIAS_NAME
+from pipelines.core.noun_json import from_json, to_json
 from pipelines.registry.errors import AliasMovedError, EntryError
 from pipelines.registry.provenance import current_actor
 from pipelines.registry.versions import check_model_name

@@ -16,10 +16,11 @@ from typing import Any
 
 from pipelines.adapter_format.check import check_adapter
 from pipelines.adapter_format.peft_files import CONFIG_FILE, WEIGHTS_FILE
-from pipelines.core.artifacts import ModelVersion, from_json, to_json
+from pipelines.core.artifacts import ModelVersion
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
 from pipelines.core.identifiers import MODEL_NAME
+from pipelines.core.noun_json import from_json, to_json
 from pipelines.registry.errors import EntryError
 from pipelines.storage import Artifact, Store, sha256_file, verify
 

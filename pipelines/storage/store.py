@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pipelines.core.artifacts import ArtifactRef, from_json, map_uris, to_json
+from pipelines.core.artifacts import ArtifactRef
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
+from pipelines.core.noun_json import from_json, map_uris, to_json
 from pipelines.storage.folders import (
     MANIFEST,
     create_file,

@@ -25,12 +25,10 @@ from pipelines.core.artifacts import (
     Score,
     SplitStats,
     TrainingRun,
-    from_json,
-    map_uris,
-    to_json,
 )
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.core.digests import digest_of, short
+from pipelines.core.noun_json import from_json, map_uris, to_json
 
 REF = ArtifactRef("runs/abc", "a" * 64, "b" * 64, "/store/runs/abc/aaa", {"prepared": "c" * 64})
 CHECKPOINT = Checkpoint(REF, "run", 30, {"heldout_loss": 0.25})

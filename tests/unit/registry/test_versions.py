@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.artifacts import from_json, to_json
 from pipelines.core.errors import UserError
+from pipelines.core.noun_json import from_json, to_json
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 from tests.small_adapters import register, write_adapter
