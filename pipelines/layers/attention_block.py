@@ -75,6 +75,7 @@ class AttentionBlock:
         grad_xa_o = self._o.grad_xa(dy)
         d_out = self._o.input_gradient(dy, grad_xa_o)
         grads_o = self._o.adapter_gradients(dy, out, None, xa_o, grad_xa_o)
+        # d_qkv is written next to grad_xa, so that dx of the projections is a single product.
         d_qkv, grad_xa = self._qkv.gradient_buffers(x)
         # Without head norms q and k were rotated in place; with them, qkv is as before the norms.
         rotated = self._rotate(qkv, [None, None, None], context) if self._head_norms else qkv
@@ -94,6 +95,7 @@ class AttentionBlock:
         if not wants_dx:
             return None, grads_qkv + grads_o
         d_normed = self._qkv.input_gradient(d_qkv, grad_xa)
+        # dy is also the gradient of the skip connection; the norm's kernel adds it.
         dx = kernels_for(x).rms_norm_backward(d_normed, x, self._norm.weight, rstd, dy)
         return dx, grads_qkv + grads_o
 
@@ -105,6 +107,7 @@ class AttentionBlock:
         Adds `updates` to qkv in place. The result is qkv itself unless heads are normed: then it is
         a new buffer, since the norms' backward needs q and k as they were before.
         """
+        # Same strides as qkv, whose columns can be part of a wider buffer.
         out = qkv.new_empty_strided(qkv.shape, qkv.stride()) if self._head_norms else None
         tables = (context.cos, context.sin)
         outputs = (

@@ -73,6 +73,7 @@ class _Layer(torch.autograd.Function):
             "selective": (x, middle, *attention_saved),
             "full": (x,),
         }
+        # As attributes of ctx the tensors would live until the graph is freed.
         ctx.save_for_backward(*saved[layer.recompute])
         return cast(torch.Tensor, y)
 
@@ -96,6 +97,7 @@ class _Layer(torch.autograd.Function):
         dx, attention_grads = layer.attention.backward(
             d_middle, x, context, attention_saved, ctx.needs_input_grad[0]
         )
+        # One gradient per argument of forward: x, layer, context, then the adapters in their order.
         return dx, None, None, *attention_grads, *mlp_grads
 
 

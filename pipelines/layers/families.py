@@ -56,6 +56,7 @@ def _layer_reason(layer: Any, final_norm: Any, dtype: torch.dtype) -> str:
         *head_norms(layer.self_attn),
     )
     for norm in norms:
+        # PEFT wraps a module of modules_to_save and keeps the frozen one as original_module.
         if hasattr(norm, "original_module") or norm.weight.requires_grad:
             return "a norm is trained"
     linears = {
@@ -84,6 +85,7 @@ def _linear_reason(module: Any, dtype: torch.dtype) -> str:
         return "is trained itself"
     if not kind_of(base):
         return f"is a {type(base).__name__}"
+    # NF4 weights are dequantized to the activations' dtype.
     if kind_of(base) == "nf4" and base.compute_dtype not in (None, dtype):
         return f"computes in {base.compute_dtype}, the model in {dtype}"
     if adapted and any(getattr(dropout, "p", 0.0) > 0 for dropout in module.lora_dropout.values()):

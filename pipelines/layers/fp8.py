@@ -33,11 +33,14 @@ class Fp8Linear(torch.nn.Linear):
             linear.bias,
         )
         weight = linear.weight.detach()
+        # A row of W is an output: y = sum_k x_k W_nk, so a scale per n is outside the sum.
         by_out, self.scale_out = kernels_for(weight).quantize_rows(weight)
         self.weight, self.scale_in = (
             torch.nn.Parameter(by_out.view(torch.uint8), requires_grad=False),
             scale_in,
         )
+        # A row of W^T is an input, with a scale that other linears share (`to_fp8`). A plain
+        # attribute, so that `state_dict` does not contain the second copy.
         self.transposed = (weight.T.float() / scale_in).to(torch.float8_e4m3fn).contiguous()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,6 +73,7 @@ def to_fp8(model: torch.nn.Module, head: torch.nn.Module) -> None:
             for name, m in parent.named_children()
             if type(m) is torch.nn.Linear and m is not head
         }
+        # Every group shares the scales of its inputs; a linear with an input of its own is alone.
         groups = [[name for name in names if name in linears] for names in SHARED_INPUT]
         groups += [[name] for name in linears if not any(name in names for names in SHARED_INPUT)]
         for names in groups:
@@ -83,9 +87,10 @@ def scaled_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -
 
     Returns [T, N] in x's dtype; x is quantized row by row first.
     """
-    weight = weight.view(torch.float8_e4m3fn)
+    weight = weight.view(torch.float8_e4m3fn)  # of the same bits, no copy
     rows, row_scale = kernels_for(x).quantize_rows(x)
     if x.is_cuda:
+        # Row-wise scaling needs a bfloat16 result and a transposed (column-major) second matrix.
         product = cast(Any, torch)._scaled_mm(
             rows, weight.T, row_scale, scale.T, out_dtype=torch.bfloat16, use_fast_accum=True
         )

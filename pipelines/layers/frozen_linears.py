@@ -69,6 +69,7 @@ class FrozenLinears:
             y, xa = self._product(x), None if a is None else x @ a.T
         else:
             if self._stacked is not None:
+                # A trains, so its rows are copied in before every forward.
                 self._stacked[self.width :].copy_(a)
             y_and_xa = x @ self._weight(x.dtype, a).T
             y, xa = y_and_xa[:, : self.width], y_and_xa[:, self.width :]
@@ -114,6 +115,7 @@ class FrozenLinears:
             return scaled_product(x, self._by_out, self._scale_out)
         if self.kind == "nf4" or self._stacked is not None:
             return x @ self._weight(x.dtype)[: self.width].T
+        # Separate weights: each product writes its columns of y, so nothing is concatenated.
         y = x.new_empty(len(x), self.width)
         for linear, part in zip(self.linears, y.split(self.widths, 1), strict=True):
             torch.mm(x, linear.weight.T, out=part)
@@ -173,6 +175,7 @@ def _as_one_view(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor | None
     width_left, width_right = left.shape[1], right.shape[1]
     if left.stride() != (width_left + width_right, 1) or right.stride() != left.stride():
         return None
+    # Equal strides alone do not prove that both are parts of one buffer.
     if right.data_ptr() != left.data_ptr() + width_left * left.element_size():
         return None
     return left.as_strided((len(left), width_left + width_right), left.stride())

@@ -16,6 +16,7 @@ def checkpoint_gradients(base: Any, mode: str) -> None:
     """Recompute activations in the backward pass: full is every layer, selective every second."""
     if mode == "off":
         return
+    # The reentrant form would need inputs that require gradients, and embeddings are frozen.
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [
         module

@@ -36,6 +36,7 @@ class AdaptedLinears:
 
     def __init__(self, modules: Sequence[Any], stack: bool) -> None:
         self._modules = list(modules)
+        # The buffers of the frozen weights are laid out for the ranks of the adapter attached now.
         bases = [module.get_base_layer() if _is_lora(module) else module for module in modules]
         num_ranks = sum(b.shape[1] for _, _, _, b in self._parts())
         self.frozen = FrozenLinears(bases, stack, num_ranks + -num_ranks % _RANK_MULTIPLE)
@@ -59,6 +60,7 @@ class AdaptedLinears:
         """
         y, xa = self.frozen.forward(x, self._stacked_a(x.dtype))
         if xa is not None and not self._leaves_updates:
+            # In place into y's columns; addmm_ fuses the product with the addition.
             for index, ranks, scale, b in self._parts():
                 y[:, self._columns[index]].addmm_(xa[:, ranks], b.T.to(y.dtype), alpha=scale)
         return y, xa
@@ -96,7 +98,7 @@ class AdaptedLinears:
         num_ranks = sum(b.shape[1] for _, _, _, b in parts)
         if out is None:
             out = dy.new_empty(len(dy), num_ranks + -num_ranks % _RANK_MULTIPLE)
-        out[:, num_ranks:] = 0
+        out[:, num_ranks:] = 0  # the padding is multiplied by A's rows of zeros, and 0 * NaN is NaN
         for index, ranks, scale, b in parts:
             # beta=0 ignores the input, so that uninitialized memory cannot bring in a NaN.
             torch.addmm(
@@ -143,6 +145,7 @@ class AdaptedLinears:
         if norm is None:
             d_a = grad_xa.T @ x
         else:
+            # Scaling [T, R] by 1 / rms is cheaper than scaling [T, K], as R is small.
             d_a = ((grad_xa * norm[1][:, None]).to(x.dtype).T @ x) * norm[0]
         gradients = []
         for index, ranks, scale, b in self._parts():

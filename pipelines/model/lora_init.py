@@ -40,6 +40,7 @@ def init_pissa(
             a, b = _principal(weight.detach().float(), layer.r[ADAPTER_NAME], scale)
         else:
             a, b = (earlier[key].to(weight.device) for key in keys)
+        # The base becomes the residual in place: step 0 computes W0, up to rounding to its dtype.
         with torch.no_grad():
             weight.copy_(weight.float() - scale * (b @ a))
         _set(layer, a, b)
@@ -80,6 +81,7 @@ def init_eva(model: PeftModel, batches: Iterable[Mapping[str, Any]], num_batches
 
     def collect(name: str) -> Any:
         def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            # Second moments are enough for the principal directions, and take [in, in] only.
             x = inputs[0].detach().flatten(0, -2).float()
             moments[name] = moments.get(name, 0) + x.T @ x
 
@@ -94,6 +96,7 @@ def init_eva(model: PeftModel, batches: Iterable[Mapping[str, Any]], num_batches
     for name, layer in _layers(model):
         _, vectors = torch.linalg.eigh(moments[name].double())
         rank = layer.r[ADAPTER_NAME]
+        # eigh sorts ascending, so the principal directions are the last columns, reversed.
         _set(layer, vectors[:, -rank:].flip(1).T.float(), None)
 
 

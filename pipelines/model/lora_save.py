@@ -44,6 +44,7 @@ def save_adapter(
     }
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     config.base_model_name_or_path = base
+    # PEFT then loads it frozen by default.
     config.inference_mode = True
     config.save_pretrained(str(folder))
 
@@ -117,6 +118,7 @@ def read_saved_adapter(
     import torch
 
     config, base = peft.PeftConfig.from_pretrained(str(folder)), cast(Any, model).get_base_model()
+    # On the meta device this takes no memory: only names, shapes and scales are compared.
     with torch.device("meta"):
         reloaded = peft.PeftModel(type(base)(base.config), config, autocast_adapter_dtype=False)
     state = peft.get_peft_model_state_dict(reloaded, save_embedding_layers=False)

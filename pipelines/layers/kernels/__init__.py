@@ -1,6 +1,6 @@
 """The element-wise work between a layer's matrix products: in Triton on a GPU, in torch elsewhere.
 
-`reference` defines each function, and tests compare `triton_rows` and `triton_tiles` with it.
+`reference` defines each function, and tests compare the Triton modules with it.
 T = tokens, h = hidden width. Names that end in _ write into their arguments.
 """
 

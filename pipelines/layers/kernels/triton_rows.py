@@ -1,4 +1,4 @@
-"""The kernels of `reference` in Triton with one program per row; `triton_tiles` has the others.
+"""The kernels of `reference` in Triton: one program per row here, the others are imported.
 
 A program loads its row once and does every step on it, so that each tensor passes memory once. All
 arithmetic is in fp32; results are rounded once, as in `reference`.
@@ -14,13 +14,8 @@ import triton
 import triton.language as tl
 
 from pipelines.layers.kernels import FP8_MAX
-from pipelines.layers.kernels.triton_tiles import (
-    add,
-    add_rotate_,
-    head_norm_backward_,
-    swiglu,
-    swiglu_backward_,
-)
+from pipelines.layers.kernels.triton_heads import add_rotate_, head_norm_backward_
+from pipelines.layers.kernels.triton_tiles import add, swiglu, swiglu_backward_
 
 __all__ = [
     "add", "add_rotate_", "cross_entropy_", "head_norm_backward_", "quantize_rows", "rms_norm",

@@ -25,18 +25,17 @@ from pipelines.layers.kernels import LowRank
 _ADD = (64, 64, 4)
 _SWIGLU, _SWIGLU_BACKWARD = (32, 128, 4, 16), (64, 64, 4, 16)
 _TUNED_RANK = 32  # higher ranks need smaller tiles
-_ROTATE_TOKENS, _ROTATE_WARPS = 64, 4
 
 
 @triton.jit
-def _load_left(left, left_row, rank, rows, row_mask, R: tl.constexpr):
+def load_left(left, left_row, rank, rows, row_mask, R: tl.constexpr):
     """The tile [rows, R] of left [T, rank]."""
     k = tl.arange(0, R)[None, :]
     return tl.load(left + rows[:, None] * left_row + k, row_mask[:, None] & (k < rank), 0.0)
 
 
 @triton.jit
-def _load_right(right, right_n, right_k, rank, columns, column_mask, R: tl.constexpr):
+def load_right(right, right_n, right_k, rank, columns, column_mask, R: tl.constexpr):
     """The tile [R, columns] of the transpose of right [n, rank]."""
     k = tl.arange(0, R)[:, None]
     return tl.load(
@@ -57,8 +56,8 @@ def _add(
     value = tl.load(y + rows[:, None] * y_row + columns[None, :], mask, 0.0).to(tl.float32)
     value += tl.load(residual + at, mask, 0.0).to(tl.float32)
     if R > 0:
-        left_tile = _load_left(left, left_row, rank, rows, row_mask, R)
-        right_tile = _load_right(right, right_n, right_k, rank, columns, column_mask, R)
+        left_tile = load_left(left, left_row, rank, rows, row_mask, R)
+        right_tile = load_right(right, right_n, right_k, rank, columns, column_mask, R)
         value += scale * tl.dot(left_tile, right_tile, input_precision="ieee")
     tl.store(out + at, value.to(out.dtype.element_ty), mask)
 
@@ -79,16 +78,16 @@ def _swiglu(
     row_mask = rows < tokens
     if GR > 0:
         g_left_tile, grad_g = (
-            _load_left(g_left, g_row, g_rank, rows, row_mask, GR),
+            load_left(g_left, g_row, g_rank, rows, row_mask, GR),
             tl.zeros([BM, GR], tl.float32),
         )
     if UR > 0:
         u_left_tile, grad_u = (
-            _load_left(u_left, u_row, u_rank, rows, row_mask, UR),
+            load_left(u_left, u_row, u_rank, rows, row_mask, UR),
             tl.zeros([BM, UR], tl.float32),
         )
     if DR > 0:
-        d_left_tile = _load_left(d_left, d_row, d_rank, rows, row_mask, DR)
+        d_left_tile = load_left(d_left, d_row, d_rank, rows, row_mask, DR)
     for tile in range(tiles):
         columns = (tl.program_id(0) * tiles + tile) * BN + tl.arange(0, BN)
         column_mask = columns < i
@@ -97,17 +96,17 @@ def _swiglu(
         gate = tl.load(gate_up + gates, mask, 0.0).to(tl.float32)
         up = tl.load(gate_up + gates + i, mask, 0.0).to(tl.float32)
         if GR > 0:
-            g_right_tile = _load_right(g_right, g_n, g_k, g_rank, columns, column_mask, GR)
+            g_right_tile = load_right(g_right, g_n, g_k, g_rank, columns, column_mask, GR)
             gate += g_scale * tl.dot(g_left_tile, g_right_tile, input_precision="ieee")
         if UR > 0:
-            u_right_tile = _load_right(u_right, u_n, u_k, u_rank, columns, column_mask, UR)
+            u_right_tile = load_right(u_right, u_n, u_k, u_rank, columns, column_mask, UR)
             up += u_scale * tl.dot(u_left_tile, u_right_tile, input_precision="ieee")
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         if BACKWARD:
             d = tl.load(act + at, mask, 0.0).to(tl.float32)
             if DR > 0:
-                d_right_tile = _load_right(d_right, d_n, d_k, d_rank, columns, column_mask, DR)
+                d_right_tile = load_right(d_right, d_n, d_k, d_rank, columns, column_mask, DR)
                 d += d_scale * tl.dot(d_left_tile, d_right_tile, input_precision="ieee")
             # In place: every element of gate_up and act is read and written by one program only.
             d_gate = (d * up * (sigmoid + silu * (1 - sigmoid))).to(gate_up.dtype.element_ty)
@@ -132,79 +131,9 @@ def _swiglu(
             tl.store(into + g_rank + k, u_scale * grad_u, row_mask[:, None] & (k < u_rank))
 
 
-@triton.jit
-def _add_rotate(
-    y, row, out, out_row, cos, sin, table_row, norm, eps,
-    left, left_row, right, right_n, right_k, rank, scale, tokens,
-    R: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, KEEP_Y: tl.constexpr,
-    HALF: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    # A program has one head of BM tokens, in two halves: rotation pairs lane j with lane j + D / 2.
-    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
-    row_mask = rows < tokens
-    half = tl.arange(0, HALF)
-    first_columns, second_columns = (
-        tl.program_id(0) * 2 * HALF + half,
-        tl.program_id(0) * 2 * HALF + HALF + half,
-    )
-    mask = row_mask[:, None] & (half < HALF)[None, :]
-    first = tl.load(y + rows[:, None] * row + first_columns[None, :], mask, 0.0).to(tl.float32)
-    second = tl.load(y + rows[:, None] * row + second_columns[None, :], mask, 0.0).to(tl.float32)
-    if R > 0:
-        left_tile = _load_left(left, left_row, rank, rows, row_mask, R)
-        right_tile = _load_right(
-            right, right_n, right_k, rank, first_columns, first_columns >= 0, R
-        )
-        first += scale * tl.dot(left_tile, right_tile, input_precision="ieee")
-        right_tile = _load_right(
-            right, right_n, right_k, rank, second_columns, second_columns >= 0, R
-        )
-        second += scale * tl.dot(left_tile, right_tile, input_precision="ieee")
-        if KEEP_Y:
-            # The norm's backward reads y from memory, so the norm must start from the rounded
-            # values.
-            y_first, y_second = first.to(y.dtype.element_ty), second.to(y.dtype.element_ty)
-            tl.store(y + rows[:, None] * row + first_columns[None, :], y_first, mask)
-            tl.store(y + rows[:, None] * row + second_columns[None, :], y_second, mask)
-            first, second = y_first.to(tl.float32), y_second.to(tl.float32)
-    if NORM:
-        rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)
-        first *= rstd[:, None] * tl.load(norm + half).to(tl.float32)[None, :]
-        second *= rstd[:, None] * tl.load(norm + HALF + half).to(tl.float32)[None, :]
-    if ROTATE:
-        at = rows[:, None] * table_row + half[None, :]
-        c, s = (
-            tl.load(cos + at, mask, 0.0).to(tl.float32),
-            tl.load(sin + at, mask, 0.0).to(tl.float32),
-        )
-        first, second = first * c - second * s, second * c + first * s
-    tl.store(
-        out + rows[:, None] * out_row + first_columns[None, :], first.to(y.dtype.element_ty), mask
-    )
-    tl.store(
-        out + rows[:, None] * out_row + second_columns[None, :], second.to(y.dtype.element_ty), mask
-    )
-
-
-@triton.jit
-def _head_norm_backward(d, d_row, y, row, norm, eps, tokens, D: tl.constexpr, BM: tl.constexpr):
-    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
-    lane = tl.arange(0, D)
-    columns = tl.program_id(0) * D + lane
-    mask = (rows < tokens)[:, None] & (lane < D)[None, :]
-    # 1 / rms is computed again from y: storing it would cost a tensor per layer.
-    unit = tl.load(y + rows[:, None] * row + columns[None, :], mask, 0.0).to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(unit * unit, 1) / D + eps)[:, None]
-    unit *= rstd
-    target = d + rows[:, None] * d_row + columns[None, :]
-    scaled = (
-        tl.load(target, mask, 0.0).to(tl.float32) * tl.load(norm + lane).to(tl.float32)[None, :]
-    )
-    gradient = rstd * (scaled - unit * (tl.sum(scaled * unit, 1) / D)[:, None])
-    tl.store(target, gradient.to(d.dtype.element_ty), mask)
-
-
-def _lora(update: LowRank | None, placeholder: torch.Tensor) -> tuple[tuple[Any, ...], int]:
+def update_arguments(
+    update: LowRank | None, placeholder: torch.Tensor
+) -> tuple[tuple[Any, ...], int]:
     """A kernel's arguments for an update, and the rank of its tiles; 0 without an update."""
     # `placeholder` only gives the kernel valid pointers: with rank 0 it reads neither of them.
     if update is None:
@@ -217,7 +146,7 @@ def _lora(update: LowRank | None, placeholder: torch.Tensor) -> tuple[tuple[Any,
 
 def add(y: torch.Tensor, update: LowRank | None, residual: torch.Tensor) -> torch.Tensor:
     """As `reference.add`."""
-    (tokens, n), (lora, rank) = y.shape, _lora(update, y)
+    (tokens, n), (lora, rank) = y.shape, update_arguments(update, y)
     assert residual.is_contiguous() and y.stride(1) == 1
     out, (rows, columns, warps) = torch.empty_like(residual), _ADD
     grid = (triton.cdiv(n, columns), triton.cdiv(tokens, rows))
@@ -264,7 +193,7 @@ def _run_swiglu(
 ) -> None:
     (tokens, width), (rows, columns, warps, parts) = act.shape, tile
     assert gate_up.stride(1) == 1 and act.is_contiguous()
-    loras = [_lora(update, act) for update in updates]
+    loras = [update_arguments(update, act) for update in updates]
     wide, stages = max(rank for _, rank in loras) > _TUNED_RANK or act.dtype == torch.float32, 3
     if wide:  # the tuned tiles would not fit into a multiprocessor's shared memory
         rows, columns, stages = 32, 32 if act.dtype == torch.float32 else 64, 1
@@ -275,43 +204,3 @@ def _run_swiglu(
         gate_up, gate_up.stride(0), act, target, tokens, width, tiles, *arguments,
         *(rank for _, rank in loras), backward, rows, columns, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-
-
-def add_rotate_(
-    y: torch.Tensor,
-    heads: int,
-    update: LowRank | None,
-    tables: tuple[torch.Tensor, torch.Tensor] | None,
-    norm: tuple[torch.Tensor, float] | None = None,
-    out: torch.Tensor | None = None,
-) -> None:
-    """As `reference.add_rotate_`."""
-    if update is None and tables is None and norm is None and out is None:
-        return
-    (tokens, width), (lora, rank) = y.shape, _lora(update, y)
-    target = y if out is None else out
-    (cos, sin), (weight, eps) = tables or (y, y), norm or (y, 0.0)  # y as a placeholder
-    _add_rotate[(heads, triton.cdiv(tokens, _ROTATE_TOKENS))](
-        y, y.stride(0), target, target.stride(0), cos, sin, cos.stride(0), weight, eps,
-        *lora, tokens, rank, tables is not None, norm is not None, out is not None,
-        width // heads // 2, _ROTATE_TOKENS, num_warps=_ROTATE_WARPS,
-    )  # fmt: skip
-
-
-def head_norm_backward_(
-    d: torch.Tensor, y: torch.Tensor, heads: int, norm: tuple[torch.Tensor, float]
-) -> None:
-    """As `reference.head_norm_backward_`."""
-    (tokens, width), (weight, eps) = y.shape, norm
-    _head_norm_backward[(heads, triton.cdiv(tokens, _ROTATE_TOKENS))](
-        d,
-        d.stride(0),
-        y,
-        y.stride(0),
-        weight,
-        eps,
-        tokens,
-        width // heads,
-        _ROTATE_TOKENS,
-        num_warps=_ROTATE_WARPS,
-    )
