@@ -51,11 +51,11 @@ def _fill(
 
     Returns the number of num_packed samples.
     """
-    each = space // length
-    count = min(len(group), each * len(packs))
-    pack_of[group[:count]] = np.repeat(packs, each)[:count]
-    full, rest = divmod(count, each)
-    open_packs.put(space - each * length, packs[:full])
+    per_pack = space // length
+    count = min(len(group), per_pack * len(packs))
+    pack_of[group[:count]] = np.repeat(packs, per_pack)[:count]
+    full, rest = divmod(count, per_pack)
+    open_packs.put(space - per_pack * length, packs[:full])
     if rest:
         open_packs.put(space - rest * length, packs[full : full + 1])
     return count

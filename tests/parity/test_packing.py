@@ -40,7 +40,7 @@ def rows(tmp_path_factory):
     return path, rows
 
 
-def test_packed_loss_equals_the_loss_of_the_samples_alone(ray_cluster, pocket_base, store, rows):
+def test_packed_loss_equals_the_loss_of_separate_samples(ray_cluster, pocket_base, store, rows):
     path, values = rows
     data = {"sources": [str(path)], "row_tokens": 512, "heldout_share": 0.1}
     recipe = parse_recipe(
@@ -55,12 +55,14 @@ def test_packed_loss_equals_the_loss_of_the_samples_alone(ray_cluster, pocket_ba
         loss = PackedLoss(load_base(recipe.model, "cpu", PACKED))
         packed_loss = sum(float(loss(collate([row]))) for row in packed)
         train_ids = {tuple(sample.input_ids.tolist()) for sample in reader.samples()}
-        alone, weight = _alone(load_base(recipe.model, "cpu"), pocket_base, values, train_ids)
+        separate, weight = _separate_loss(
+            load_base(recipe.model, "cpu"), pocket_base, values, train_ids
+        )
     assert weight == pytest.approx(float(batch["loss_weights"].sum()))
-    assert packed_loss / weight == pytest.approx(alone / weight, abs=1e-5)
+    assert packed_loss / weight == pytest.approx(separate / weight, abs=1e-5)
 
 
-def _alone(model, base, values, train_ids) -> tuple[float, float]:
+def _separate_loss(model, base, values, train_ids) -> tuple[float, float]:
     """Weighted loss and weight of every training sample by itself, from transformers."""
     renderer = ChatRenderer.load(base)
     total = weight = 0.0
@@ -99,7 +101,7 @@ def test_sample_bounds_of_stored_rows_fit_their_samples(ray_cluster, pocket_base
         assert micro_batch.input_ids[0].tolist() == joined.tolist()
 
 
-def test_packed_attention_of_a_stored_row_is_that_of_its_samples_alone(
+def test_packed_logits_of_a_stored_row_equal_those_of_separate_samples(
     ray_cluster, pocket_base, store, rows
 ):
     data = {"sources": [str(rows[0])], "row_tokens": 512}
@@ -119,6 +121,6 @@ def test_packed_attention_of_a_stored_row_is_that_of_its_samples_alone(
         packed = packed_model(
             ids[None], position_ids=positions[None], bounds=SampleBounds.of(lengths)
         ).logits[0]
-        alone = [plain_model(part[None]).logits[0] for part in ids.split(lengths.tolist())]
+        separate = [plain_model(part[None]).logits[0] for part in ids.split(lengths.tolist())]
     assert len(pack) > 1
-    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(packed, torch.cat(separate), atol=1e-5, rtol=1e-4)

@@ -18,12 +18,14 @@ def counts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def checked(self: Assembler, folder):
         facts = finish(self, folder)
         counts = facts["counts"]
-        lost = sum(counts.get(fate, 0) for fate in (*_FATES[2:], "duplicates", "near_duplicates"))
-        assert counts["read"] + counts["pieces"] == counts["train"] + counts["heldout"] + lost, (
-            counts
+        num_rejects = sum(
+            counts.get(fate, 0) for fate in (*_FATES[2:], "duplicates", "near_duplicates")
         )
+        assert (
+            counts["read"] + counts["pieces"] == counts["train"] + counts["heldout"] + num_rejects
+        ), counts
         with open(folder / "rejects.jsonl") as lines:
-            assert sum(1 for _ in lines) == lost
+            assert sum(1 for _ in lines) == num_rejects
         return facts
 
     monkeypatch.setattr(Assembler, "finish", checked)

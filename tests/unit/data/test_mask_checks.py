@@ -13,7 +13,7 @@ from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.sources.files import find_files
 
 
-def test_texts_that_a_template_leaves_out_beside_calls_are_counted(pocket_base, tmp_path):
+def test_texts_that_a_template_leaves_out_next_to_tool_calls_are_counted(pocket_base, tmp_path):
     call = {"function": {"name": "f", "arguments": {}}}
     turns = [("a", None), ("<think>b</think>", [call]), ("c", [call]), ("", [call])]
     rows = []
@@ -36,11 +36,11 @@ def test_texts_that_a_template_leaves_out_beside_calls_are_counted(pocket_base, 
     chunks = cut_chunks(find_files(config.sources))
     for template, unshown in ((spec.template, 0), (both, 0), (either, 1)):
         renderer = ChatRenderer(replace(spec, template=template))
-        with Assembler(config, chunks, tmp_path / f"{unshown}") as collector:
+        with Assembler(config, chunks, tmp_path / f"{unshown}") as assembler:
             for table in ChunkTokenizer(renderer, config).tables(0, chunks[0]):
-                collector.add(table)
+                assembler.add(table)
             (tmp_path / "out").mkdir(exist_ok=True)
-            checks = collector.finish(tmp_path / "out")["checks"]
+            checks = assembler.finish(tmp_path / "out")["checks"]
         assert (checks["texts_beside_calls_checked"], checks["texts_beside_calls_failed"]) == (
             1,
             unshown,

@@ -76,7 +76,7 @@ def test_the_manifest_names_files_tokenizer_template_and_recipe(prepared_once):
     assert {"sources", "tokenizer", "template"} <= prepared.ref.parents.keys()
 
 
-def test_heldout_samples_hold_prompt_and_reference(prepared_once, pocket_base):
+def test_heldout_samples_have_prompt_and_reference(prepared_once, pocket_base):
     _, store, _, prepared = prepared_once
     table = pq.read_table(store.local_dir(prepared.ref) / HELDOUT_SAMPLES)
     assert table.num_rows == prepared.heldout.num_samples
@@ -135,7 +135,7 @@ def test_pieces_of_a_split_conversation_share_its_cluster(pocket_base, store, tm
     assert sorted(clusters.values()) == [1, prepared.counts["pieces"]]
 
 
-def test_the_same_content_elsewhere_is_found_and_not_made_again(prepared_once, tmp_path):
+def test_the_same_content_at_another_path_is_found_and_not_rebuilt(prepared_once, tmp_path):
     folder, store, recipe, prepared = prepared_once
     shutil.copy(folder / "rows.jsonl", tmp_path / "other.jsonl")
     notes = []
@@ -189,7 +189,7 @@ def test_the_feed_gives_rows_in_the_order_asked_for(prepared_once):
         ("rows.csv.gz", "prompt", r"rows.csv.gz: damaged \(.*; fix or replace the file$"),
     ],
 )
-def test_a_useless_source_is_one_clear_line(
+def test_an_unusable_source_is_refused_in_one_line(
     ray_cluster, pocket_base, store, tmp_path, name, text, message
 ):
     (tmp_path / name).write_text(text)

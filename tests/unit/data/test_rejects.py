@@ -156,7 +156,7 @@ def recipe_for(base, path, **data):
     return parse_recipe({"name": "t", "model": {"base": base}, "data": section})
 
 
-def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_base, store, dirty):
+def test_all_good_rows_stay_and_every_bad_row_is_listed(ray_cluster, pocket_base, store, dirty):
     path, at = dirty
     assert len(BAD) >= 30
     prepared = prepare(recipe_for(pocket_base, path), store, SILENT)
@@ -167,14 +167,16 @@ def test_all_good_rows_are_kept_and_every_bad_one_is_named(ray_cluster, pocket_b
         json.loads(line)
         for line in (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()
     ]
-    found = {line["origin"]: line for line in listed}
-    assert found.keys() == {f"rows.jsonl:{line}" for line in at}
+    by_origin = {line["origin"]: line for line in listed}
+    assert by_origin.keys() == {f"rows.jsonl:{line}" for line in at}
     for line, reason in at.items():
-        assert reason in found[f"rows.jsonl:{line}"]["reason"]
-        assert found[f"rows.jsonl:{line}"]["row"]
+        assert reason in by_origin[f"rows.jsonl:{line}"]["reason"]
+        assert by_origin[f"rows.jsonl:{line}"]["row"]
 
 
-def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base, store, dirty):
+def test_too_many_bad_rows_stop_the_stage_with_their_reasons(
+    ray_cluster, pocket_base, store, dirty
+):
     path, _ = dirty
     with pytest.raises(
         UserError,
@@ -187,7 +189,9 @@ def test_too_many_bad_rows_stop_the_stage_and_say_which(ray_cluster, pocket_base
     assert not store.list("prepared")
 
 
-def test_a_found_dataset_is_judged_by_the_present_limit(ray_cluster, pocket_base, store, dirty):
+def test_an_existing_dataset_is_refused_under_a_stricter_limit(
+    ray_cluster, pocket_base, store, dirty
+):
     path, _ = dirty
     made = prepare(recipe_for(pocket_base, path), store, SILENT)
     with pytest.raises(
@@ -205,9 +209,7 @@ def few_bad(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
-    pocket_base, store, few_bad, serially
-):
+def test_every_lookup_of_a_dataset_applies_the_current_limit(pocket_base, store, few_bad, serially):
     tolerant = recipe_for(pocket_base, few_bad, max_rejects_share=0.2, heldout_share=0.2)
     strict = recipe_for(pocket_base, few_bad, max_rejects_share=0.05, heldout_share=0.2)
     made = prepare(tolerant, store, SILENT, serially)
@@ -238,13 +240,13 @@ def test_whoever_finds_a_dataset_judges_it_by_the_present_limit(
         ),
     ],
 )
-def test_a_stage_that_fails_leaves_its_rejects_where_it_says(
+def test_a_failing_stage_saves_its_rejects_and_names_the_file(
     pocket_base, store, tmp_path, few_bad, serially, more, settings, reason, fates
 ):
     recipe = recipe_for(pocket_base, few_bad, heldout_share=0, **settings)
     if more:
         (tmp_path / "asked.jsonl").write_bytes(
-            b"\n".join(row(instruction=each, output="x") for each in more)
+            b"\n".join(row(instruction=instruction, output="x") for instruction in more)
         )
         sources = [str(few_bad), {"path": str(tmp_path / "asked.jsonl"), "split": "heldout"}]
         recipe = recipe_for(
@@ -256,9 +258,9 @@ def test_a_stage_that_fails_leaves_its_rejects_where_it_says(
         ) as error:
             prepare(recipe, store, SILENT, serially)
     path = Path(str(error.value).rpartition("rejects: ")[2])
-    lost = [json.loads(line) for line in path.read_text().splitlines()]
-    assert Counter(line["fate"] for line in lost) == fates and "\n" not in str(error.value)
-    assert {"rows.jsonl:21", "rows.jsonl:22"} <= {line["origin"] for line in lost}
+    rejects = [json.loads(line) for line in path.read_text().splitlines()]
+    assert Counter(line["fate"] for line in rejects) == fates and "\n" not in str(error.value)
+    assert {"rows.jsonl:21", "rows.jsonl:22"} <= {line["origin"] for line in rejects}
     assert not store.list("prepared")
 
 

@@ -12,7 +12,9 @@ from tests.unit.data.datasets import long_talk, prepare_rows, rows_of
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_a_weight_thins_out_the_answers_to_one_question(pocket_base, store, tmp_path, serially):
+def test_a_weight_below_one_keeps_some_of_the_answers_to_one_question(
+    pocket_base, store, tmp_path, serially
+):
     rows = [{"instruction": "Say a number", "output": f"It is {i}."} for i in range(100)]
     prepared, _ = prepare_rows(
         pocket_base, store, tmp_path, rows, source={"weight": 0.5}, tokenize=serially
@@ -24,7 +26,9 @@ def test_a_weight_thins_out_the_answers_to_one_question(pocket_base, store, tmp_
 @pytest.mark.parametrize(
     ("weight", "low", "high"), [(0.5, 30, 70), (1.5, 130, 170), (2, 200, 200), (0, 0, 0)]
 )
-def test_weights_repeat_and_thin_out_by_content(pocket_base, store, tmp_path, weight, low, high):
+def test_weights_repeat_or_leave_out_rows_by_content(
+    pocket_base, store, tmp_path, weight, low, high
+):
     rows = rows_of(range(100))
     if not weight:
         with pytest.raises(UserError, match="no row left to train on"):
@@ -41,12 +45,12 @@ def test_long_conversations_are_dropped_truncated_or_split_by_whole_turns(
     rows = [long_talk(0, 12), long_talk(1, 1), long_talk(2, 1, words=400)]
     prepared, texts = prepare_rows(pocket_base, store, tmp_path, rows)
     assert prepared.counts["too_long"] == 2 and len(texts) == 1
-    lost = [
+    rejects = [
         json.loads(line)
         for line in (store.local_dir(prepared.ref) / "rejects.jsonl").read_text().splitlines()
     ]
-    assert [line["fate"] for line in lost] == ["too_long"] * 2 and all(
-        "talk " in line["row"] for line in lost
+    assert [line["fate"] for line in rejects] == ["too_long"] * 2 and all(
+        "talk " in line["row"] for line in rejects
     )
     prepared, texts = prepare_rows(pocket_base, store, tmp_path, rows, too_long="truncate")
     assert (prepared.counts["too_long"], prepared.counts["shortened"], len(texts)) == (1, 1, 2)
@@ -64,7 +68,7 @@ def test_long_conversations_are_dropped_truncated_or_split_by_whole_turns(
     ) == list(range(12))
 
 
-def test_only_the_last_answer_is_trained_on_demand(pocket_base, store, tmp_path):
+def test_train_on_last_leaves_earlier_answers_out_of_the_loss(pocket_base, store, tmp_path):
     prepared, texts = prepare_rows(
         pocket_base, store, tmp_path, [long_talk(i, 2, words=1) for i in range(5)]
     )

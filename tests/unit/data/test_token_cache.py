@@ -73,7 +73,7 @@ def test_a_changed_source_is_the_only_one_tokenized_again(ray_cluster, pocket_ba
     assert line["origin"] == "part2.jsonl:61"
 
 
-def test_rows_of_a_file_that_another_files_growth_cuts_differently_are_not_taken_from_the_cache(
+def test_the_cache_is_not_used_for_a_file_that_is_cut_differently(
     pocket_base, tmp_path, monkeypatch, serially
 ):
     monkeypatch.setattr(chunks, "_MIN_CHUNK_BYTES", 1 << 9)
@@ -110,7 +110,7 @@ def test_rows_of_a_file_that_another_files_growth_cuts_differently_are_not_taken
     assert line["origin"] == "a.jsonl:61"
 
 
-def test_a_file_that_grows_a_little_leaves_the_others_cuts():
+def test_a_file_that_grows_a_little_does_not_change_the_cuts_of_others():
     files = [SourceFile(0, "a", "jsonl", 40 << 20), SourceFile(0, "b", "jsonl", 30 << 20)]
     grown = [files[0], SourceFile(0, "b", "jsonl", 31 << 20)]
     cuts = [[c for c in cut_chunks(each) if c.path == "a"] for each in (files, grown)]

@@ -14,7 +14,7 @@ from pipelines.sources.files import files_at, find_files
 from tests.unit.data.row_files import ROWS, read_rows
 
 
-def test_a_json_file_may_hold_lines(tmp_path):
+def test_a_json_file_may_contain_lines(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (file,) = files_at(str(path), "data.sources.0.path")
@@ -22,16 +22,16 @@ def test_a_json_file_may_hold_lines(tmp_path):
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_file_named_after_lines_may_hold_an_array(tmp_path, indent):
+def test_a_jsonl_file_may_contain_an_array(tmp_path, indent):
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS, indent=indent))
     assert [value for _, value in read_rows(tmp_path / "rows.jsonl")] == ROWS
 
 
 @pytest.mark.parametrize("first", ['[{"a": 1}]', '[{"a": 1}', "[1]", "["])
-def test_a_first_line_that_is_a_list_costs_no_other(tmp_path, first):
+def test_a_list_as_the_first_line_costs_no_other_line(tmp_path, first):
     (tmp_path / "rows.jsonl").write_text("\n".join([first, *map(json.dumps, ROWS)]) + "\n")
-    found = read_rows(tmp_path / "rows.jsonl")
-    assert [pair for pair in found if pair[1] in ROWS] == list(enumerate(ROWS, 2))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [pair for pair in rows if pair[1] in ROWS] == list(enumerate(ROWS, 2))
 
 
 def test_a_remote_source_is_read_like_a_local_one():
@@ -57,7 +57,7 @@ def test_a_remote_source_is_read_like_a_local_one():
         ),
     ],
 )
-def test_a_remote_source_that_cannot_be_read_is_one_line(path, message):
+def test_an_unreadable_remote_source_is_refused_in_one_line(path, message):
     with pytest.raises(UserError, match=message) as error:
         find_files([SourceConfig(path=path)])
     assert "\n" not in str(error.value)

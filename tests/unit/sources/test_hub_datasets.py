@@ -26,21 +26,21 @@ class Hub(fsspec.AbstractFileSystem):
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         path = str(self._strip_protocol(path))
-        found: dict[str, dict[str, Any]] = {}
+        chosen_files: dict[str, dict[str, Any]] = {}
         for name, content in self.files.items():
             if name == path:
                 return [{"name": name, "size": len(content), "type": "file"}]
             if name.startswith(f"{path}/"):
                 child = f"{path}/{name.removeprefix(f'{path}/').split('/')[0]}"
                 kind = "file" if child == name else "directory"
-                found[child] = {
+                chosen_files[child] = {
                     "name": child,
                     "size": len(content) if kind == "file" else 0,
                     "type": kind,
                 }
-        if not found:
+        if not chosen_files:
             raise FileNotFoundError(path)
-        return list(found.values()) if detail else list(found)
+        return list(chosen_files.values()) if detail else list(chosen_files)
 
     def _open(self, path: str, *_: Any, **__: Any) -> io.BytesIO:
         return io.BytesIO(self.files[path])
@@ -48,7 +48,7 @@ class Hub(fsspec.AbstractFileSystem):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch):
-    """`hub(names, readme)` puts files into datasets/org/set; `found` lists the chosen files."""
+    """`hub(names, readme)` puts files into datasets/org/set; `chosen_files` lists the choice."""
     monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "hf", Hub)
     monkeypatch.setattr(Hub, "files", {})
 
@@ -60,7 +60,7 @@ def hub(monkeypatch: pytest.MonkeyPatch):
     return fill
 
 
-def found(path: str = "hf://org/set", split: Any = "auto") -> list[str]:
+def chosen_files(path: str = "hf://org/set", split: Any = "auto") -> list[str]:
     files = find_files([SourceConfig(path=path, split=split)])
     assert all(
         file.path.startswith("hf://datasets/org/set") and file.num_bytes == len(ROW)
@@ -86,14 +86,14 @@ SHARDS = [
 
 def test_a_repository_gives_the_files_of_the_split_and_no_description(hub):
     hub(*NOISE, *SHARDS)
-    assert found() == found(split="train") == SHARDS[:2]
-    assert found(split="heldout") == SHARDS[4:]
+    assert chosen_files() == chosen_files(split="train") == SHARDS[:2]
+    assert chosen_files(split="heldout") == SHARDS[4:]
     assert [file.path for file in files_at("hf://org/set", "data.benchmarks.0")] == [
         f"hf://datasets/org/set/{name}" for name in SHARDS[2:4]
     ]
-    assert found("hf://org/set/data") == SHARDS[:2]
-    assert found("hf://org/set/data/test-*") == SHARDS[2:4]
-    assert found("hf://org/set/dataset_infos.json") == [
+    assert chosen_files("hf://org/set/data") == SHARDS[:2]
+    assert chosen_files("hf://org/set/data/test-*") == SHARDS[2:4]
+    assert chosen_files("hf://org/set/dataset_infos.json") == [
         "dataset_infos.json"
     ]  # who names a file gets it
 
@@ -126,9 +126,9 @@ def test_a_repository_gives_the_files_of_the_split_and_no_description(hub):
          ["data/train_sft-00000-of-00001.parquet"], ["data/test_sft-00000-of-00001.parquet"]),
     ],
 )  # fmt: skip
-def test_splits_are_told_by_names_as_the_datasets_library_tells_them(hub, names, train, heldout):
+def test_splits_follow_from_names_as_in_the_datasets_library(hub, names, train, heldout):
     hub(*NOISE, *names)
-    assert found() == train and found(split="heldout") == heldout
+    assert chosen_files() == train and chosen_files(split="heldout") == heldout
 
 
 ONE = (
@@ -164,32 +164,32 @@ def test_a_readmes_configuration_comes_before_names(hub):
         "x/deep/a-3.json",
         readme=ONE,
     )
-    assert found() == ["x/a-1.json", "x/a-2.json"] and found(split="heldout") == [
+    assert chosen_files() == ["x/a-1.json", "x/a-2.json"] and chosen_files(split="heldout") == [
         "x/b.json",
         "y/c/d.json",
     ]
 
 
-def test_of_several_configurations_one_is_the_default_or_named(hub):
+def test_of_several_configurations_one_must_be_the_default_or_named(hub):
     hub(*MANY_FILES, readme=MANY)
     with pytest.raises(
         UserError,
         match=r"^data.sources.0.path=hf://datasets/org/set: it has the configurations "
         r"main, other, third; add one",
     ):
-        found()
-    assert found("hf://org/set/main") == ["main/train.json"] and found("hf://org/set/other") == [
-        "other/x.jsonl"
-    ]
-    assert found("hf://org/set/third", "heldout") == ["third/test.json"]
+        chosen_files()
+    assert chosen_files("hf://org/set/main") == ["main/train.json"] and chosen_files(
+        "hf://org/set/other"
+    ) == ["other/x.jsonl"]
+    assert chosen_files("hf://org/set/third", "heldout") == ["third/test.json"]
     hub(readme=MANY.replace("- config_name: other", "- config_name: other\n  default: true"))
-    assert found() == ["other/x.jsonl"]
+    assert chosen_files() == ["other/x.jsonl"]
 
 
-def test_a_readme_that_says_nothing_useful_is_passed_over(hub):
+def test_a_readme_without_usable_configurations_is_ignored(hub):
     for readme in ("configs: 5\n", "a: [\n", "configs:\n- x\n", "configs:\n- {config_name: d}\n"):
         hub("train.json", "test.json", readme=readme)
-        assert found() == ["train.json"]
+        assert chosen_files() == ["train.json"]
 
 
 @pytest.mark.parametrize(
@@ -203,18 +203,20 @@ def test_a_readme_that_says_nothing_useful_is_passed_over(hub):
         (["config.json", "x.txt"], "auto", "no file of a known type"),
     ],
 )  # fmt: skip
-def test_a_split_that_is_not_clear_is_one_line_that_lists_them(hub, names, split, message):
+def test_an_ambiguous_split_is_refused_in_one_line_that_lists_the_splits(
+    hub, names, split, message
+):
     hub(*names)
     with pytest.raises(UserError, match=message) as error:
-        found(split=split)
+        chosen_files(split=split)
     assert "\n" not in str(error.value)
 
 
 def test_a_revision_is_kept_in_the_names(hub):
     hub("train.json", at="datasets/org/set@refs/convert/parquet")
-    assert found("hf://org/set@refs/convert/parquet") == ["@refs/convert/parquet/train.json"]
+    assert chosen_files("hf://org/set@refs/convert/parquet") == ["@refs/convert/parquet/train.json"]
     hub("x/train.json", at="datasets/org/set@v1")
-    assert found("hf://org/set@v1/x") == ["@v1/x/train.json"]
+    assert chosen_files("hf://org/set@v1/x") == ["@v1/x/train.json"]
 
 
 def test_a_local_folder_gives_no_descriptions(tmp_path):
@@ -226,8 +228,8 @@ def test_a_local_folder_gives_no_descriptions(tmp_path):
 
 
 def files_in(folder, path: str = "", split: Any = "auto") -> list[str]:
-    found = find_files([SourceConfig(path=f"{folder}{path}", split=split)])
-    return [file.path.removeprefix(str(folder)).lstrip("/") for file in found]
+    chosen_files = find_files([SourceConfig(path=f"{folder}{path}", split=split)])
+    return [file.path.removeprefix(str(folder)).lstrip("/") for file in chosen_files]
 
 
 def fill(folder, *names: str) -> None:
@@ -254,7 +256,7 @@ def test_a_local_folder_without_files_of_its_own_gives_those_of_its_folders(tmp_
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
+def test_a_clone_of_a_repository_follows_its_readme(tmp_path, remote):
     folder = "memory:///clones/set" if remote else str(tmp_path)
 
     def write(name: str, content: bytes) -> None:
@@ -286,9 +288,9 @@ def test_a_clone_of_a_repository_gives_what_its_readme_says(tmp_path, remote):
     assert files_in(folder, "/third", "heldout") == ["third/test.json"]
 
 
-def test_a_repository_that_is_not_there_is_one_line(hub):
+def test_a_missing_repository_is_refused_in_one_line(hub):
     with pytest.raises(
         UserError,
         match=r"data.sources.0.path=hf://datasets/org/none: cannot be reached \(.*org/none\)",
     ):
-        found("hf://org/none")
+        chosen_files("hf://org/none")

@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.views.audit import show_audit
+from jobs.views.dataset_audit import show_audit
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import parse_recipe
 from pipelines.config.schema import AuditConfig
@@ -61,17 +61,17 @@ class _Parsed(HTMLParser):
 def shown(store, digest, **options) -> tuple[str, Audit]:
     screen = io.StringIO()
     console = Console(file=screen, width=160, force_terminal=True, color_system="standard")
-    found = show_audit(store, digest, console, **options)
-    return screen.getvalue(), found
+    audit_shown = show_audit(store, digest, console, **options)
+    return screen.getvalue(), audit_shown
 
 
-def test_the_terminal_shows_trained_tokens_in_colour(dataset):
+def test_the_terminal_colours_the_tokens_in_the_loss(dataset):
     _, store, prepared = dataset
-    text, found = shown(store, prepared.ref.key, num_examples=1)
-    assert not found.problems and "nothing wrong was found" in text
+    text, audit_shown = shown(store, prepared.ref.key, num_examples=1)
+    assert not audit_shown.problems and "nothing wrong was found" in text
     green, off = "\x1b[30;42m", "\x1b[0m"
-    (trained,) = [part.split(off)[0] for part in text.split(green)[1:]]
-    assert trained.startswith("It is ") and trained.endswith("<|end|>")
+    (answer_text,) = [part.split(off)[0] for part in text.split(green)[1:]]
+    assert answer_text.startswith("It is ") and answer_text.endswith("<|end|>")
     assert (
         "files" in text
         and "median" in text
@@ -83,17 +83,17 @@ def test_the_terminal_shows_trained_tokens_in_colour(dataset):
     assert "<|end|>" in ids and "[1]" in ids
 
 
-def test_tokens_that_spell_a_character_together_are_shown_as_one(pocket_base):
+def test_tokens_of_one_character_are_shown_together(pocket_base):
     renderer = ChatRenderer.load(pocket_base)
     text = "2 × 3 = 6 😀, é"
     ids = renderer.render(
         Conversation((Turn("user", text), Turn("assistant", "b")))
     ).input_ids.tolist()
     assert "\ufffd" in "".join(renderer.decode_each(ids))
-    found = glyphs(ids, renderer)
+    audit_shown = glyphs(ids, renderer)
     assert (
-        text in "".join(part for _, part in found)
-        and [token for group, _ in found for token in group] == ids
+        text in "".join(part for _, part in audit_shown)
+        and [token for group, _ in audit_shown for token in group] == ids
     )
     half = glyphs(
         ids[: next(i for i, each in enumerate(renderer.decode_each(ids)) if "\ufffd" in each) + 1],
@@ -104,34 +104,34 @@ def test_tokens_that_spell_a_character_together_are_shown_as_one(pocket_base):
 
 def test_examples_are_spread_over_the_samples(dataset):
     _, store, prepared = dataset
-    _, found = shown(store, prepared.ref.key, num_examples=5)
-    assert len({example.sample_id for example in found.examples}) == 5
+    _, audit_shown = shown(store, prepared.ref.key, num_examples=5)
+    assert len({example.sample_id for example in audit_shown.examples}) == 5
     _, every = shown(store, prepared.ref.key, num_examples=1000)
     assert len(every.examples) == prepared.train.num_samples
     names = [example.sample_id for example in every.examples]
-    assert [names.index(example.sample_id) for example in found.examples] == [
+    assert [names.index(example.sample_id) for example in audit_shown.examples] == [
         i * len(names) // 5 for i in range(5)
     ]
 
 
-def test_without_colours_brackets_show_what_is_trained(dataset):
+def test_without_colours_brackets_mark_the_tokens_in_the_loss(dataset):
     _, store, prepared = dataset
     screen = io.StringIO()
     show_audit(store, prepared.ref.key, Console(file=screen, width=160), num_examples=1)
     assert "<|assistant|>⟦It is " in screen.getvalue() and "<|end|>⟧" in screen.getvalue()
 
 
-def test_the_page_is_whole_and_needs_nothing_else(dataset):
+def test_the_page_is_complete_and_self_contained(dataset):
     folder, store, prepared = dataset
-    _, found = shown(store, prepared.ref.key, page=folder / "audit.html")
+    _, audit_shown = shown(store, prepared.ref.key, page=folder / "audit.html")
     parsed = _Parsed()
     parsed.feed((folder / "audit.html").read_text())
     assert parsed.open == [] and parsed.links == []
     assert (
         "Say <b>" in parsed.text and "It is " in parsed.text and "longer than a pack" in parsed.text
     )
-    assert sum(found.histograms[0].counts) == prepared.train.num_samples
-    assert sum(found.histograms[2].counts) == prepared.train.num_rows
+    assert sum(audit_shown.histograms[0].counts) == prepared.train.num_samples
+    assert sum(audit_shown.histograms[2].counts) == prepared.train.num_rows
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,13 @@ def test_the_page_is_whole_and_needs_nothing_else(dataset):
 )
 def test_a_crossed_threshold_is_a_problem_that_names_its_key(dataset, limits, problem):
     _, store, prepared = dataset
-    text, found = shown(store, prepared.ref.key, limits=AuditConfig(**limits))
-    assert len(found.problems) == 1 and problem in found.problems[0] and "wrong: " in text
+    text, audit_shown = shown(store, prepared.ref.key, limits=AuditConfig(**limits))
+    assert (
+        len(audit_shown.problems) == 1 and problem in audit_shown.problems[0] and "wrong: " in text
+    )
 
 
-def test_a_template_without_a_stop_or_a_border_is_refused(ray_cluster, pocket_base, tmp_path):
+def test_a_template_without_a_stop_token_is_a_problem(ray_cluster, pocket_base, tmp_path):
     import shutil
 
     base = tmp_path / "base"
@@ -160,8 +162,8 @@ def test_a_template_without_a_stop_or_a_border_is_refused(ray_cluster, pocket_ba
     prepared = prepare(
         parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}), store, SILENT
     )
-    _, found = shown(store, prepared.ref.key)
-    assert any("do not end in a stop token" in problem for problem in found.problems)
+    _, audit_shown = shown(store, prepared.ref.key)
+    assert any("do not end in a stop token" in problem for problem in audit_shown.problems)
 
 
 def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_base):
@@ -185,7 +187,7 @@ def test_the_command_exits_with_one_when_a_threshold_is_crossed(dataset, pocket_
     assert prepared.ref.name in good.output
 
 
-def test_an_unknown_digest_is_one_clear_line(store):
+def test_an_unknown_dataset_is_refused_in_one_line(store):
     with pytest.raises(UserError, match="no finished artifact of kind 'prepared'"):
         shown(store, "0" * 12)
 
@@ -208,12 +210,12 @@ def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeyp
     monkeypatch.setattr(sys, "argv", ["loraforge", verb, str(recipe), "--store", store.uri])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    said = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and "\n" not in said
-    assert said.startswith(f"loraforge: dataset {prepared.ref.name}: ")
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in message
+    assert message.startswith(f"loraforge: dataset {prepared.ref.name}: ")
     assert (
-        "data.audit.min_trained_share=0.9; and " in said
-        and "data.audit.max_lost_share=0.001" in said
+        "data.audit.min_trained_share=0.9; and " in message
+        and "data.audit.max_lost_share=0.001" in message
     )
     assert not store.list("run") and not store.list("checkpoint")
 
@@ -227,7 +229,7 @@ MARKS_ALL = (
 )
 
 
-def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_base, tmp_path):
+def test_an_answer_span_with_a_user_turn_in_it_stops_the_stage(ray_cluster, pocket_base, tmp_path):
     """The template's generation block includes the next user turn; the tokens are checked."""
     import shutil
 
@@ -252,10 +254,10 @@ def test_an_answer_that_holds_a_users_words_stops_the_stage(ray_cluster, pocket_
         )
 
 
-def test_the_manifest_counts_what_was_checked(dataset):
+def test_the_manifest_counts_the_checks_of_all_samples(dataset):
     _, store, prepared = dataset
     checks = store.by_id("prepared", prepared.ref.key).metadata["checks"]
-    kept = prepared.train.num_samples + prepared.heldout.num_samples
-    assert checks["stop_trained_checked"] == checks["other_turns_masked_checked"] == kept
+    num_samples = prepared.train.num_samples + prepared.heldout.num_samples
+    assert checks["stop_trained_checked"] == checks["other_turns_masked_checked"] == num_samples
     assert checks["prefix_matches_checked"] >= prepared.heldout.num_samples
     assert not any(count for name, count in checks.items() if name.endswith("_failed"))

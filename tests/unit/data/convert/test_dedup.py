@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.core.conversation import Conversation, Turn
-from pipelines.data.convert.content_keys import content_id, prompt_keys
+from pipelines.data.convert.content_keys import cluster_id, content_id, prompt_keys
 from pipelines.data.convert.dedup import nearly_repeated, repeated, signature
 from tests.unit.data.datasets import prepare_rows, rows_of
 
@@ -42,11 +42,11 @@ def test_near_duplicates_are_found_above_the_threshold(pocket_base, store, tmp_p
 
 
 def test_minhash_agrees_with_the_jaccard_similarity():
-    one = "a text of some length about nothing at all, with a number of words in it"
+    text = "a text of some length about nothing at all, with a number of words in it"
     pairs = np.array(
         [
             np.frombuffer(signature(t), np.uint32)
-            for t in (one, one.upper(), one + " and a little more")
+            for t in (text, text.upper(), text + " and a little more")
         ]
     )
     assert list(nearly_repeated(pairs, 0.99)) == [False, True, False]
@@ -54,7 +54,7 @@ def test_minhash_agrees_with_the_jaccard_similarity():
     assert list(repeated(np.array([b"a", b"b", b"a"], "S16"))) == [False, False, True]
 
 
-def test_what_a_turn_is_called_is_content():
+def test_the_name_of_a_turn_is_part_of_the_content_id_only():
     plain, named = (
         Conversation((Turn("user", "a", name=name), Turn("assistant", "b")))
         for name in (None, "ada")
@@ -74,16 +74,31 @@ def reference_near(signatures, threshold):
     return mask
 
 
-def test_near_duplicates_are_those_of_the_plain_comparison():
+def test_near_duplicates_equal_those_of_the_pairwise_comparison():
     rng = np.random.default_rng(0)
     heads = rng.integers(0, 2**32, (12, 64), np.uint32)
     signatures = heads[rng.integers(0, 12, 200)]
     changed = rng.random(signatures.shape) < rng.choice([0.02, 0.1, 0.3], (200, 1))
     signatures = np.where(changed, rng.integers(0, 2**32, signatures.shape, np.uint32), signatures)
     for threshold in (0.95, 0.8):
-        found = nearly_repeated(signatures, threshold)
-        assert list(found) == list(reference_near(signatures, threshold)) and 0 < found.sum() < 188
+        near = nearly_repeated(signatures, threshold)
+        assert list(near) == list(reference_near(signatures, threshold)) and 0 < near.sum() < 188
     among = np.arange(0, 200, 3)
     assert list(nearly_repeated(signatures, 0.8, among)[among]) == list(
         reference_near(signatures[among], 0.8)
     )
+
+
+def test_variants_and_continuations_of_a_conversation_share_a_cluster():
+    opening = Turn("user", "What is it?")
+    variants = [
+        Conversation((opening, Turn("assistant", "a"))),
+        Conversation((Turn("system", "s"), Turn("user", " what IS\nit?"), Turn("assistant", "b"))),
+        Conversation((opening, Turn("assistant", "a"), Turn("user", "c"), Turn("assistant", "d"))),
+    ]
+    assert len({cluster_id(variant) for variant in variants}) == 1
+    assert len({content_id(variant) for variant in variants}) == 3
+    other = Conversation((Turn("user", "What is this?"), Turn("assistant", "a")))
+    greetings = [Conversation((Turn("assistant", text),)) for text in "ab"]
+    assert len({cluster_id(c) for c in (*variants, other, *greetings)}) == 4
+    assert cluster_id(greetings[0]) == content_id(greetings[0])

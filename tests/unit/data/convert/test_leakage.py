@@ -98,7 +98,7 @@ def test_a_short_benchmark_question_is_found_with_any_system_turn_and_in_any_exc
         ("[1]", "a row is an object"),
     ],
 )
-def test_a_benchmark_row_that_guards_nothing_is_an_error(
+def test_an_unreadable_benchmark_row_is_refused_with_its_line(
     pocket_base, store, tmp_path, line, reason
 ):
     (tmp_path / "bench.jsonl").write_text(f'{{"question": "q", "answer": "a"}}\n{line}\n')
@@ -121,7 +121,7 @@ def test_a_training_row_that_continues_a_held_out_conversation_leaks(pocket_base
         prepare_rows(pocket_base, store, tmp_path, rows, [talk(asked, answer)])
 
 
-def test_conversations_that_open_alike_are_held_out_together(pocket_base, store, tmp_path):
+def test_conversations_with_the_same_opening_are_held_out_together(pocket_base, store, tmp_path):
     """Every depth of a conversation as a row of its own: no split of our own making leaks."""
     rows = []
     for number in range(40):
@@ -142,7 +142,7 @@ def test_conversations_that_open_alike_are_held_out_together(pocket_base, store,
     assert len({text.split("question 0 of ")[1].split("<")[0] for text in texts}) * 3 == len(texts)
 
 
-def test_how_a_question_is_trained_on_does_not_hide_it(pocket_base, store, tmp_path):
+def test_loss_settings_of_turns_do_not_hide_a_held_out_question(pocket_base, store, tmp_path):
     heldout = [talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
     turns = [
         {"role": "user", "content": "a"},

@@ -70,7 +70,7 @@ def test_turns_carry_train_and_weight():
     assert [(t.train, t.weight) for t in talk.turns[1:]] == [(False, 1.0), (True, 0.5)]
 
 
-def test_a_system_text_beside_messages_is_their_system_turn():
+def test_a_system_key_becomes_the_system_turn_of_messages():
     assert contents({"messages": TALK, "system": "s"}) == ["s", "a", "b"]
     own = [{"role": "system", "content": "own"}, *TALK]
     assert contents({"messages": own, "system": "s"}) == ["own", "a", "b"]
@@ -105,7 +105,7 @@ def test_the_older_function_call_of_openai_is_a_tool_call():
     assert talk.tools == ({"type": "function", "function": {"name": "look"}},)
 
 
-def test_a_call_without_arguments_has_none():
+def test_a_call_without_arguments_gets_an_empty_object():
     for call in ({"name": "f"}, {"name": "f", "arguments": None}, {"name": "f", "arguments": "{}"}):
         talk = to_conversation({"messages": [TALK[0], {"role": "assistant", "tool_calls": [call]}]})
         assert talk.turns[1].tool_calls[0]["function"] == {"name": "f", "arguments": {}}

@@ -10,7 +10,7 @@ from pipelines.data.convert.quality_filters import QualityFilters
 from tests.unit.data.datasets import prepare_rows, rows_of
 
 
-def test_rules_keep_rows_out_and_are_counted(pocket_base, store, tmp_path):
+def test_filters_exclude_rows_and_count_them(pocket_base, store, tmp_path):
     rows = [
         *rows_of(range(10)),
         {"instruction": "a", "output": "x"},
@@ -25,12 +25,12 @@ def test_rules_keep_rows_out_and_are_counted(pocket_base, store, tmp_path):
     "rule",
     ["answer_chars >=", "__import__('os')", "answer_char > 1", "'a' * 9", "answer_chars ** 9 > 1"],
 )
-def test_a_rule_that_is_none_is_one_clear_line(rule):
+def test_an_invalid_filter_is_refused_in_one_line(rule):
     with pytest.raises(UserError, match="data.keep: .*answer_chars"):
         QualityFilters([rule])
 
 
-def test_a_rule_that_divides_by_nothing_is_not_fulfilled():
+def test_a_filter_that_divides_by_zero_keeps_no_row():
     assert QualityFilters(["1 / prompt_chars > 0"]).first_failed(
         Conversation((Turn("assistant", "a"),))
     )

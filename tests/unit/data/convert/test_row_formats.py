@@ -71,7 +71,7 @@ def test_each_format_is_detected_and_converted(row, format, turns):
     assert to_conversation(row, format) == to_conversation(row)
 
 
-def test_a_prompt_may_be_a_list_of_turns_and_is_never_trained_whatever_the_completion_is():
+def test_a_prompt_may_be_a_list_of_turns_and_never_enters_the_loss():
     prompt = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
@@ -83,7 +83,7 @@ def test_a_prompt_may_be_a_list_of_turns_and_is_never_trained_whatever_the_compl
         assert [t.content for t in talk.turns] == ["a", "b", "c", "d"]
 
 
-def test_a_columns_map_names_the_rows_own_keys():
+def test_columns_maps_the_keys_of_a_row():
     row = {"frage": "q", "antwort": "a"}
     with pytest.raises(RowError, match="unknown format: the row has the keys frage, antwort"):
         to_conversation(row)
@@ -99,7 +99,7 @@ def test_mapped_columns_decide_the_format():
     assert contents(row) == ["p", "worse"]
 
 
-def test_keys_that_a_table_fills_with_null_are_not_those_of_the_format():
+def test_keys_with_null_values_do_not_decide_the_format():
     row = {
         "messages": None,
         "conversations": None,
@@ -114,8 +114,8 @@ def test_keys_that_a_table_fills_with_null_are_not_those_of_the_format():
         to_conversation({"messages": None, "conversations": None})
 
 
-def test_a_mapped_column_that_is_not_there_costs_the_row_unless_it_may_be_missing():
-    """Its own keys fit a format too: they would be trained without a word."""
+def test_a_missing_mapped_column_costs_the_row_unless_it_is_optional():
+    """The keys of the row fit a format too, which must not be used silently."""
     row = {"instruction": "i", "output": "o", "answer": "a"}
     assert contents(row, columns={"completion": "answer", "prompt": "instruction"}) == ["i", "a"]
     with pytest.raises(
@@ -133,7 +133,7 @@ def test_a_mapped_column_that_is_not_there_costs_the_row_unless_it_may_be_missin
 @pytest.mark.parametrize(
     ("format", "key"), [("messages", "messages"), ("sharegpt", "conversations")]
 )
-def test_a_row_that_lacks_the_turns_of_its_format_says_so(format, key):
+def test_a_row_without_the_turns_of_its_format_is_refused(format, key):
     for row in ({"instruction": "i", "output": "o"}, {key: None}):
         with pytest.raises(RowError, match=f"^{key}: missing$"):
             to_conversation(row, format)

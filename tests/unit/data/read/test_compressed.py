@@ -51,7 +51,7 @@ def read(path: Path) -> list[tuple[int, Any]]:
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".tsv"])
 @pytest.mark.parametrize("end", ENDS)
-def test_a_compressed_file_gives_the_rows_that_it_holds(tmp_path, suffix, end):
+def test_a_compressed_file_gives_the_rows_in_it(tmp_path, suffix, end):
     path = squeezed(tmp_path / f"rows{suffix}{end}", text_of(suffix))
     assert [value for _, value in read(path)] == ROWS
     assert (
@@ -62,7 +62,7 @@ def test_a_compressed_file_gives_the_rows_that_it_holds(tmp_path, suffix, end):
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
-def test_a_damaged_compressed_file_is_one_line(tmp_path, suffix, end):
+def test_a_damaged_compressed_file_is_refused_in_one_line(tmp_path, suffix, end):
     rows = [
         {"prompt": hashlib.sha256(b"%d" % i).hexdigest(), "completion": "b"} for i in range(9000)
     ]
@@ -70,8 +70,8 @@ def test_a_damaged_compressed_file_is_one_line(tmp_path, suffix, end):
         json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
     )
     path = squeezed(tmp_path / f"rows{suffix}{end}", text)
-    whole = path.read_bytes()
-    for damaged in (whole[:9], whole[: len(whole) // 2], whole[:-3], text.encode()):
+    intact = path.read_bytes()
+    for damaged in (intact[:9], intact[: len(intact) // 2], intact[:-3], text.encode()):
         path.write_bytes(damaged)
         with pytest.raises(
             UserError, match=rf"rows{suffix}{end}: damaged \(.*; fix or replace the file$"

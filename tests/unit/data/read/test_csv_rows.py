@@ -17,39 +17,37 @@ from tests.unit.data.row_files import read_rows
         (["a,b", "c,d,e", 'f,"g\nh"', "i"], {3: "3 fields, the header has 2", 6: "1 fields"}),
     ],
 )
-def test_an_open_quote_in_a_csv_file_costs_its_line(tmp_path, lines, bad):
+def test_an_unclosed_quote_in_a_csv_file_costs_its_line(tmp_path, lines, bad):
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(["prompt,completion", *lines]) + "\n")
-    found = dict(read_rows(path))
+    rows = dict(read_rows(path))
     assert {
-        line: reason for line, reason in found.items() if isinstance(reason, str)
+        line: reason for line, reason in rows.items() if isinstance(reason, str)
     }.keys() == bad.keys()
-    assert all(reason in found[line] for line, reason in bad.items())
-    assert len([row for row in found.values() if isinstance(row, dict)]) == len(lines) - len(bad)
+    assert all(reason in rows[line] for line, reason in bad.items())
+    assert len([row for row in rows.values() if isinstance(row, dict)]) == len(lines) - len(bad)
 
 
-def test_a_long_csv_field_is_a_row_and_an_endless_one_is_not(tmp_path, monkeypatch):
+def test_a_long_csv_field_is_read_and_one_above_the_limit_costs_its_row(tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
     path.write_text(f'prompt,completion\na,"{"x" * 300_000}"\nb,"{"y" * (9 << 20)}"\nc,d\n')
-    found = read_rows(path)
-    assert [line for line, _ in found][:2] == [2, 3] and found[0][1]["completion"] == "x" * 300_000
-    assert "characters in one row" in found[1][1] and found[-1][1] == {
+    rows = read_rows(path)
+    assert [line for line, _ in rows][:2] == [2, 3] and rows[0][1]["completion"] == "x" * 300_000
+    assert "characters in one row" in rows[1][1] and rows[-1][1] == {
         "prompt": "c",
         "completion": "d",
     }
 
 
 @pytest.mark.parametrize("header", ['prompt,"completion', "prompt,prompt"])
-def test_a_csv_header_that_is_none_is_one_line(tmp_path, header):
+def test_an_invalid_csv_header_is_refused(tmp_path, header):
     path = tmp_path / "rows.csv"
     path.write_text(f"{header}\na,b\n")
     with pytest.raises(UserError, match="header"):
         read_rows(path)
 
 
-def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(
-    tmp_path, monkeypatch
-):
+def test_a_csv_line_above_the_limit_costs_its_rows_and_moves_no_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.data.read.csv_rows.MAX_ROW_BYTES", 100)
     long = "x" * 99  # with what is before it just above the limit
     lines = [
@@ -64,12 +62,12 @@ def test_a_csv_line_longer_than_a_row_may_be_costs_its_rows_and_moves_no_line(
         "l,m",
     ]
     (tmp_path / "rows.csv").write_text("\n".join(["prompt,completion", *lines]) + "\n")
-    found = read_rows(tmp_path / "rows.csv")
-    assert [line for line, _ in found] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
-    kept = {line: value["prompt"] for line, value in found if isinstance(value, dict)}
-    assert kept == {2: "a", 4: "d", 7: "h", 10: "l"}
+    rows = read_rows(tmp_path / "rows.csv")
+    assert [line for line, _ in rows] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    prompts = {line: value["prompt"] for line, value in rows if isinstance(value, dict)}
+    assert prompts == {2: "a", 4: "d", 7: "h", 10: "l"}
 
 
-def test_blank_lines_before_a_csv_header_are_none(tmp_path):
+def test_blank_lines_before_a_csv_header_are_skipped(tmp_path):
     (tmp_path / "rows.csv").write_text("\n\nprompt,completion\na,b\n")
     assert read_rows(tmp_path / "rows.csv") == [(4, {"prompt": "a", "completion": "b"})]

@@ -18,7 +18,7 @@ from tests.unit.data.row_files import read_rows, write_rows
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_a_table_gives_dates_and_bytes_to_the_formats_which_refuse_them(tmp_path, suffix):
+def test_dates_and_bytes_of_a_table_are_refused_as_tool_arguments(tmp_path, suffix):
 
     calls = [
         {
@@ -41,7 +41,7 @@ def test_a_table_gives_dates_and_bytes_to_the_formats_which_refuse_them(tmp_path
         to_conversation(first)
 
 
-def test_a_value_of_a_table_that_python_cannot_hold_costs_its_row(tmp_path):
+def test_a_table_value_without_a_python_form_costs_its_row(tmp_path):
     far = pa.array([0, 2**62, 0], pa.int64()).cast(pa.timestamp("s"))
     path = tmp_path / "rows.parquet"
     with pa.ipc.new_file(tmp_path / "rows.arrow", pa.schema({"at": pa.timestamp("s")})) as out:
@@ -54,7 +54,7 @@ def test_a_value_of_a_table_that_python_cannot_hold_costs_its_row(tmp_path):
     )
 
 
-def test_a_damaged_table_is_one_line(tmp_path):
+def test_a_damaged_table_is_refused(tmp_path):
     path = write_rows(
         tmp_path / "rows.parquet", [{"prompt": "a" * i, "completion": str(i)} for i in range(500)]
     )
