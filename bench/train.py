@@ -1,6 +1,6 @@
 """Speed and memory of a training step, compared with peers and with the GPU's matrix products.
 
-    python -m bench.train [--json] [--steps 24] [--profile] [ARM ...]        (no arm: all arms)
+    python -m bench.train [--json] [--steps 24] [--profile] [ARM ...]        (no arm: all but smoke)
 
 Each arm runs in its own process: this project's layers, loop and engine over packed rows of
 Alpaca's lengths, or TRL's SFTTrainer, alone or with Unsloth, on the same lengths. Padding does not

@@ -22,12 +22,12 @@ def start(cases: dict[str, dict[str, Any]], base: str, folder: Path, world_size:
 
 
 @pytest.fixture(scope="module")
-def one(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_gpu(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return start(ONE, pocket_base, tmp_path_factory.mktemp("one"), 1)
 
 
 @pytest.fixture(scope="module")
-def two(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_gpus(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return start(TWO, pocket_base, tmp_path_factory.mktemp("two"), 2)
 
 
@@ -46,16 +46,16 @@ def outcome(folder: Path, name: str) -> dict[str, Any]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [name for name in ONE if name != "fp16_overflow"])
-def test_trains_saves_reloads_and_resumes(name: str, one: Path) -> None:
-    result = outcome(one, name)
+def test_trains_saves_reloads_and_resumes(name: str, single_gpu: Path) -> None:
+    result = outcome(single_gpu, name)
     assert all(step["grad_norm"] is not None for step in result["steps"][HALF:])
     if name.startswith("fp16"):
         assert 1 <= result["checkpoint"]["scaler"]["cur_scale"] <= 2**16
 
 
 @pytest.mark.gpu
-def test_fp16_lowers_its_scale_until_gradients_fit_and_a_resume_keeps_it(one: Path) -> None:
-    result = outcome(one, "fp16_overflow")
+def test_fp16_lowers_its_scale_until_gradients_fit_and_a_resume_keeps_it(single_gpu: Path) -> None:
+    result = outcome(single_gpu, "fp16_overflow")
     left_out = [step["grad_norm"] is None for step in result["steps"]]
     assert left_out[0] and sum(left_out) < HALF and not any(left_out[HALF:])
     checkpoint = result["checkpoint"]
@@ -68,14 +68,15 @@ def test_fp16_lowers_its_scale_until_gradients_fit_and_a_resume_keeps_it(one: Pa
 
 @pytest.mark.gpu2
 @pytest.mark.parametrize("name", TWO)
-def test_two_gpus_train_save_reload_and_resume(name: str, two: Path) -> None:
-    outcome(two, name)
+def test_two_gpus_train_save_reload_and_resume(name: str, two_gpus: Path) -> None:
+    outcome(two_gpus, name)
 
 
 @pytest.mark.gpu2
-def test_zero_stages_agree(two: Path) -> None:
+def test_zero_stages_agree(two_gpus: Path) -> None:
     curves = {
-        zero: [s["loss"] for s in outcome(two, f"bf16_zero{zero}")["steps"]] for zero in (1, 2, 3)
+        zero: [s["loss"] for s in outcome(two_gpus, f"bf16_zero{zero}")["steps"]]
+        for zero in (1, 2, 3)
     }
     assert curves[2][:HALF] == pytest.approx(curves[1][:HALF], rel=5e-2)
     assert curves[3][:HALF] == pytest.approx(curves[2][:HALF], rel=5e-2)

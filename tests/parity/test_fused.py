@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from bench._shapes import random_model, random_row
 from pipelines.config.schema import LoraConfig
-from pipelines.core.errors import UserError
 from pipelines.layers.attention import PACKED
 from pipelines.layers.decoder_layer import fuse
 from pipelines.layers.fp8 import to_fp8
 from pipelines.model.lora import attach, trainable_parameters
-from pipelines.model.supported import check_base
 from pipelines.train.batch import collate
 from pipelines.train.loss import PackedLoss
 
@@ -278,26 +275,3 @@ def test_an_adapter_learns_equally_well_on_a_float8_base() -> None:
     assert losses["none"] < 1.5
     assert losses["fp8"] == pytest.approx(losses["none"], rel=0.01)
     assert heldout_loss(models["none"]) == pytest.approx(losses["none"], rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sliding_window": 64}, "data.row_tokens=64"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-    ],
-)
-def test_a_base_with_a_short_window_or_scaled_logits_is_refused(
-    settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        check_base(SimpleNamespace(**settings), 128)
-    check_base(
-        SimpleNamespace(sliding_window=64, use_sliding_window=False, logits_scaling=1.0), 128
-    )
-    check_base(SimpleNamespace(sliding_window=4096), 128)
-
-
-def test_attention_dropout_of_the_base_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    check_base(SimpleNamespace(attention_dropout=0.1), 128)
-    assert "attention_dropout=0.1" in caplog.text
