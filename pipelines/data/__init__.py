@@ -1,1 +1,1 @@
-
+"""The prepare stage: source files become a packed, masked, audited dataset."""

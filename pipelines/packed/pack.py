@@ -49,7 +49,7 @@ def _fill(
 ) -> int:
     """Fill packs that have `space` left with samples of one length; the last may stay partly full.
 
-    Returns the number of num_packed samples.
+    Returns how many samples were placed.
     """
     per_pack = space // length
     count = min(len(group), per_pack * len(packs))

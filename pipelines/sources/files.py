@@ -43,7 +43,7 @@ class SourceFile:
 
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
-    """Every file of the sources, each source's by name. Raises UserError naming the key and path."""
+    """All files of the sources, each source's by name. Raises UserError naming key and path."""
     return [
         file
         for i, source in enumerate(sources)
