@@ -28,7 +28,7 @@ from pipelines.data.stage import prepare_step
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.packed.pack import best_fit, group_rows
 from pipelines.packed.writer import GROUP_TOKENS
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.storage import Store

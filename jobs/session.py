@@ -71,8 +71,8 @@ def open_session(
     from jobs.cluster.ray import quiet
     from pipelines.config.load import load_recipe
     from pipelines.sources.base_files import weight_files
-    from pipelines.sources.files import find_files
     from pipelines.sources.hashes import FileHashes
+    from pipelines.sources.source_files import find_files
     from pipelines.steps.inputs import Inputs
     from pipelines.storage import local_base_dir
 

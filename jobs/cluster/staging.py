@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.config.recipe import Recipe, with_paths
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
-from pipelines.sources.files import files_at
+from pipelines.sources.source_files import files_at
 from pipelines.storage import sha256_file
 
 PACKAGES = ("pipelines", "jobs", "serve_app")

@@ -17,7 +17,7 @@ from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.raw_row import RawRow
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import SourceFile, files_at
+from pipelines.sources.source_files import SourceFile, files_at
 
 if TYPE_CHECKING:
     from pipelines.core.conversation import Conversation

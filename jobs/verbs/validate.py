@@ -41,7 +41,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 def _notes(recipe: Recipe) -> Iterator[str]:
     """One line for each thing that a later command would refuse, or that serving needs."""
     from pipelines.core.errors import UserError
-    from pipelines.sources.files import files_at
+    from pipelines.sources.source_files import files_at
     from pipelines.storage import local_base_dir
 
     base, sources = recipe.model.base, recipe.data.sources

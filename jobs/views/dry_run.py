@@ -21,7 +21,7 @@ from pipelines.model.supported import check_base
 from pipelines.plan.flops import RECOMPUTED_SHARE, step_flops
 from pipelines.plan.memory import MemoryPlan, choose_plan, device_bytes
 from pipelines.plan.shape import ModelShape, shape_of
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.storage import Store

@@ -13,8 +13,8 @@ from typing import Any
 from pipelines.config.recipe import Recipe
 from pipelines.core.digests import digest_of
 from pipelines.sources.base_files import base_fingerprint
-from pipelines.sources.files import SourceFile, files_at, find_files
 from pipelines.sources.hashes import FileHashes
+from pipelines.sources.source_files import SourceFile, benchmark_files, find_files
 from pipelines.storage import local_base_dir
 
 _TOKENIZER_FACTS = "tokenizer-1"  # raise the number when `TokenizerSpec` digests something else
@@ -47,14 +47,7 @@ class Inputs:
     @cached_property
     def benchmarks(self) -> tuple[HashedFile, ...]:
         """The files of data.benchmarks."""
-        paths = enumerate(self.recipe.data.benchmarks)
-        return self._hashed(
-            [
-                file
-                for i, path in paths
-                for file in files_at(path, f"data.benchmarks.{i}", split="benchmark")
-            ]
-        )
+        return self._hashed(benchmark_files(self.recipe.data.benchmarks))
 
     @cached_property
     def base_fingerprint(self) -> str:

@@ -14,7 +14,7 @@ from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.read.chunks import cut_chunks, lines_between
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import SourceFile
+from pipelines.sources.source_files import SourceFile
 
 _NO_ANSWER = "(none)"
 

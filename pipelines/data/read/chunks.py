@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines.core.errors import UserError, one_line
-from pipelines.sources.files import SourceFile
 from pipelines.sources.hub_datasets import COMPRESSIONS
 from pipelines.sources.open import REASON_CHARS, open_binary
+from pipelines.sources.source_files import SourceFile
 
 # Small inputs still give several tasks work; tasks on large ones outlast their scheduling.
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES, _USUAL_CHUNKS = 1 << 20, 16 << 20, 16

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.config.schema import SourceConfig
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 
 ROWS = [
     {"instruction": f"Say {i}, please", "input": "", "output": f'It is "{i}",\nfriend é'}

@@ -20,7 +20,7 @@ from pipelines.data.read.chunks import Chunk, cut_chunks
 from pipelines.data.read.raw_row import RawRow
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.data.tokenized_table import HELDOUT, TRAIN
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 
 FORMATS = {
     "alpaca": ["instruction", "input", "output", "system", "history"],

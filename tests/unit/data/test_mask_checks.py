@@ -10,7 +10,7 @@ from pipelines.config.schema import DataConfig, SourceConfig
 from pipelines.data.assemble import Assembler
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 
 
 def test_texts_that_a_template_leaves_out_next_to_tool_calls_are_counted(pocket_base, tmp_path):

@@ -12,7 +12,7 @@ from pipelines.core.progress import SILENT
 from pipelines.data import ray_tokenize
 from pipelines.data.read import chunks
 from pipelines.data.read.chunks import cut_chunks
-from pipelines.sources.files import SourceFile, find_files
+from pipelines.sources.source_files import SourceFile, find_files
 from pipelines.storage import Store
 from tests.stages import prepare
 

@@ -1,4 +1,6 @@
-"""What travels with a job: whole, loadable where it arrives, the same digest wherever it came from, and not too much."""
+"""What travels with a job: whole, loadable where it arrives, the same digest wherever it came from,
+and not too much.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from jobs.cluster.submit import auth_headers
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.core.errors import UserError
-from pipelines.sources.files import benchmark_files, find_files
+from pipelines.sources.source_files import benchmark_files, find_files
 
 
 def make_inputs(folder: Path) -> Recipe:
@@ -59,7 +61,10 @@ def test_what_arrives_reads_as_what_was_sent(tmp_path):
 
 def test_the_code_that_arrives_runs_on_its_own(tmp_path):
     stage_files(make_inputs(tmp_path / "here")).write(tmp_path)
-    code = "import jobs.cli, pipelines.config.load as r; print(r.__file__, r.load_recipe('recipe.yaml').name)"
+    code = (
+        "import jobs.cli, pipelines.config.load as r; "
+        "print(r.__file__, r.load_recipe('recipe.yaml').name)"
+    )
     command = [sys.executable, "-c", code]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     shown = subprocess.run(
@@ -105,8 +110,8 @@ def test_benchmark_files_travel_and_count(tmp_path):
     staged = stage_files(sent)
     staged.write(arrived)
     received = load_recipe(arrived / "recipe.yaml")
-    held = [Path(file.path).read_bytes() for file in benchmark_files(received.data.benchmarks)]
-    assert held == [Path(source).read_bytes(), (tmp_path / "bench.jsonl").read_bytes()]
+    rows = [Path(file.path).read_bytes() for file in benchmark_files(received.data.benchmarks)]
+    assert rows == [Path(source).read_bytes(), (tmp_path / "bench.jsonl").read_bytes()]
     assert all(Path(path).is_relative_to(arrived) for path in received.data.benchmarks)
     before = staged.digest
     assert before != stage_files(recipe).digest

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
-from pipelines.sources.files import files_at, find_files
+from pipelines.sources.source_files import files_at, find_files
 
 ROW = b'{"prompt": "a", "completion": "b"}\n'
 

@@ -7,7 +7,7 @@ import pytest
 from pipelines.config.schema import SourceConfig
 from pipelines.data.read.chunks import cut_chunks, lines_between
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 from tests.unit.data.row_files import ROWS, write_rows
 
 

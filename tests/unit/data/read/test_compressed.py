@@ -16,8 +16,8 @@ from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import find_files
 from pipelines.sources.hashes import FileHashes
+from pipelines.sources.source_files import find_files
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"a, {i}", "completion": "b\nc\td é"} for i in range(7)]
 ENDS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}

@@ -13,7 +13,7 @@ from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import find_files
+from pipelines.sources.source_files import find_files
 from tests.unit.data.row_files import read_rows, write_rows
 
 

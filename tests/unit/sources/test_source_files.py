@@ -10,7 +10,7 @@ from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.rows import read_chunk
-from pipelines.sources.files import files_at, find_files
+from pipelines.sources.source_files import files_at, find_files
 from tests.unit.data.row_files import ROWS, read_rows
 
 
