@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.adapter_format.check import check_adapter
+from pipelines.adapter_format.adapter_check import check_adapter
 from pipelines.adapter_format.peft_files import CONFIG_FILE, WEIGHTS_FILE
 from pipelines.core.artifacts import ModelVersion
 from pipelines.core.digests import digest_of, short

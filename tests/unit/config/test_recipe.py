@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipelines.adapter_format.check import check_adapter
+from pipelines.adapter_format.adapter_check import check_adapter
 from pipelines.adapter_format.limits import REGISTRY_MAX_RANK, REGISTRY_MAX_SCALE
 from pipelines.config.errors import valid_keys
 from pipelines.config.load import load_recipe
