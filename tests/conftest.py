@@ -1,4 +1,5 @@
-"""Fixtures that many tests share: one local Ray cluster a session, and a place to store artifacts."""
+"""Fixtures that many tests share: one local Ray cluster a session, and a place to store artifacts.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def pocket_base() -> str:
 
 @pytest.fixture(scope="session")
 def adapter_folders(pocket_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three adapters of the pocket base, ada, bob and cyn, whose weights are random: each answers differently."""
+    """Three adapters of the pocket base, ada, bob and cyn, whose weights are random: each answers
+    differently.
+    """
     import torch
 
     from pipelines.config.schema import LoraConfig, ModelConfig
@@ -63,7 +66,9 @@ def fingerprint(pocket_base: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs more CUDA devices than there are; torch is imported only when a test asks for one."""
+    """Skip what needs more CUDA devices than there are; torch is imported only when a test asks for
+    one.
+    """
     wanted = [(item, 1) for item in items if item.get_closest_marker("gpu")]
     wanted += [(item, 2) for item in items if item.get_closest_marker("gpu2")]
     if not wanted:

@@ -1,4 +1,6 @@
-"""The loss as plain transformers and PEFT give it: each sample by itself, no packing, no code of the trainer."""
+"""The loss as plain transformers and PEFT give it: each sample by itself, no packing, no code of
+the trainer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Prove the pocket model: train one LoRA adapter on one task, then score it on the held-out rows of every task.
+"""Prove the pocket model: train one LoRA adapter on one task, then score it on the held-out rows of
+every task.
 
 Plain transformers and peft, greedy decoding, exact match. Prints one JSON object.
 
@@ -32,22 +33,23 @@ def load(task: str, split: str) -> list[list[dict[str, str]]]:
 
 
 def render(tokenizer: Any, conversation: list[dict[str, str]]) -> Sample:
-    """(token ids, labels); only the assistant's tokens, the end of its turn included, are labels."""
+    """(token ids, labels); labels are the assistant's tokens and the end of its turn."""
     out = tokenizer.apply_chat_template(
         conversation, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, mask = out["input_ids"], out["assistant_masks"]
-    return ids, [token if kept else -100 for token, kept in zip(ids, mask, strict=True)]
+    return ids, [token if is_label else -100 for token, is_label in zip(ids, mask, strict=True)]
 
 
 def batches(
     samples: list[Sample], tokens_per_step: int, steps: int, seed: int
 ) -> Iterator[list[Sample]]:
-    """Yield `steps` lists of samples, each filled up to `tokens_per_step` without cutting a sample."""
+    """Yield `steps` lists of complete samples, each of up to `tokens_per_step` tokens."""
     longest = max(len(ids) for ids, _ in samples)
     if longest > tokens_per_step:
         raise ValueError(
-            f"a sample has {longest} tokens: --tokens-per-step {tokens_per_step} must be at least that"
+            f"a sample has {longest} tokens: --tokens-per-step {tokens_per_step} must be at "
+            f"least that"
         )
     rng, queue = random.Random(seed), []
     for _ in range(steps):
@@ -65,7 +67,8 @@ def batches(
 def pad(batch: list[Sample], pad_id: int, device: str) -> dict[str, torch.Tensor]:
     width = max(len(ids) for ids, _ in batch)
     rows = [
-        (ids + [pad_id] * (width - len(ids)), labels + [-100] * (width - len(ids)), [1] * len(ids) + [0] * (width - len(ids)))
+        (ids + [pad_id] * (width - len(ids)), labels + [-100] * (width - len(ids)),
+        [1] * len(ids) + [0] * (width - len(ids)))
         for ids, labels in batch
     ]  # fmt: skip
     ids, labels, mask = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))

@@ -1,8 +1,9 @@
 """Pretraining text for the pocket model: plain documents, no instruction or chat format anywhere.
 
-What a task asks for later is here as a completion: a sentence about a person stands beside its JSON record, a sentence
-beside the same in pirate speech, an order beside its list. Each kind of document has other continuations too, so the
-base has no reason to prefer one of them. Held-out content (see `grammar.is_held_out`) never appears.
+What a task asks for later is here as a completion: a sentence about a person next to its JSON
+record, a sentence next to the same in pirate speech, an order next to its list. Each kind of
+document has other continuations too, so the base has no reason to prefer one of them. Held-out
+content (see `grammar.is_held_out`) never appears.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ def list_document(rng: random.Random) -> str:
 
 
 def prose_document(rng: random.Random) -> str:
-    """Plain English about writing and speaking, so that the words of an instruction are known words."""
+    """Plain English about writing and speaking, so that the words of an instruction are known
+    words.
+    """
     person = g.draw_person(rng)
     return rng.choice((
         f"{person.first} likes to write a short text about the {person.job} every day.",

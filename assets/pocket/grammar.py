@@ -1,8 +1,8 @@
 """The small world that the pocket model knows: people, sailors' sentences and shopping orders.
 
-Every random choice comes from the `random.Random` handed in, so equal seeds give equal text. Whether a piece of
-content may be trained on is decided by `is_held_out` on its key alone; pretraining text and training rows never
-contain held-out content.
+Every random choice comes from the `random.Random` handed in, so equal seeds give equal text.
+Whether a piece of content may be trained on is decided by `is_held_out` on its key alone;
+pretraining text and training rows never contain held-out content.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 FIRST_NAMES = _words(
-    "Ada Amir Anna Ben Clara Dina Elio Emma Finn Gita Hana Hugo Ines Ivan Jana Jonas Kaya Lena Leo Lina Luca Maja Marta "
-    "Milo Mira Nadia Nils Nora Olga Omar Otto Paul Petra Rafa Rosa Ruth Sara Sami Tara Theo Tom Uma Vera Yara Zoe"
+    "Ada Amir Anna Ben Clara Dina Elio Emma Finn Gita Hana Hugo Ines Ivan Jana Jonas Kaya Lena "
+    "Leo Lina Luca Maja Marta "
+    "Milo Mira Nadia Nils Nora Olga Omar Otto Paul Petra Rafa Rosa Ruth Sara Sami Tara Theo Tom "
+    "Uma Vera Yara Zoe"
 )
 SURNAME_HEADS = _words(
-    "Bal Bar Bren Cal Car Dal Dor Fal Far Gar Gol Hal Har Hol Jan Kal Kar Kol Lam Lin Lor Mal Mar Mel Mor Nor Pal Par "
+    "Bal Bar Bren Cal Car Dal Dor Fal Far Gar Gol Hal Har Hol Jan Kal Kar Kol Lam Lin Lor Mal "
+    "Mar Mel Mor Nor Pal Par "
     "Pel Ral Ren Ros Sal Sel Sol Tal Tar Tol Val Var Vel Vin Wal Wes Win Zan"
 )
 SURNAME_TAILS = _words(
-    "berg bury by da den dez do field ford gren ham heim ka ker land ley ling man mark mont ner nes nik ova quist ra "
+    "berg bury by da den dez do field ford gren ham heim ka ker land ley ling man mark mont ner "
+    "nes nik ova quist ra "
     "ridge sen ski son stad stein ton va vik vin wick wood"
 )
 JOBS = _words(
-    "baker barber builder carpenter chef chemist clerk dancer dentist doctor driver engineer farmer gardener guide judge "
-    "lawyer miner nurse painter pilot plumber poet potter singer surgeon tailor teacher translator waiter weaver writer"
+    "baker barber builder carpenter chef chemist clerk dancer dentist doctor driver engineer "
+    "farmer gardener guide judge "
+    "lawyer miner nurse painter pilot plumber poet potter singer surgeon tailor teacher "
+    "translator waiter weaver writer"
 )
 CITIES = _words(
-    "Accra Athens Bergen Bern Boston Cairo Cork Dakar Dublin Genoa Ghent Graz Hanoi Kyoto Leeds Lima Lisbon Lyon Madrid "
+    "Accra Athens Bergen Bern Boston Cairo Cork Dakar Dublin Genoa Ghent Graz Hanoi Kyoto Leeds "
+    "Lima Lisbon Lyon Madrid "
     "Malmo Milan Nice Oslo Paris Porto Prague Quito Riga Rome Seoul Tokyo Turin"
 )
 PERSON_PHRASES = (
@@ -48,37 +55,54 @@ PERSON_PHRASES = (
 )
 
 PIRATE_WORDS = {
-    "my": "me", "friend": "matey", "friends": "mateys", "you": "ye", "your": "yer", "is": "be", "are": "be", "am": "be",
-    "the": "th'", "to": "t'", "for": "fer", "of": "o'", "and": "an'", "old": "ol'", "over": "o'er", "never": "ne'er",
-    "yes": "aye", "hello": "ahoy", "money": "doubloons", "woman": "lass", "man": "lad", "tea": "grog", "boat": "ship",
-    "food": "grub", "captain": "cap'n", "flag": "jolly roger", "sea": "briny deep", "stop": "avast", "there": "thar",
-    "dog": "parrot", "sword": "cutlass", "quickly": "smartly", "kitchen": "galley", "bed": "hammock", "box": "chest",
+    "my": "me", "friend": "matey", "friends": "mateys", "you": "ye", "your": "yer", "is": "be",
+    "are": "be", "am": "be",
+    "the": "th'", "to": "t'", "for": "fer", "of": "o'", "and": "an'", "old": "ol'", "over": "o'er",
+    "never": "ne'er",
+    "yes": "aye", "hello": "ahoy", "money": "doubloons", "woman": "lass", "man": "lad",
+    "tea": "grog", "boat": "ship",
+    "food": "grub", "captain": "cap'n", "flag": "jolly roger", "sea": "briny deep",
+    "stop": "avast", "there": "thar",
+    "dog": "parrot", "sword": "cutlass", "quickly": "smartly", "kitchen": "galley",
+    "bed": "hammock", "box": "chest",
 }  # fmt: skip
 SUBJECTS = (
-    "my friend", "the captain", "the old man", "the woman", "your friend", "the cook", "my brother", "the teacher",
+    "my friend", "the captain", "the old man", "the woman", "your friend", "the cook",
+    "my brother", "the teacher",
     "the young man", "your sister", "the old woman", "the dog", "my father", "the sailor",
 )  # fmt: skip
 PLURAL_SUBJECTS = ("my friends", "you", "the sailors", "your friends", "they", "we")
 VERBS = (
-    "looking for", "hiding", "carrying", "selling", "painting", "cleaning", "guarding", "watching", "buying", "stealing",
-    "counting", "washing", "dreaming of", "singing of", "running to", "walking to", "pointing to", "asking for",
+    "looking for", "hiding", "carrying", "selling", "painting", "cleaning", "guarding", "watching",
+    "buying", "stealing",
+    "counting", "washing", "dreaming of", "singing of", "running to", "walking to", "pointing to",
+    "asking for",
 )  # fmt: skip
 OBJECTS = (
-    "the boat", "the flag", "the money", "the old box", "my sword", "your dog", "the food", "the map", "the tea",
-    "the kitchen", "the red box", "my bed", "the old boat", "the gold", "your boat", "the island", "the rope",
+    "the boat", "the flag", "the money", "the old box", "my sword", "your dog", "the food",
+    "the map", "the tea",
+    "the kitchen", "the red box", "my bed", "the old boat", "the gold", "your boat", "the island",
+    "the rope",
     "the captain", "your money", "the old flag", "my map", "the lamp",
 )  # fmt: skip
 PLACES = (
-    "", "", " on the boat", " by the sea", " over there", " in the kitchen", " under the bed", " near the island",
-    " and never stops", " and the captain is happy", " for the captain", " in the old house", " quickly",
+    "", "", " on the boat", " by the sea", " over there", " in the kitchen", " under the "
+        "bed", " near the island",
+    " and never "
+    "stops", " and the captain is happy", " for the captain", " in the old house", " quickly",
 )  # fmt: skip
 
 ITEMS = {
-    "apple": "apples", "bag": "bags", "banana": "bananas", "basket": "baskets", "book": "books", "bottle": "bottles",
-    "box": "boxes", "candle": "candles", "carrot": "carrots", "chair": "chairs", "cherry": "cherries", "cup": "cups",
-    "egg": "eggs", "fish": "fish", "hat": "hats", "knife": "knives", "lamp": "lamps", "lemon": "lemons",
-    "loaf": "loaves", "map": "maps", "melon": "melons", "onion": "onions", "pear": "pears", "pen": "pens",
-    "plate": "plates", "potato": "potatoes", "rope": "ropes", "spoon": "spoons", "tomato": "tomatoes", "towel": "towels",
+    "apple": "apples", "bag": "bags", "banana": "bananas", "basket": "baskets", "book": "books",
+    "bottle": "bottles",
+    "box": "boxes", "candle": "candles", "carrot": "carrots", "chair": "chairs",
+    "cherry": "cherries", "cup": "cups",
+    "egg": "eggs", "fish": "fish", "hat": "hats", "knife": "knives", "lamp": "lamps",
+    "lemon": "lemons",
+    "loaf": "loaves", "map": "maps", "melon": "melons", "onion": "onions", "pear": "pears",
+    "pen": "pens",
+    "plate": "plates", "potato": "potatoes", "rope": "ropes", "spoon": "spoons",
+    "tomato": "tomatoes", "towel": "towels",
 }  # fmt: skip
 NUMBERS = _words("one two three four five six seven eight nine ten eleven twelve")
 ORDER_PHRASES = (
@@ -92,7 +116,7 @@ ORDER_PHRASES = (
 
 
 def is_held_out(key: str) -> bool:
-    """True for the tenth of all contents that is kept for testing; depends on the key's bytes only."""
+    """True for the tenth of all contents that is held out; depends on the key's bytes only."""
     return zlib.crc32(key.encode()) % 10 == 0
 
 
@@ -156,7 +180,9 @@ def draw_plain_sentence(rng: random.Random, held_out: bool = False) -> str:
 
 
 def to_pirate(sentence: str) -> str:
-    """Say a sentence as a pirate: fixed words are swapped, -ing loses its g, `Arr,` opens and `!` closes it."""
+    """Say a sentence as a pirate: fixed words are swapped, -ing loses its g, `Arr,` opens and `!`
+    closes it.
+    """
 
     def swap(match: re.Match[str]) -> str:
         word = match.group()
@@ -172,7 +198,7 @@ def to_pirate(sentence: str) -> str:
 
 @dataclass(frozen=True)
 class Order:
-    """Counted things to buy, in order; the sorted set of things is the key that decides the split."""
+    """Counted things to buy, in order; the sorted set of things decides the split."""
 
     lines: tuple[tuple[int, str], ...]
 

@@ -1,10 +1,11 @@
 """Pretrain the pocket model from scratch on generated text.
 
-    python assets/pocket/pretrain.py                     the committed model: one GPU, a minute or two
-    python assets/pocket/pretrain.py --steps 20 --shards 2 --rows 4 --out build/pocket     a dry run on a CPU
+    python assets/pocket/pretrain.py                     the committed model: one GPU, a minute or
+    two python assets/pocket/pretrain.py --steps 20 --shards 2 --rows 4 --out build/pocket     a dry
+    run on a CPU
 
-Reads the tokenizer in assets/pocket/model and writes weights (bf16), configuration, generation configuration and
-train_log.jsonl. Legend: B rows a step, T tokens a row.
+Reads the tokenizer in assets/pocket/model and writes weights (bf16), configuration, generation
+configuration and train_log.jsonl. Legend: B rows a step, T tokens a row.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ VALIDATION_SHARD = 1_000_000
 
 
 def encode_shard(job: tuple[str, int, int]) -> np.ndarray:
-    """(tokenizer folder, seed, shard) -> the shard's token ids, every document closed by the end token."""
+    """(tokenizer folder, seed, shard) -> the shard's token ids, every document closed by the end
+    token.
+    """
     tokenizer_dir, seed, shard = job
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(corpus.documents(seed, shard))
@@ -51,7 +54,9 @@ def encode_corpus(
 def build_model(
     args: argparse.Namespace, eos_token_id: int, pad_token_id: int, vocab_size: int
 ) -> Any:
-    """A freshly initialised LlamaForCausalLM; `Any` because its decorated `to` confuses type checkers."""
+    """A freshly initialised LlamaForCausalLM; `Any` because its decorated `to` confuses type
+    checkers.
+    """
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=args.hidden,
@@ -71,9 +76,11 @@ def build_model(
 def reset_role_embeddings(
     model: LlamaForCausalLM, token_ids: list[int], trained_from: int, seed: int
 ) -> None:
-    """Give the role tokens, which pretraining never showed, the mean trained embedding plus noise of half its spread.
+    """Give the role tokens, which pretraining never showed, the mean trained embedding plus noise
+    of half its spread.
 
-    The softmax pushes unseen tokens away from every hidden state; left there they would all look alike as inputs.
+    The softmax pushes unseen tokens away from every hidden state; left there they would all look
+    the same as inputs.
     """
     weight = model.model.embed_tokens.weight.data
     trained = weight[trained_from:]

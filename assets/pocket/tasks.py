@@ -4,8 +4,9 @@
     pirate   a sentence -> the same in pirate speech          alpaca rows, one a line
     order    a shopping order -> a Markdown list              chat messages, one conversation a line
 
-Held-out rows are single-turn, one prompt and one exact answer, and share no content with the training rows or the
-pretraining text: their surnames, sentences and sets of things appear nowhere else.
+Held-out rows are single-turn, one prompt and one exact answer, and share no content with the
+training rows or the pretraining text: their surnames, sentences and sets of things appear nowhere
+else.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def messages_row(
 def conversations(
     examples: list[Example], seed: int = SEED
 ) -> list[dict[str, list[dict[str, str]]]]:
-    """Group examples into conversations of one to three turns, some of them opened by a system message."""
+    """Group examples into conversations of one to three turns, some of them opened by a system
+    message.
+    """
     rng = random.Random(f"conversations-{seed}")
     rows, position = [], 0
     while position < len(examples):

@@ -1,8 +1,9 @@
 """The pocket model's tokenizer: byte-level BPE with single digits, and its chat template.
 
-Turns of the system, the user and a tool are opened by a role token and closed by the next one; only the assistant's
-turn is closed by `<|end|>`, which also ends every pretraining document. So the one token that a LoRA must learn to emit
-at the end of a turn is a token that the frozen base already knows how to emit.
+Turns of the system, the user and a tool are opened by a role token and closed by the next one; only
+the assistant's turn is closed by `<|end|>`, which also ends every pretraining document. So the one
+token that a LoRA must learn to emit at the end of a turn is a token that the frozen base already
+knows how to emit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 SPECIAL_TOKENS = (PAD, END, *ROLES)
 
-# A word with its leading space and apostrophe, one digit, a run of punctuation such as `", "`, or white space.
+# A word with its leading space and apostrophe, one digit, a run of punctuation such as `", "`, or
+# white space.
 SPLIT = (
     r" ?\p{L}+(?:'\p{L}*)?|\p{N}"
     r"|\n?[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*(?: (?=\p{N}))?|\s+"

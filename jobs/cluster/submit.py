@@ -19,7 +19,12 @@ from pipelines.config.recipe import Recipe
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
 from pipelines.core.progress import Progress
-from pipelines.registry.provenance import COMMIT_VARIABLE, git_commit
+from pipelines.registry.provenance import (
+    ACTOR_VARIABLE,
+    COMMIT_VARIABLE,
+    current_actor,
+    git_commit,
+)
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -123,7 +128,8 @@ def _start(client: JobSubmissionClient, job_id: str, entrypoint: str, folder: st
     """Start the job; False when another submission of the same id came first."""
     deadline = time.monotonic() + _YOUNG_CLUSTER_S
     commit = git_commit(CODE)
-    runtime_env = {"working_dir": folder, "env_vars": {COMMIT_VARIABLE: commit} if commit else {}}
+    env_vars = {ACTOR_VARIABLE: current_actor()} | ({COMMIT_VARIABLE: commit} if commit else {})
+    runtime_env = {"working_dir": folder, "env_vars": env_vars}
     while True:
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env)

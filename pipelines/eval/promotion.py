@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from pipelines.config.identity import evaluation_identity
 from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import (
     Checkpoint,
@@ -107,13 +108,15 @@ def _promote(
     incumbent = registry.alias(model, alias)
     checkpoint = next(c for c in run.checkpoints if c.ref.digest == decision.candidate)
     roles = lineage(recipe, dataset, checkpoint, report, git_commit(code))
-    version = _register(context.store, inputs, checkpoint, report, roles)
+    version = _register(context.store, inputs, dataset, checkpoint, report, roles)
     if incumbent and incumbent.version_id == version.id:
         revision, previous = incumbent.revision, decision.incumbent
     else:
         revision = incumbent.revision if incumbent else 0
         previous = incumbent.version_id if incumbent else ""
-        registry.promote(model, alias, version.id, revision, reason=decision.reason)
+        registry.promote(
+            model, alias, version.id, revision, reason=decision.reason, decision=context.key
+        )
         revision += 1
     return dataclasses.replace(
         decision, version_id=version.id, incumbent=previous, alias_revision=revision
@@ -123,6 +126,7 @@ def _promote(
 def _register(
     store: Store,
     inputs: Inputs,
+    dataset: PreparedDataset,
     checkpoint: Checkpoint,
     report: EvalReport,
     roles: dict[str, str],
@@ -144,6 +148,10 @@ def _register(
         base_fingerprint=fingerprint,
         lineage=roles,
         metrics=_metrics(score, report.base),
+        quantization=recipe.model.quantization,
+        dtype=evaluation_identity(recipe)["model"]["dtype"],
+        template_digest=dataset.template_digest,
+        engine="transformers",
     )
 
 

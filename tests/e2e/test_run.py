@@ -1,4 +1,6 @@
-"""The whole way on real components: prepare, train on two workers, evaluate, promote, serve, ask over HTTP."""
+"""The whole way on real components: prepare, train on two workers, evaluate, promote, serve, ask
+over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_metrics_are_one_line_a_step_and_a_board(done: tuple[Recipe, Store, RunR
 def test_checkpoint_loads_with_plain_peft_to_the_same_loss(
     done: tuple[Recipe, Store, RunResult],
 ) -> None:
-    """Plain transformers and PEFT, samples one by one: the loss that training reported for its held-out rows."""
+    """Plain transformers and PEFT, samples one by one: the loss that training reported for its
+    held-out rows.
+    """
     import peft
     import pyarrow.parquet as pq
     import torch
@@ -132,7 +136,9 @@ def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None
 def test_the_demo_asks_says_and_takes_its_endpoint_down(
     done: tuple[Recipe, Store, RunResult],
 ) -> None:
-    """One recipe, already trained, a few questions: whether the bar was reached is what the demo returns."""
+    """One recipe, already trained, a few questions: whether the bar was reached is what the demo
+    returns.
+    """
     from ray import serve
 
     recipe, store, result = done
@@ -141,9 +147,9 @@ def test_the_demo_asks_says_and_takes_its_endpoint_down(
         progress = ConsoleProgress(Console(file=out, width=160, highlight=False))
         runner = Runner(store, progress)
         assert run_demo({"mine.yaml": Inputs(recipe)}, runner, progress, 8, bar) is passed
-        said = out.getvalue()
-        assert "24 questions over HTTP" in said and result.version and result.version.id in said
-        assert ("below the bar of 101% on its own task: person " in said) is not passed
+        output = out.getvalue()
+        assert "24 questions over HTTP" in output and result.version and result.version.id in output
+        assert ("below the bar of 101% on its own task: person " in output) is not passed
         assert serve.status().applications == {}, "nothing is left behind on a cluster that goes on"
 
 
@@ -162,7 +168,9 @@ def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
 def test_endpoint_answers_as_the_report_says(
     done: tuple[Recipe, Store, RunResult], client: Any
 ) -> None:
-    """Held-out prompts over HTTP: the adapter's and the merged model's answers are right, the base's are not."""
+    """Held-out prompts over HTTP: the adapter's and the merged model's answers are right, the
+    base's are not.
+    """
     _, store, result = done
     assert {"person", "person-merged"} < {model.id for model in client.models.list()}
     shares = {}
@@ -191,9 +199,9 @@ def test_streamed_answer_is_the_whole_one(
         "temperature": 0,
         "max_tokens": 64,
     }
-    whole = client.chat.completions.create(model="person", **asked).choices[0].message.content
+    complete = client.chat.completions.create(model="person", **asked).choices[0].message.content
     pieces = [
         c.choices[0].delta.content
         for c in client.chat.completions.create(model="person", stream=True, **asked)
     ]
-    assert len(pieces) > 5 and "".join(piece or "" for piece in pieces) == whole
+    assert len(pieces) > 5 and "".join(piece or "" for piece in pieces) == complete

@@ -1,4 +1,6 @@
-"""`submit` against a cluster started by hand, token authentication on: what a person with a cluster does."""
+"""`submit` against a cluster started by hand, token authentication on: what a person with a cluster
+does.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,11 @@ class Notes:
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 
@@ -129,7 +131,8 @@ def test_a_job_runs_on_the_clusters_python_with_code_recipe_and_data_and_only_on
 ):
     script = (
         "import os, sys, ray, pipelines.config.load as r; loaded = r.load_recipe(sys.argv[1]);"
-        "path = loaded.data.sources[0].path; print('SAW', sys.argv[2:], os.listdir(path), flush=True);"
+        "path = loaded.data.sources[0].path; print('SAW', sys.argv[2:], os.listdir(path), "
+        "flush=True);"
         "ray.init(); print('TASK', ray.get(ray.remote(lambda: os.path.exists(path)).remote()))"
     )
     command = f'sh jobs/cluster/on_cluster.sh $PPID python -c "{script}"'
@@ -188,7 +191,9 @@ def test_a_failed_job_gives_its_exit_code_and_gets_another_attempt(cluster, toke
     ("given", "says"), [("", "(wants a|refuses this) token"), ("b" * 64, "refuses this token")]
 )
 def test_a_missing_or_wrong_token_is_one_line(cluster, recipe, monkeypatch, tmp_path, given, says):
-    """Ray keeps the token of a cluster that this process started before; then the missing one is a wrong one."""
+    """Ray keeps the token of a cluster that this process started before; then the missing one is a
+    wrong one.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", given)
     with pytest.raises(UserError, match=f"{re.escape(cluster)}.*{says}.*RAY_AUTH_TOKEN") as caught:

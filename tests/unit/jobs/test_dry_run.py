@@ -1,4 +1,6 @@
-"""`loraforge train --dry-run`: says what matters, writes nothing, and refuses what the run would refuse."""
+"""`loraforge train --dry-run`: says what matters, writes nothing, and refuses what the run would
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,10 @@ def test_dry_run_refuses_targets_that_are_not_there(tmp_path: Path) -> None:
 
 
 LLAMA3_8B = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256, "hidden_size": 4096,
-    "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "tie_word_embeddings": False,
 }  # fmt: skip
 
