@@ -79,7 +79,7 @@ def _build(
     from pipelines.train import ray_workers
     from pipelines.train.checkpoint.files import largest_bytes, latest_verified
     from pipelines.train.checkpoint.retention import discard_after
-    from pipelines.train.track.progress import RunProgress
+    from pipelines.train.track.run_progress import RunProgress
     from pipelines.train.worker import WorkerArgs
 
     recipe, store, progress, run_id = inputs.recipe, context.store, context.progress, context.key
@@ -158,7 +158,7 @@ def check_startable(recipe: Recipe, store: Store) -> None:
 def _write_run(args: WorkerArgs) -> None:
     """Write the finished run's artifact: recipe, metrics, plot, and the remaining checkpoints."""
     from pipelines.report.charts import plot_loss
-    from pipelines.train.checkpoint.files import count_trained_parameters, list_checkpoints
+    from pipelines.train.checkpoint.files import count_trainable_parameters, list_checkpoints
     from pipelines.train.checkpoint.retention import prune
     from pipelines.train.track.metrics_log import read_metrics
 
@@ -166,7 +166,7 @@ def _write_run(args: WorkerArgs) -> None:
     checkpoints = prune(store, run_id, recipe.train.keep)
     last = list_checkpoints(store, run_id)[-1]
     lines = read_metrics(args.folder)
-    parameters, saved_bytes = count_trained_parameters(Path(last.ref.uri))
+    parameters, saved_bytes = count_trainable_parameters(Path(last.ref.uri))
     for suffix in ("svg", "png"):
         plot_loss(lines, args.folder / f"loss.{suffix}")
     seconds = sum(line["step_s"] for line in lines)

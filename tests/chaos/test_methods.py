@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.plan.shape import shape_of
 from pipelines.storage import Store
-from pipelines.train.checkpoint.files import count_trained_parameters, list_checkpoints
+from pipelines.train.checkpoint.files import count_trainable_parameters, list_checkpoints
 from pipelines.train.track.metrics_log import read_metrics
 from tests.plain import plain_loss
 from tests.small_run import (
@@ -89,7 +89,10 @@ def _train_all(base: str, root: str) -> None:
         reloaded = _plain_loss(base, args.recipe.model, folder, store.local_dir(prepared.ref))
         Path(root, f"{name}.json").write_text(json.dumps([losses, heldout, reloaded]))
         shape = shape_of(args.recipe)
-        tables = [[shape.trainable_by_module, shape.saved_bytes], count_trained_parameters(folder)]
+        tables = [
+            [shape.trainable_by_module, shape.saved_bytes],
+            count_trainable_parameters(folder),
+        ]
         Path(root, f"{name}-tables.json").write_text(json.dumps(tables))
     os._exit(0)
 

@@ -249,7 +249,7 @@ def load_training_state(store: Store, checkpoint: Checkpoint) -> TrainingState:
     )
 
 
-def count_trained_parameters(folder: Path) -> tuple[dict[str, int], int]:
+def count_trainable_parameters(folder: Path) -> tuple[dict[str, int], int]:
     """Trainable parameters by module name, and the bytes of the tensors that serving loads.
 
     Read from the files of the checkpoint in `folder`, to compare with what was planned.

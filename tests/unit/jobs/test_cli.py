@@ -145,7 +145,7 @@ def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
     assert message.startswith("model.base=nobody/nothing: ")
     assert "check the network" in message and "set a folder" in message
     (tmp_path / "pickled").mkdir()
-    assert "holds no config.json" in refusal(
+    assert "has no config.json" in refusal(
         "run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled"
     )
     (tmp_path / "pickled" / "config.json").write_text("{}")

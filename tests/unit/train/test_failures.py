@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.train.faults.failures import FailureLog
 from pipelines.train.ray_workers import delete_ray_checkpoint_list
-from pipelines.train.track.progress import RunProgress
+from pipelines.train.track.run_progress import RunProgress
 from tests.recorders import ProgressRecorder
 
 

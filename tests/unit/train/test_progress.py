@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from pipelines.train.track.metrics_log import last_metrics
-from pipelines.train.track.progress import RunProgress, describe_metrics
+from pipelines.train.track.run_progress import RunProgress, describe_metrics
 from tests.recorders import ProgressRecorder
 
 METRICS = {
