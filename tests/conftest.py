@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: one local Ray cluster a session, and a place to store artifacts."""
+"""Fixtures that many tests share: one local Ray cluster per session, stores, and bases."""
 
 from __future__ import annotations
 

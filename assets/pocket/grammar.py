@@ -86,8 +86,9 @@ OBJECTS = (
     "the captain", "your money", "the old flag", "my map", "the lamp",
 )  # fmt: skip
 PLACES = (
-    "", "", " on the boat", " by the sea", " over there", " in the kitchen", 
-    " under the bed", " near the island", " and never stops", " and the captain is happy", " for the captain", " in the old house", " quickly",
+    "", "", " on the boat", " by the sea", " over there", " in the kitchen",
+    " under the bed", " near the island", " and never stops", " and the captain is happy",
+    " for the captain", " in the old house", " quickly",
 )  # fmt: skip
 
 ITEMS = {

@@ -37,7 +37,8 @@ CHAT_TEMPLATE = """\
 {%- elif message['role'] in ['system', 'user', 'tool'] -%}
 {{- '<|' + message['role'] + '|>' + message['content'] -}}
 {%- else -%}
-{{- raise_exception('unknown role ' + message['role'] + '; valid: system, user, assistant, tool') -}}
+{{- raise_exception('unknown role ' + message['role'] + \
+'; valid: system, user, assistant, tool') -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

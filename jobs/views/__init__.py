@@ -1,1 +1,1 @@
-
+"""Tables that commands show on a terminal."""

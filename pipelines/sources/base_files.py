@@ -1,4 +1,4 @@
-"""The files of a base model: its weights, and the fingerprint that identifies it wherever it lies."""
+"""The files of a base model: its weights, and the fingerprint that identifies it in any folder."""
 
 from __future__ import annotations
 

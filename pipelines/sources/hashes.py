@@ -109,7 +109,7 @@ def _state(path: str) -> list[Any] | None:
 
 
 def _etag(uri: str) -> str | None:
-    """What an object store calls the version of an object's content; None if it has no word for it."""
+    """An object store's version of an object's content; None if the store has none."""
     import fsspec
 
     try:
@@ -122,7 +122,7 @@ def _etag(uri: str) -> str | None:
 
 
 def _last_change(state: list[Any] | None) -> int:
-    """When a local file changed last, in ns since the epoch; an object with an ETag is immutable."""
+    """When a local file changed last, in ns since the epoch; 0 for an object with an ETag."""
     return max(state[3:5]) if state and len(state) == 5 else 0
 
 

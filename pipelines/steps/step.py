@@ -1,4 +1,4 @@
-"""A stage of a recipe as a value: what it is made from, how it is built, and how it is read back."""
+"""A stage of a recipe as a value: its inputs, its key, how it is built and read back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What `Step.build` gets: the store, the key of the artifact to build, and a place for notes."""
+    """What `Step.build` gets: the store, the artifact's key, and where to print notes."""
 
     store: Store
     key: str

@@ -1,4 +1,4 @@
-"""Every command that README and docs print can be run as printed: options exist, paths are there."""
+"""Commands that README and docs print can be run as printed: options and paths exist."""
 
 from __future__ import annotations
 

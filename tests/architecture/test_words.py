@@ -52,7 +52,7 @@ def python_files() -> list[Path]:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of everything that people read: comments and strings of code, all of Markdown."""
+    """(line, text) of comments and docstrings of code, and of all lines of Markdown."""
     text = path.read_text()
     if path.suffix == ".md":
         yield from enumerate(text.splitlines(), 1)

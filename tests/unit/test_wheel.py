@@ -1,4 +1,4 @@
-"""The wheel has all that a run without the repository reads: recipes, the pocket model, the schema."""
+"""The wheel has everything that a run needs: recipes, the pocket model, the schema."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def test_in_a_log_a_long_bar_says_a_line_a_minute(monkeypatch: pytest.MonkeyPatc
 def test_on_a_narrow_terminal_the_text_is_broken_not_cut() -> None:
     progress, out = console(terminal=True, width=60)
     printed = (
-        "loss 0.5123  1:02:05 left  12,100 tokens/s  lr 2.00e-04  grad 1.25  MFU 61% of 790 TFLOP/s "
-        "measured"
+        "loss 0.5123  1:02:05 left  12,100 tokens/s  lr 2.00e-04  grad 1.25  MFU 61% of "
+        "790 TFLOP/s measured"
     )
     with progress.bar("train steps", 9000) as advance:
         advance(1200, printed)

@@ -19,7 +19,7 @@ from jobs.starter import machine_size as machine_module
 from jobs.starter.base_size import BaseSize, base_size
 from jobs.starter.choices import choose, choose_heldout_share, choose_row_tokens
 from jobs.starter.first_rows import read_first_rows, split_keys
-from jobs.starter.machine_size import MachineSize, machine_size
+from jobs.starter.machine_size import MachineSize
 from jobs.verbs.init import init
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe
@@ -281,26 +281,3 @@ def test_the_pocket_bases_parameters_are_counted_from_its_configuration() -> Non
     assert size.is_pocket and size.window == 1024 and size.renderer is not None
     weights = pocket_dir() / "model" / "model.safetensors"
     assert abs(2 * size.num_parameters - weights.stat().st_size) < 0.01 * weights.stat().st_size
-
-
-def test_gpus_are_counted_as_the_driver_and_cuda_visible_devices_show_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559'\necho 'NVIDIA H100, 40000'\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    size = machine_size()
-    assert (size.num_gpus, size.gpu_name, size.gpu_bytes) == (
-        2, "NVIDIA H100 80GB HBM3", 40000 << 20
-    )  # fmt: skip
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert machine_size().num_gpus == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert "no GPU" in str(machine_size())
-    program.write_text("#!/bin/sh\nexit 9\n")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert machine_size().num_gpus == 0
