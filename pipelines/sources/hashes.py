@@ -33,7 +33,7 @@ class FileHashes:
     """
 
     def __init__(self, folder: Path | None = None, verify: bool = False) -> None:
-        self._folder = folder or _user_cache() / "loraforge" / "hashes"
+        self.folder = folder or _user_cache() / "loraforge" / "hashes"
         self._verify = verify
         self._memo: dict[str, Any] = {}
         self._computed: set[str] = set()  # keys in the memo that this object computed itself
@@ -68,7 +68,7 @@ class FileHashes:
         key = digest_of([label, states])
         if key in (self._computed if fresh or self._verify else self._memo):
             return self._memo[key]
-        file = self._folder / key[:2] / f"{key[2:]}.json"
+        file = self.folder / key[:2] / f"{key[2:]}.json"
         value = None if fresh or self._verify else _read_entry(file)
         if value is not None:
             self._memo[key] = value

@@ -21,6 +21,8 @@ from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe
 from pipelines.core.progress import SILENT
 from pipelines.registry.registry import Registry
+from pipelines.sources.base_files import weight_files
+from pipelines.sources.hashes import FileHashes
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.storage import Store
@@ -30,9 +32,18 @@ from tests.plain import plain_loss
 RECIPE = Path(__file__).parents[2] / "recipes" / "pocket_lora_person_cpu.yaml"
 
 
+@pytest.fixture(scope="module")
+def hashes(tmp_path_factory: pytest.TempPathFactory) -> FileHashes:
+    """A memory of hashes that is empty when the tests begin."""
+    return FileHashes(tmp_path_factory.mktemp("cache") / "hashes")
+
+
 @pytest.fixture(scope="module", params=["none", "nf4"])
 def done(
-    request: Any, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+    request: Any,
+    ray_cluster: None,
+    hashes: FileHashes,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Recipe, Store, RunResult]:
     options = [
         "train.max_steps=30",
@@ -44,7 +55,7 @@ def done(
         RECIPE, [*options, "serve.merged=[person]", f"model.quantization={request.param}"]
     )
     store = Store(tmp_path_factory.mktemp("store"))
-    return recipe, store, run_recipe(Inputs(recipe), Runner(store, SILENT))
+    return recipe, store, run_recipe(Inputs(recipe, hashes), Runner(store, SILENT))
 
 
 def test_adapter_learns_what_the_base_cannot(done: tuple[Recipe, Store, RunResult]) -> None:
@@ -131,6 +142,21 @@ def test_a_rerun_finds_everything(done: tuple[Recipe, Store, RunResult]) -> None
     )
     assert again.report.ref == result.report.ref
     assert sorted(p for p in Path(store.uri).rglob("*") if p.is_file()) == before
+
+
+def test_every_file_is_hashed_once_and_a_rerun_hashes_none(
+    done: tuple[Recipe, Store, RunResult], hashes: FileHashes
+) -> None:
+    recipe, store, _ = done
+    sources = [source.path for source in recipe.data.sources]
+    weights = [str(path) for path in weight_files(recipe.model.base)]
+    assert sorted(hashes.paths) == sorted(sources + weights)
+    remembered = FileHashes(hashes.folder)
+    run_recipe(Inputs(recipe, remembered), Runner(store, SILENT))
+    assert remembered.paths == [] and remembered.num_bytes == 0
+    verifying = FileHashes(hashes.folder, verify=True)
+    run_recipe(Inputs(recipe, verifying), Runner(store, SILENT))
+    assert sorted(verifying.paths) == sorted(hashes.paths)
 
 
 def test_the_demo_asks_says_and_takes_its_endpoint_down(
