@@ -21,13 +21,14 @@ Verify = Annotated[
     typer.Option("--verify", help="hash base and sources again instead of trusting file times"),
 ]
 Prepared = Annotated[
-    str | None, typer.Option("--prepared", metavar="ID", help="dataset to use; else the recipe's")
+    str | None,
+    typer.Option("--prepared", metavar="ID", help="prepared dataset; default: the recipe's own"),
 ]
 Trained = Annotated[
-    str | None, typer.Option("--run", metavar="ID", help="training run to use; else the recipe's")
+    str | None, typer.Option("--run", metavar="ID", help="training run; default: the recipe's own")
 ]
 Report = Annotated[
-    str | None, typer.Option("--report", metavar="ID", help="report to use; else the recipe's")
+    str | None, typer.Option("--report", metavar="ID", help="report; default: the recipe's own")
 ]
 DEFAULT_STORE = "loraforge-store"
 REJECTED = 3

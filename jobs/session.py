@@ -1,4 +1,4 @@
-"""What every command begins with: recipe, store, console, hashes and, where needed, Ray."""
+"""The setup that commands share: recipe, store, console, hashes and, where needed, Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`loraforge inspect`: what the loss will see of a dataset."""
+"""`loraforge inspect`: which tokens of a dataset enter the loss."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import typer
 
 from jobs.options import (
     DEFAULT_STORE,
+    REJECTED,
     Overrides,
     Prepared,
     RecipePath,
@@ -28,7 +29,7 @@ def promote(
     run: Trained = None,
     report: Report = None,
 ) -> None:
-    """Register the best checkpoint and move the alias to it, if the gate passes; exit 3 if not."""
+    """Register the best evaluated checkpoint and move the alias, if the gate passes; else exit 3."""
     session = open_session(
         recipe,
         overrides,
@@ -39,7 +40,6 @@ def promote(
         needs_registry=True,
     )
     from jobs.graphs.run import recipe_graph
-    from jobs.options import REJECTED
 
     graph = recipe_graph(session.inputs, session.store, prepared, run, report)
     with session.runner() as runner:

@@ -80,8 +80,8 @@ def _rows_table(recipe: Recipe) -> Table:
     table = Table(
         "row",
         "tokens",
-        "trained",
-        "stop trained",
+        "loss tokens",
+        "stop token has loss",
         "ends with",
         title="first rows",
         title_justify="left",

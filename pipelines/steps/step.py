@@ -28,8 +28,8 @@ class Step(Generic[T]):
     `inputs` are the steps before it; `key`, `build` and `summary` are called with plain values, so
     that a graph of steps can be inspected without running anything:
 
-    - `key(*inputs)`: hex SHA-256 of all that decides the result. Take it of the normalised literals
-      of the recipe and of the keys of the inputs, never of the machine and never of an outcome.
+    - `key(*inputs)`: hex SHA-256 of all that decides the result. Compute it from the normalised
+      values of the recipe and the keys of the inputs, never from the machine or from how a step went.
     - `build(context, *inputs)`: make the artifact of `context.key`. Raises UserError.
     - `load(store, artifact)`: the artifact as a `T`. Raises UserError when the recipe's present
       limits refuse it.
