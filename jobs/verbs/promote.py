@@ -29,7 +29,7 @@ def promote(
     run: Trained = None,
     report: Report = None,
 ) -> None:
-    """Register the best evaluated checkpoint and move the alias, if the gate passes; else exit 3."""
+    """Register the best evaluated checkpoint and move the alias; exit 3 if the gate rejects it."""
     session = open_session(
         recipe,
         overrides,

@@ -29,7 +29,7 @@ class Step(Generic[T]):
     that a graph of steps can be inspected without running anything:
 
     - `key(*inputs)`: hex SHA-256 of all that decides the result. Compute it from the normalised
-      values of the recipe and the keys of the inputs, never from the machine or from how a step went.
+      values of the recipe and the keys of the inputs, never from the machine or from an outcome.
     - `build(context, *inputs)`: make the artifact of `context.key`. Raises UserError.
     - `load(store, artifact)`: the artifact as a `T`. Raises UserError when the recipe's present
       limits refuse it.
