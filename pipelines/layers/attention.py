@@ -1,4 +1,6 @@
-"""Causal attention within the samples of a packed micro-batch, as an attention of transformers."""
+"""Causal attention within the samples of a packed micro-batch, registered as a
+transformers attention function.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def packed_attention(
 
 
 def supports_flash(tensor: torch.Tensor) -> bool:
-    """Whether variable-length flash attention runs on the tensor's device and dtype.
+    """True if variable-length flash attention runs on the tensor's device and dtype.
 
     It needs half precision and a GPU of compute capability 8.0 or higher.
     """

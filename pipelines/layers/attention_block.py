@@ -1,8 +1,14 @@
 """The attention block of a decoder layer: its forward, and a backward written by hand.
 
-T = tokens, h = hidden width, H / K = query / key-value heads, D = head size, R = the adapters'
-ranks together. `forward` returns the block's output and the tensors that `backward` needs.
-`backward` returns dx and the gradients of the block's adapters, in the order of `adapters`.
+T = tokens, h = hidden width, H / K = query / key-value heads, D = head size. xa = x A^T, where A
+are the matrices A of all adapters that read x. The prefixes d and grad_ both mean the gradient of
+the loss with respect to a tensor.
+
+`forward` returns the block's output and the tensors that `backward` needs. `backward` returns dx
+and the gradients of the block's adapters, in the order of `adapters`. The projections are
+`AdaptedLinears`: their `forward` returns x W^T and xa, and `pending_updates(xa)` are the adapters'
+updates s xa B^T that a later kernel must still add. `stack` puts the weights of q, k and v into one
+buffer (`FrozenLinears`).
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from pipelines.layers.lora_linears import (
 )
 
 
-class PackContext(NamedTuple):
+class MicroBatchContext(NamedTuple):
     """Shared by all layers of a micro-batch: rotary tables cos, sin [T, D] and sample bounds."""
 
     cos: torch.Tensor
@@ -49,13 +55,15 @@ class AttentionBlock:
         """A and B of every adapted linear of the block."""
         return [*self._qkv.adapters(), *self._o.adapters()]
 
-    def forward(self, x: torch.Tensor, context: PackContext) -> tuple[torch.Tensor, SavedTensors]:
+    def forward(
+        self, x: torch.Tensor, context: MicroBatchContext
+    ) -> tuple[torch.Tensor, SavedTensors]:
         """x [T, h] -> [T, h]."""
         kernels = kernels_for(x)
         normed, rstd = kernels.rms_norm(x, self._norm.weight, self._norm.variance_epsilon)
         qkv, xa = self._qkv.forward(normed)
         # The kernel that rotates q and k reads them anyway, so it also adds the adapters' updates.
-        rotated = self._rotate(qkv, self._qkv.pending_updates(xa), context)
+        rotated = self._finish_qkv(qkv, self._qkv.pending_updates(xa), context)
         out, attention_saved = self._attend(rotated, context)
         y, xa_o = self._o.forward(out)
         (update,) = self._o.pending_updates(xa_o)
@@ -66,7 +74,7 @@ class AttentionBlock:
         self,
         dy: torch.Tensor,
         x: torch.Tensor,
-        context: PackContext,
+        context: MicroBatchContext,
         saved: SavedTensors,
         wants_dx: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -77,8 +85,9 @@ class AttentionBlock:
         grads_o = self._o.adapter_gradients(dy, out, None, xa_o, grad_xa_o)
         # d_qkv is written next to grad_xa, so that dx of the projections is a single product.
         d_qkv, grad_xa = self._qkv.gradient_buffers(x)
-        # Without head norms q and k were rotated in place; with them, qkv is as before the norms.
-        rotated = self._rotate(qkv, [None, None, None], context) if self._head_norms else qkv
+        # Without head norms the forward rotated q and k in place, so qkv is already rotated. With
+        # them the saved qkv has the updates but neither norms nor rotation.
+        rotated = self._finish_qkv(qkv, [None, None, None], context) if self._head_norms else qkv
         self._attend_backward(d_out, rotated, out, attention_saved, context, d_qkv)
         del d_out, rotated  # frees their memory before the next large buffers
         for heads, d_heads, norm in zip(
@@ -99,13 +108,14 @@ class AttentionBlock:
         dx = kernels_for(x).rms_norm_backward(d_normed, x, self._norm.weight, rstd, dy)
         return dx, grads_qkv + grads_o
 
-    def _rotate(
-        self, qkv: torch.Tensor, updates: list[LowRank | None], context: PackContext
+    def _finish_qkv(
+        self, qkv: torch.Tensor, updates: list[LowRank | None], context: MicroBatchContext
     ) -> torch.Tensor:
-        """qkv [T, (H + 2 K) D] with q and k ready for attention.
+        """Add the adapters' updates, then norm and rotate q and k: qkv [T, (H + 2 K) D] -> same.
 
-        Adds `updates` to qkv in place. The result is qkv itself unless heads are normed: then it is
-        a new buffer, since the norms' backward needs q and k as they were before.
+        `updates` are added to qkv in place. Without head norms q and k are also rotated in place,
+        and the result is qkv itself. With head norms the result is a new buffer, because the
+        backward of the norms needs q and k from before them.
         """
         # Same strides as qkv, whose columns can be part of a wider buffer.
         out = qkv.new_empty_strided(qkv.shape, qkv.stride()) if self._head_norms else None
@@ -128,7 +138,7 @@ class AttentionBlock:
         return [*norms, None] if norms else [None, None, None]
 
     def _attend(
-        self, qkv: torch.Tensor, context: PackContext
+        self, qkv: torch.Tensor, context: MicroBatchContext
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Rotated qkv [T, (H + 2 K) D] -> [T, H D], and the tensors that its backward needs."""
         if not self._uses_short_kernels(qkv):
@@ -149,7 +159,7 @@ class AttentionBlock:
         qkv: torch.Tensor,
         out: torch.Tensor,
         saved: list[torch.Tensor],
-        context: PackContext,
+        context: MicroBatchContext,
         d_qkv: torch.Tensor,
     ) -> None:
         """Write the gradient of q, k and v before their rotation into d_qkv; `qkv` is rotated."""
@@ -171,7 +181,7 @@ class AttentionBlock:
         self._heads(d_qkv)[2].copy_(gradients[2])
 
     def _uses_short_kernels(self, qkv: torch.Tensor) -> bool:
-        """Whether `short_attention` runs: where flash attention does, for its head sizes."""
+        """True where flash attention is supported and `short_attention` has the head size."""
         return supports_flash(qkv) and self._module.head_dim in (32, 64, 128)
 
     def _heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

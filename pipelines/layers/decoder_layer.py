@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from pipelines.layers.attention_block import AttentionBlock, PackContext
+from pipelines.layers.attention_block import AttentionBlock, MicroBatchContext
 from pipelines.layers.bounds import SampleBounds
 from pipelines.layers.families import decoder_layers, unfused_reason
 from pipelines.layers.kernels import kernels_for
@@ -50,7 +50,7 @@ class _FusedLayer:
         bounds: SampleBounds,
         **_: Any,
     ) -> torch.Tensor:
-        context = PackContext(position_embeddings[0][0], position_embeddings[1][0], bounds)
+        context = MicroBatchContext(position_embeddings[0][0], position_embeddings[1][0], bounds)
         # Adapters are arguments, so that autograd delivers their gradients to the parameters.
         adapters = [*self.attention.adapters(), *self.mlp.adapters()]
         # squeeze, not [0]: the backward of indexing allocates zeros and copies the gradient in.
@@ -63,7 +63,11 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, layer: _FusedLayer, context: PackContext, *adapters: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        layer: _FusedLayer,
+        context: MicroBatchContext,
+        *adapters: torch.Tensor,
     ) -> torch.Tensor:
         middle, attention_saved = layer.attention.forward(x, context)
         y, mlp_saved = layer.mlp.forward(cast(torch.Tensor, middle))

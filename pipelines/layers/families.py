@@ -1,4 +1,4 @@
-"""Which adapted models the fused layers fit, and the reason where they do not."""
+"""Checks that the fused layers fit an adapted model, with the reason if they do not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINEARS = {
 
 
 def unfused_reason(model: Any, device: torch.device) -> str:
-    """Why the fused layers do not fit an adapted model that runs on `device`; "" if they fit.
+    """The reason why the fused layers do not fit an adapted model on `device`; "" if they fit.
 
     The model may be on the meta device, as for a memory plan; then quantization is not visible.
     """
@@ -79,7 +79,7 @@ def _base_linear(module: Any) -> Any:
 
 
 def _linear_reason(module: Any, dtype: torch.dtype) -> str:
-    """How a linear differs from W0 x + scale B A x, or W0 x, with a frozen W0; "" if not."""
+    """The difference of a linear from W0 x + scale B A x or W0 x with frozen W0; "" if none."""
     adapted, base = hasattr(module, "lora_A"), _base_linear(module)
     if hasattr(module, "original_module") or (kind_of(base) and base.weight.requires_grad):
         return "is trained itself"

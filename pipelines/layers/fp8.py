@@ -1,10 +1,10 @@
-"""A frozen linear in float8 (e4m3) with one scale per row, multiplied in float8 where the GPU can.
+"""A frozen linear in float8 (e4m3) with one scale per row.
 
 W [out, in] is stored twice: by rows for x W^T, where a row is an output, and transposed for dy W,
 where a row is an input. In both products the scales are then factors outside the sum (row-wise
 scaling of torch._scaled_mm), which a single copy with scales per output would not allow for dy W.
-Activations and gradients are quantized row by row during the step. On a CPU the same quantized
-numbers are multiplied in fp32.
+Activations and gradients are quantized row by row during the step. A GPU needs compute capability
+8.9 or higher; a CPU emulates it slowly, multiplying the same quantized numbers in fp32.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def scaled_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -
 
 
 def fp8_unsupported(device: torch.device) -> str:
-    """Why this device cannot multiply in float8; "" if it can, or emulates it as a CPU does."""
+    """The reason why a device cannot multiply in float8; "" if it can, or is a CPU (emulation)."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
         return ""
     name = torch.cuda.get_device_name(device)

@@ -102,7 +102,7 @@ class FrozenLinears:
         return both[:, : self.width], both[:, self.width :]
 
     def _can_append(self, a: torch.Tensor) -> bool:
-        """Whether a's rows can be below W's in one product.
+        """True if a's rows can be below W's in one product.
 
         Rows of float8 weights would need scales of their own.
         """

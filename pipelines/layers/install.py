@@ -28,7 +28,7 @@ def checkpoint_gradients(base: Any, mode: str) -> None:
 
 
 def wants_fused(train: TrainConfig, device_type: str) -> bool:
-    """Whether the recipe asks for the fused layers on a device; auto is on for GPUs."""
+    """True if the recipe asks for the fused layers on a device; auto is on for GPUs."""
     automatic = train.fused == "auto" and device_type != "cpu"
     return train.method == "lora" and (train.fused == "on" or automatic)
 

@@ -20,7 +20,7 @@ from pipelines.layers.frozen_linears import FrozenLinears
 from pipelines.layers.kernels import LowRank, kernels_for
 
 SavedTensors = tuple[torch.Tensor | None, ...]
-"""What a block's forward saves for its backward; None for the xa of linears without adapters."""
+"""Tensors that a block's forward saves for its backward; xa is None without adapters."""
 
 _MAX_PENDING_RANK = 64
 """Up to this rank the next kernel multiplies its tile by B; higher ranks get their own product."""
@@ -156,7 +156,7 @@ class AdaptedLinears:
 
     @property
     def _leaves_updates(self) -> bool:
-        """Whether the next kernel adds the updates; one high rank decides for all modules."""
+        """True if the next kernel adds the updates; one high rank decides for all modules."""
         return all(b.shape[1] <= _MAX_PENDING_RANK for _, _, _, b in self._parts())
 
     def _active(self) -> list[tuple[Any, str, int]]:

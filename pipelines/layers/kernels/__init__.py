@@ -28,7 +28,7 @@ class LowRank(NamedTuple):
 
 
 def supports_kernels(device: torch.device | None = None) -> bool:
-    """Whether a GPU runs the kernels, flash attention and the fused layers.
+    """True if a GPU runs the kernels, flash attention and the fused layers.
 
     `device` is by default the current one.
     """

@@ -1,4 +1,6 @@
-"""The kernels of `reference` in Triton: one program per row here, the others are imported.
+"""The kernels of `reference` in Triton that run one program per row.
+
+This module also re-exports the kernels of `triton_heads` and `triton_tiles`, so that it has all.
 
 A program loads its row once and does every step on it, so that each tensor passes memory once. All
 arithmetic is in fp32; results are rounded once, as in `reference`.
