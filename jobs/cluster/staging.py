@@ -16,7 +16,7 @@ from pipelines.storage import sha256_file
 
 PACKAGES = ("pipelines", "jobs", "serve_app")
 RECIPE_FILE = "recipe.yaml"
-MAX_BYTES = 50 << 20  # Ray itself refuses above 100 MB, after the upload has begun
+MAX_BYTES = 50_000_000  # Ray itself refuses above 100 MB, after the upload has begun
 _SKIPPED = {"__pycache__", "_shipped"}  # _shipped: only in a wheel; a job reads none of it
 
 
@@ -33,7 +33,11 @@ class Staged:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of all uploaded content: code, recipe, data and base; paths do not matter."""
+        """Hex sha256 of all uploaded content: code, recipe, data and base.
+
+        Where uploaded files lie on this machine does not matter; their names, and the paths of
+        files that are not uploaded, do.
+        """
         contents = {target: sha256_file(path) for target, path in self.files.items()}
         return digest_of({"files": contents, "recipe": self.recipe.model_dump(mode="json")})
 

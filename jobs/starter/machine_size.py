@@ -7,13 +7,16 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-_NVIDIA_SMI_S = 10
+_NVIDIA_SMI_TIMEOUT_S = 10
 _QUERY = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
 
 
 @dataclass(frozen=True)
 class MachineSize:
-    """CPU cores that this process may use, and the visible GPUs with the memory of the smallest."""
+    """CPU cores that this process may use by its CPU affinity, and the GPUs that it sees.
+
+    `gpu_name` is the name of the first visible GPU, `gpu_bytes` the memory of the smallest.
+    """
 
     num_cpus: int
     num_gpus: int = 0
@@ -44,7 +47,11 @@ def _gpus() -> list[tuple[str, int]]:
         return []
     try:
         done = subprocess.run(
-            [program, *_QUERY], capture_output=True, text=True, timeout=_NVIDIA_SMI_S, check=True
+            [program, *_QUERY],
+            capture_output=True,
+            text=True,
+            timeout=_NVIDIA_SMI_TIMEOUT_S,
+            check=True,
         )
         lines = [line.rsplit(",", 1) for line in done.stdout.splitlines() if line.strip()]
         return [(name.strip(), int(mebibytes) << 20) for name, mebibytes in lines]
