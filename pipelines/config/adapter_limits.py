@@ -1,4 +1,4 @@
-"""Which adapters can be served and registered, judged from the recipe before training."""
+"""Limits on the adapters that can be served and registered, checked before training."""
 
 from __future__ import annotations
 

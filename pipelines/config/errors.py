@@ -150,7 +150,7 @@ def _fields(parents: Sequence[str], model: type[BaseModel]) -> Mapping[str, Any]
 
 
 def is_section(kind: Any) -> bool:
-    """Whether a type is a section, whose keys are written below its own."""
+    """True if a type is a section, whose keys are written below its own."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 

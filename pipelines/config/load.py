@@ -87,7 +87,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _is_given(given: Any, key: KeyPath) -> bool:
-    """Whether the value of a key comes from an override, which replaces everything but sections."""
+    """True if the value of a key comes from an override, which replaces everything but sections."""
     for part in key:
         if not isinstance(given, dict):
             return True

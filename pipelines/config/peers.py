@@ -1,7 +1,6 @@
-"""The words of other fine-tuning tools: which recipe key stands for theirs, and whose file a text
-is.
+"""Key names of other trainers mapped to recipe keys, and detection of their config files.
 
-The tools are Axolotl, LLaMA-Factory, and TRL with Hugging Face's TrainingArguments and PEFT's
+The trainers are Axolotl, LLaMA-Factory, and TRL with Hugging Face's TrainingArguments and PEFT's
 LoraConfig.
 """
 
@@ -198,8 +197,8 @@ _MIN_WORDS = 2  # of a tool's own words, before a file counts as its config
 
 
 def translation(word: str, value: Any) -> str | None:
-    """What stands for another tool's key, such as "here it is train.lr"; None for a word of no
-    tool.
+    """The recipe key for another tool's key, such as "here it is train.lr"; None if no tool has
+    such a key.
 
     Where the key's values differ too, the value is translated with it: load_in_4bit: true is
     model.quantization: nf4.

@@ -89,7 +89,7 @@ def with_schema_comment(text: str, target: Path) -> str:
 
 
 def path_from(target: Path, path: Path) -> str:
-    """How a recipe at `target` names `path`: relative inside one folder tree, else absolute.
+    """The path that a recipe at `target` writes for `path`: relative in one tree, else absolute.
 
     A path that climbs further than two folders is absolute: it would break as soon as the recipe
     moves, and is hard to read.

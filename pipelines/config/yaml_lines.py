@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 KeyPath = tuple[str, ...]
-"""Where a value is: the keys above it and its own; an entry of a list goes by its number."""
+"""The position of a value: the keys above it and its own; a list entry's key is its number."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pipelines.config.schema.section import Section
 
 
 class EvalConfig(Section):
-    """How the base and the checkpoints are scored on the held-out rows."""
+    """Scoring of the base and the checkpoints on the held-out rows."""
 
     max_samples: int = Field(
         default=64,

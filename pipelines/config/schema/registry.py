@@ -9,7 +9,7 @@ from pipelines.core.identifiers import ALIAS_NAME, MODEL_NAME
 
 
 class RegistryConfig(Section):
-    """Where a promoted adapter is registered."""
+    """The registry entry of a promoted adapter."""
 
     model: str = Field(
         pattern=f"^{MODEL_NAME}$",
