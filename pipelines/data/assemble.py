@@ -133,7 +133,7 @@ class Assembler:
         return metadata | stats | {"checks": dict(self._checks.counts)}
 
     def _without_repeats(self, split: SplitSamples) -> np.ndarray:
-        """Which samples of a split stay when duplicates are dropped, bool [N]."""
+        """Mask of a split's samples that stay when duplicates are dropped, bool [N]."""
         ids = split.key("sample_id")
         stays = np.ones(len(ids), bool)
         if self._config.duplicates == "drop":
@@ -146,7 +146,7 @@ class Assembler:
         return stays
 
     def _leaks(self, stays: Mapping[int, np.ndarray]) -> np.ndarray:
-        """Which training samples ask a held-out question, bool [N], after `data.leakage`."""
+        """Mask of training samples that ask a held-out question, bool [N]; uses `data.leakage`."""
         train, heldout = self._splits[TRAIN], self._splits[HELDOUT]
         policy = self._config.leakage
         if policy == "allow":

@@ -1,4 +1,4 @@
-"""Writes the held-out samples that have a prompt to answer, once it is known which of them stay."""
+"""Writes the held-out samples that have a prompt and stay in the dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rejects: the rows that are in no split as they were read, and why.
+"""Rejects: rows that were left out or changed, with the reason.
 
 They are written to `rejects.jsonl` as they come, so that memory does not grow with their number.
 """

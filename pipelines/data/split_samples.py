@@ -1,4 +1,4 @@
-"""The samples of one split while a dataset is assembled: tokens on disk, keys of each in memory.
+"""The samples of one split while a dataset is assembled: tokens on disk, keys in memory.
 
 N: samples in the order of their sources
 """
@@ -81,7 +81,7 @@ class SplitSamples:
         return nearly_repeated(signatures.reshape(-1, NUM_PERMUTATIONS), threshold, among)
 
     def asks_any_of(self, prompt_keys: np.ndarray) -> np.ndarray:
-        """Which samples have one of these keys as the prompt of one of their answers, bool [N]."""
+        """Mask of the samples that have one of these keys as the prompt of an answer, bool [N]."""
         mask = np.isin(self.key("prompt_key"), prompt_keys)
         earlier = np.isin(self.key("earlier_key"), prompt_keys)
         mask[self.key("earlier_sample")[earlier]] = True

@@ -230,7 +230,7 @@ class ChunkTokenizer:
 
 
 def _first_answer_to_user(conversation: Conversation) -> int:
-    """Which of its answers is the first after a user turn.
+    """The number of the first answer after a user turn, among the answers; -1 without one.
 
     The prompt of that answer chooses the split: conversations with the same opening are held out
     together, so that no training row continues a held-out one.
@@ -256,7 +256,7 @@ def _only_last_answer(conversation: Conversation) -> Conversation:
 
 
 def _num_copies(conversation: Conversation, weight: float, seed: int) -> int:
-    """How often a row is packed: a fraction of the weight keeps that share of the rows.
+    """The number of copies of a row to pack: a fraction of the weight keeps that share of rows.
 
     The choice depends on the complete content, so that of many answers to one question some stay.
     """

@@ -1,4 +1,4 @@
-"""The Arrow tables that tasks return: one line for each row or piece, with its fate."""
+"""The Arrow tables that tasks return: one line per row or piece, with what became of each row."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Benchmarks:
     grams: frozenset[int] = frozenset()
 
     def overlaps(self, conversation: Conversation) -> bool:
-        """Whether a benchmark has one of the conversation's questions or runs of words."""
+        """True if a benchmark has one of the conversation's questions or runs of words."""
         if not self.questions:
             return False
         if not self.questions.isdisjoint(question_keys(conversation)):

@@ -1,4 +1,4 @@
-"""Which samples repeat an earlier one, exactly or nearly.
+"""Detection of samples that repeat an earlier sample, exactly or nearly.
 
 N: samples in the order of their sources
 """
@@ -34,7 +34,7 @@ def signature(text: str) -> bytes:
 
 
 def repeated(ids: np.ndarray) -> np.ndarray:
-    """Which samples have the id of an earlier sample, bool [N]; `ids` is S16 [N]."""
+    """Mask of the samples that have the id of an earlier sample, bool [N]; `ids` is S16 [N]."""
     _, first = np.unique(ids, return_index=True)
     mask = np.ones(len(ids), bool)
     mask[first] = False
@@ -44,7 +44,7 @@ def repeated(ids: np.ndarray) -> np.ndarray:
 def nearly_repeated(
     signatures: np.ndarray, threshold: float, among: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which samples are at least `threshold` similar to an earlier sample that stays, bool [N].
+    """Mask of the samples that are at least `threshold` similar to an earlier one that stays, [N].
 
     `signatures` is uint32 [N, NUM_PERMUTATIONS], in memory or mapped. Only the samples numbered in
     `among` are compared. Pairs are candidates if they agree in a band of 4 permutations: a pair of
@@ -77,7 +77,7 @@ def nearly_repeated(
 
 
 def _is_among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Which values are in a sorted array."""
+    """Mask of the values that are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(values), bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values

@@ -24,12 +24,12 @@ def require_text(value: Any, key: str) -> str:
 
 
 def enters_loss(turn: Turn) -> bool:
-    """Whether a turn is an answer with label positions."""
+    """True if a turn is an answer with label positions."""
     return turn.role == "assistant" and turn.train and turn.weight > 0 and not is_empty(turn)
 
 
 def is_empty(turn: Turn) -> bool:
-    """Whether an assistant turn has neither text nor tool calls."""
+    """True if an assistant turn has neither text nor tool calls."""
     return turn.role == "assistant" and not turn.tool_calls and not turn.content.strip()
 
 

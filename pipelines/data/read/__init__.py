@@ -1,1 +1,1 @@
-"""Rows of source files, one reader a file type."""
+"""Rows of source files, one reader per file type."""
