@@ -1,4 +1,4 @@
-"""Which packed rows each optimizer step trains on, for any number of ranks."""
+"""The packed rows that each optimizer step trains on, for any number of ranks."""
 
 from __future__ import annotations
 

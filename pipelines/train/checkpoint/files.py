@@ -48,7 +48,7 @@ _CHECKSUM = "seal"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint saves and a run resumes from.
+    """The state that a checkpoint saves and a run resumes from.
 
     `metrics` are those of this step, `history` those of the earlier checkpoints, oldest first; both
     hold finite numbers only. `pissa` is the part that lora.init=pissa moved out of the base.
@@ -196,7 +196,7 @@ def _list_intact(store: Store, run_id: str) -> tuple[list[Checkpoint], list[str]
 
 
 def _manifest_is_intact(artifact: Artifact, run_id: str) -> bool:
-    """Whether the checksum, the artifact's digest and its key all match what the manifest says."""
+    """True if the checksum, the artifact's digest and its key all match what the manifest says."""
     ref, metadata = artifact.ref, dict(artifact.metadata)
     checksum = metadata.pop(_CHECKSUM, None)
     files = {name: file.get("sha256") for name, file in artifact.files.items()}

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are deleted, and when their held-out losses end the run."""
+"""Deletion of superseded checkpoints, and early stopping by their held-out losses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prune(store: Store, run_id: str, keep: int) -> list[Checkpoint]:
 
 
 def should_stop_early(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
-    """Whether none of the last `patience` checkpoints lowered the best held-out loss before them.
+    """True if none of the last `patience` checkpoints lowered the best held-out loss before them.
 
     `history` are the metrics of a run's checkpoints, oldest first. Never if `patience` is None.
     """

@@ -1,5 +1,6 @@
 """Saving a checkpoint with all ranks.
- Rank 0 writes the files, all ranks read them back into the live weights and compare their losses,
+
+Rank 0 writes the files, all ranks read them back into the live weights and compare their losses,
 and only then does the checkpoint get its name in the store. A checkpoint that can be seen is
 verified.
 """

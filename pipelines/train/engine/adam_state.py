@@ -28,7 +28,7 @@ class AdamState:
 
     @property
     def num_updates(self) -> int:
-        """How many updates Adam has made; its bias correction depends on it."""
+        """The number of updates that Adam has made; its bias correction depends on it."""
         return max((int(state["step"]) for state in self._adam.state.values()), default=0)
 
     def moment(self, parameter: torch.nn.Parameter, name: str) -> torch.Tensor:

@@ -28,7 +28,7 @@ class OptimizerState:
 
 
 class Engine(Protocol):
-    """What the training loop needs of a distribution strategy.
+    """The methods that the training loop needs of a distribution strategy.
 
     Every method is collective: all ranks call it equally often. `scale_lowered` is true after a
     step that was skipped only because fp16's loss scale was too high.

@@ -63,12 +63,12 @@ def _describe(event: Mapping[str, Any]) -> str:
 
 
 def was_preempted(error: Exception) -> bool:
-    """Whether Ray reports that a worker ended because its node was reclaimed."""
+    """True if Ray reports that a worker ended because its node was reclaimed."""
     return bool(getattr(_cause(error), "preempted", False))
 
 
 def reason_of(error: Exception) -> str:
-    """Why a worker ended, in one line."""
+    """The reason why a worker ended, in one line."""
     cause = _cause(error)
     text = one_line(cause)
     text = text[max(0, text.find(_CAUSE)) :]

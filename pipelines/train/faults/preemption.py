@@ -1,4 +1,4 @@
-"""What a run does when a node will be reclaimed: save at once, train on, save and stop."""
+"""Preemption policy: when a node will be reclaimed, save at once, train on, save again and stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MARGIN_S = 5.0  # for a save slower than the last, and for the controller to he
 
 
 class Action(Enum):
-    """What a run does after the step that has just ended."""
+    """The action after the step that has just ended."""
 
     CONTINUE = "continue"
     SAVE = "save"
@@ -42,7 +42,7 @@ class PreemptionPolicy:
         return Action.SAVE if is_first else Action.CONTINUE
 
     def after_save(self, step_s: float, save_s: float) -> bool:
-        """Whether to stop after a save that took `save_s` seconds, scoring included. Collective."""
+        """True to stop after a save that took `save_s` seconds, scoring included. Collective."""
         self._longest_save_s = max(self._longest_save_s, save_s)
         spare_s = self._spare_s(step_s) if self._announced else None
         return spare_s is not None and spare_s < 0
