@@ -1,4 +1,4 @@
-"""Where the assistant's answers are in a rendered conversation, for any template.
+"""Locates the assistant's answers in a rendered conversation, for any template.
 
 The template runs on the conversation. An answer's span is what a `{% generation %}` block wrote. If
 the template has no such blocks, or they do not contain the answers, a second render with marks
@@ -194,7 +194,7 @@ class AssistantSpanFinder:
 
 
 def _start(text: str, prompt: int | None, start: int) -> int:
-    """Where an answer starts: never inside its generation prompt, and with the white space that
+    """The start of an answer: never inside its generation prompt, and with the white space that
     follows the prompt.
 
     Other text between the prompt and the answer (an empty thought that the template inserts, say)

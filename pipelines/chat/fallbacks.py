@@ -1,7 +1,7 @@
-"""Fallbacks for what a chat template cannot show: tools, tool calls, roles.
+"""Fallbacks for tools, tool calls and roles that a chat template cannot render.
 
-A template may drop these silently. Then they are written into the text of a turn instead, in
-training and in serving, so that a model always gets the form that it was trained on.
+Many templates drop these without an error. The fallbacks write them into the text of a turn, in
+training and in serving, so that serving sends the form that the model was trained on.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Any
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError
 
 _TOOLS_INTRO = "You can call these functions, each given as JSON:"
-_CALLS_INTRO = 'To call one, answer with <tool_call>{"name": ..., "arguments": ...}</tool_call>.'
+# The same form as `_call_text` writes, line breaks included.
+_CALLS_INTRO = (
+    'To call one, answer with:\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>'
+)
 
 
 @dataclass(frozen=True)
 class TemplateCapabilities:
-    """What a template shows: system turns, the list of tools, an assistant's tool calls, its text
-    in a turn with tool calls, and turns of the role tool.
-    """
+    """The parts of a conversation that a template renders; it drops or refuses the others."""
 
-    system: bool
-    tools: bool
-    tool_calls: bool
-    text_with_calls: bool
-    tool_role: bool
+    system: bool  # turns of the role system
+    tools: bool  # the list of tools
+    tool_calls: bool  # an assistant's tool calls
+    text_with_calls: bool  # an assistant's text in a turn that also has tool calls
+    tool_role: bool  # turns of the role tool, which carry a call's result
 
 
 def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
@@ -60,7 +61,8 @@ def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
         system=_shows(template, system, (), ("probe-system",)),
         tools=_shows(template, [ask, answer], tools, ("probe-tool",)),
         tool_calls=calls,
-        # Without tool calls the fallback makes one text of both, so the text is shown.
+        # If the template renders no calls, `apply_fallbacks` joins text and calls into one text,
+        # which the template renders.
         text_with_calls=text_with_calls or not calls,
         tool_role=_shows(template, with_result, (), ("probe-result",)),
     )
@@ -79,9 +81,11 @@ def _shows(
 def apply_fallbacks(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], capabilities: TemplateCapabilities
 ) -> tuple[list[Mapping[str, Any]], Sequence[Any], list[int]]:
-    """The messages and tools in a form that the template shows.
+    """Rewrite messages and tools so that the template renders all of them.
 
-    Also returns the message index: for each given message its index in the new list.
+    Returns the new messages, the tools that the template still gets (none once they are written
+    into the system turn), and the message index: for each given message, the index of the new
+    message that has its text.
     """
     out: list[dict[str, Any]] = []
     message_index: list[int] = []

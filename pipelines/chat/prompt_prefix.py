@@ -1,6 +1,6 @@
-"""Whether the training ids of a conversation begin with the generation prompt that serving sends.
+"""Check that a conversation's training ids begin with the generation prompt that serving sends.
 
-If they do not, the model is trained to continue another prompt than the one that it will get.
+If they do not, the model is trained on another prompt than the one that it gets in serving.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pipelines.core.conversation import Conversation
 def begins_with_prompt(
     conversation: Conversation, batch: RenderedBatch, i: int, prompt_ids: Callable[..., np.ndarray]
 ) -> bool | None:
-    """Whether conversation `i` of the batch begins with the prompt of its last answer, masked.
+    """True if conversation `i` of the batch begins with the generation prompt of its last answer.
 
-    `prompt_ids` renders the prompt of messages and tools. None where the template refuses to: there
-    is no message before the first answer.
+    The prompt's last token must also be outside the loss; the loss weights of its other tokens are
+    not checked. `prompt_ids(messages, tools)` renders a prompt. Returns None if it raises
+    TemplateError, for example because no message precedes the answer.
     """
     messages: list[dict[str, Any]] = conversation.messages()
     last = max(k for k, message in enumerate(messages) if message["role"] == "assistant")
@@ -29,13 +30,14 @@ def begins_with_prompt(
         prompt = prompt_ids(messages[:last], conversation.tools)
     except TemplateError:
         return None
-    return has_prompt(batch, i, prompt, len(prompt))
+    return has_masked_ids_before(batch, i, prompt, len(prompt))
 
 
-def has_prompt(batch: RenderedBatch, i: int, ids: np.ndarray, end: int) -> bool:
-    """Whether conversation `i` has these ids just before its token `end`, the last of them masked.
+def has_masked_ids_before(batch: RenderedBatch, i: int, ids: np.ndarray, end: int) -> bool:
+    """True if conversation `i` has `ids` directly before its token `end`, the last one masked.
 
-    Where only a prompt's tail is compared, `end` is the number of tokens of the complete prompt.
+    `ids` is a prompt or only its tail; `end` is the number of tokens of the complete prompt.
+    Masked means that the token is outside the loss.
     """
     start = int(batch.offsets[i])
     if end < len(ids) or start + end > batch.offsets[i + 1]:

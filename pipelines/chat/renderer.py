@@ -96,7 +96,7 @@ class ChatRenderer:
 
     @property
     def shows_text_with_calls(self) -> bool:
-        """Whether the text of a turn with tool calls is rendered; Llama-3.1's template drops it."""
+        """True if the text of a turn with tool calls is rendered; Llama-3.1's template drops it."""
         return self._capabilities.text_with_calls
 
     def render(self, conversation: Conversation) -> Rendered:

@@ -1,10 +1,10 @@
-"""Special tokens of a template, and text in messages that spells them (special-token injection).
+"""Special tokens of a template, and text in messages that looks like them.
 
-A message that contains `<|im_end|>` must not end its turn. So text from messages is never encoded
-as a special token: `SpecialTokens` knows which tokens these are, `InjectionGuard` finds the text of
-a render that must stay plain. A tokenizer's own `special` flag is not enough, as it only controls
-what decoding leaves out: DeepSeek's `<｜User｜>` and Qwen's `<tool_call>` do not have it. What
-counts is where the template writes a token.
+A message that contains `<|im_end|>` must not end its turn (special-token injection). So text from
+messages is never encoded as a special token: `SpecialTokens` knows which tokens these are,
+`InjectionGuard` finds the text of a render that must stay plain. A tokenizer's own `special` flag
+is not enough, as it only controls what decoding leaves out: DeepSeek's `<｜User｜>` and Qwen's
+`<tool_call>` do not have it. What counts is where the template writes a token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class SpecialTokens:
         self._marker_prefixes = tuple({text[:2] for text in self.marker_ids})
 
     def occur_in(self, text: str, by_assistant: bool) -> bool:
-        """Whether a text spells a token that it must not become, coming from this kind of turn."""
+        """True if a text spells a special token that it must not become in this kind of turn."""
         for prefix in self._prefixes:  # quick: almost no text passes this test
             if prefix in text:
                 if self.pattern.search(text) is not None:
@@ -82,7 +82,7 @@ class SpecialTokens:
 
 
 def plain_text(template: ChatTemplate) -> str:
-    """What a template writes around turns of plain text and before an answer."""
+    """The text that a template writes around turns of plain text and before an answer."""
     texts = []
     for first, last, prompt in ((0, 2, True), (1, 2, True), (0, 3, False), (1, 3, False)):
         try:
@@ -105,7 +105,7 @@ class InjectionGuard:
         self._special_tokens = special_tokens
 
     def contains_special_tokens(self, messages: Messages, tools: Sequence[Any]) -> bool:
-        """Whether any text of the messages and tools spells a token that it must not become."""
+        """True if any text of the messages and tools spells a token that it must not become."""
         occur_in = self._special_tokens.occur_in
         return any(
             occur_in(m["content"], m["role"] == "assistant") for m in messages

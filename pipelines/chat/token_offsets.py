@@ -120,7 +120,7 @@ def _flatten(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _effect_on_length(step: dict[str, Any]) -> str:
-    """How a step of the tokenizer changes a text's length; its type for an unknown step."""
+    """The effect of a tokenizer step on a text's length; the step's type if it is unknown."""
     if step["type"] == "Prepend" and step["prepend"] == "▁":
         return "every"
     if step["type"] == "Metaspace" and step["replacement"] == "▁":

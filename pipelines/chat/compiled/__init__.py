@@ -1,4 +1,5 @@
-"""The fast path of rendering: a chat template compiled to fixed segments. Serves only speed.
+"""The fast path of rendering: a chat template compiled to fixed segments. Changes speed,
+never the result.
 
 `CompiledTemplates` is the one entry; `ChatRenderer(spec, compiled=False)` renders without it.
 """

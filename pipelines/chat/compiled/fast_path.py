@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.chat.compiled.compiler import TemplateCompiler
 from pipelines.chat.compiled.segments import CompiledTemplate
 from pipelines.chat.encoder import Encoder
-from pipelines.chat.prompt_prefix import has_prompt
+from pipelines.chat.prompt_prefix import has_masked_ids_before
 from pipelines.chat.rendered import RenderedBatch, RenderedText
 from pipelines.chat.spans import ByteSpans, RenderedSpans
 from pipelines.chat.template import MARKS
@@ -99,7 +99,7 @@ class CompiledTemplates:
         return RenderedText(text, at[-1], spans, None, prompt.tail)
 
     def begin_with_prompts(self, batch: RenderedBatch, rows: Sequence[int]) -> dict[int, bool]:
-        """Whether rows begin with their generation prompt, for those rendered here.
+        """For rows rendered here: True if the row begins with its generation prompt.
 
         The tokenizer cuts every text at its special tokens, so prompt and row have the same ids up
         to the last special token of the prompt. Only the ids of the prompt's fixed tail from that
@@ -115,13 +115,13 @@ class CompiledTemplates:
                 continue
             tail = self._tail_ids(rendered.prompt_tail)
             if counts[i] >= 0 and len(tail):
-                answers[i] = has_prompt(batch, i, tail, counts[i])
+                answers[i] = has_masked_ids_before(batch, i, tail, counts[i])
             else:
                 prompts[i] = rendered.text.encode()[: rendered.spans.prompt_end].decode()
         encoded = self._encoder.encode(list(prompts.values()))
         for k, i in enumerate(prompts):
             prompt = encoded.ids[encoded.offsets[k] : encoded.offsets[k + 1]]
-            answers[i] = has_prompt(batch, i, prompt, len(prompt))
+            answers[i] = has_masked_ids_before(batch, i, prompt, len(prompt))
         return answers
 
     def _tail_ids(self, tail: str) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Symbolic text: strings that stand for message contents while a template is traced.
 
-A symbolic text prints as marks that name its message. It refuses, with ContentDependent, every
-operation that could read the content: comparing, its length, slicing, splitting. If a template gets
-through a conversation without a refusal, its render is fixed text with the contents (as they are,
-or trimmed) between, whatever the contents are. A few questions that published templates ask, such
-as `'</think>' in content`, get the answer "no", which is noted as a condition on the content.
+A symbolic text prints as marks that name its message. Every operation that could read the content
+(comparison, length, slicing, splitting) raises ContentDependent. If a render raises none, it
+consists of fixed text and the contents, as given or trimmed, and this holds for all contents. A few
+tests that published templates make, such as `'</think>' in content`, are answered with "no", and
+the answer is recorded as a condition on the content: the trace is valid only where it is true.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 
 from pipelines.chat.template import CONTENT_CLOSE, CONTENT_OPEN, TURN_BASE
 
-# How a template trims a content; one private-use character of the marks.
+# The trim that a template applies to a content. Each is one private-use character in the mark.
 AS_IS, STRIP, LSTRIP, RSTRIP = "\ue000", "\ue001", "\ue002", "\ue003"
 
 
@@ -26,7 +26,8 @@ class ContentDependent(Exception):
 class ContentCondition:
     """A condition on the content of message `turn`, under which a trace is valid.
 
-    `part` does not occur in it, or (`position`) none of its characters is the first or the last.
+    With position "anywhere", `part` does not occur in the content. With "first" or "last", the
+    content's first or last character is not one of the characters of `part`.
     """
 
     turn: int
@@ -64,6 +65,7 @@ class SymbolicText(str):
         return self if marked(other) == "" else SymbolicText(marked(other) + marked(self))
 
     def __bool__(self) -> bool:
+        # Only fixed text proves that the text is not empty: a trimmed content may be.
         return True if marked(self)[:1] not in ("", CONTENT_OPEN) else refuse()
 
     def strip(self, chars: str | None = None) -> SymbolicText:
@@ -90,7 +92,7 @@ class SymbolicContent(SymbolicText):
 
     @staticmethod
     def make(turn: int, mode: str, conditions: list[ContentCondition]) -> SymbolicContent:
-        """A content that appends the conditions on which it answers to `conditions`."""
+        """The content of message `turn`. Its answers append their conditions to `conditions`."""
         text = SymbolicContent(f"{CONTENT_OPEN}{chr(TURN_BASE + turn)}{mode}{CONTENT_CLOSE}")
         text.turn, text.mode, text.conditions = turn, mode, conditions
         return text
@@ -152,5 +154,5 @@ def marked(text: str) -> str:
 
 
 def is_symbolic(value: Any) -> bool:
-    """Whether a value is, or contains, an unknown content."""
+    """True if a value is, or contains, an unknown content."""
     return isinstance(value, SymbolicText)

@@ -1,8 +1,9 @@
 """Traces a template: runs it once on symbolic contents, for one shape of conversation.
 
-Operators on text (`==`, `in`, `~`, `%`) cannot all be intercepted in a str: Python and Jinja call C
-code for them. So the tracing environment turns these operators into filters when it parses a
-template, refuses syntax that it does not know, and guards every filter, test and call.
+A subclass of str cannot intercept every operator on text (`==`, `in`, `~`, `%`), because Python and
+Jinja run some of them in C. So the tracing environment rewrites these operators as filters when it
+parses a template, refuses syntax outside `_ALLOWED_NODES`, and wraps filters, tests and calls so
+that they raise ContentDependent instead of reading a content.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pipelines.chat.compiled.symbolic_text import (
 )
 from pipelines.chat.template import ROW_FAULTS, prepare_environment
 
-# Macros, blocks, includes and so on are not among these: nobody has checked them for reads.
+# Only syntax that is known to read no content unnoticed. Macros, blocks and includes were not
+# checked, so a template that uses them is not traced.
 _ALLOWED_NODES = (
     "Add", "And", "Assign", "Break", "Call", "Compare", "Concat", "CondExpr", "Const", "Continue",
     "Dict", "For", "Getattr", "Getitem", "If", "Keyword", "List", "Mod", "NSRef", "Name", "Neg",
@@ -40,7 +42,7 @@ _KIND_TESTS = (
     "string", "defined", "undefined", "none", "mapping", "number", "boolean", "true", "false",
     "integer", "float",
 )  # fmt: skip
-_TEXT_FILTERS = ("trim", "string", "safe", "_compare", "_concat")
+_TEXT_FILTERS = ("trim", "string", "safe")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ class Trace:
 
 @dataclass
 class Tracer:
-    """Traces one template; `trace` returns None where the template reads a content."""
+    """Traces one template.
+
+    `trace` returns None if the template cannot be traced: it reads a content, uses unsupported
+    syntax, or fails.
+    """
 
     source: str
     named_tokens: Mapping[str, str]
@@ -107,7 +113,8 @@ class _TracingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(function, "__name__", "")
         takes_text = any(map(is_symbolic, [*args, *kwargs.values()]))
-        # A namespace only keeps what it is given. The time is not the same for every conversation.
+        # `namespace(...)` only stores its arguments. The time differs from one render to the next,
+        # so a trace must not contain it.
         if name == "strftime_now" or (name != "Namespace" and takes_text):
             raise ContentDependent
         return super().call(context, function, *args, **kwargs)
@@ -161,7 +168,12 @@ def _concat(*parts: Any) -> str:
 
 
 def _guarded_filter(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, refusing symbolic text, and containers, which may have some inside."""
+    """The filter, wrapped to raise ContentDependent for arguments that are or may contain contents.
+
+    Lists and mappings may contain some. `_TEXT_FILTERS` accept any first argument. `_compare` and
+    `_concat` check their own arguments, and `_LIST_FILTERS` call methods that a symbolic text
+    refuses, so these are not wrapped.
+    """
     if name in _LIST_FILTERS or name in ("_compare", "_concat"):
         return filter
 
@@ -178,12 +190,13 @@ def _guarded_filter(name: str, filter: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _guarded_test(name: str, test: Callable[..., bool]) -> Callable[..., bool]:
-    """The test, refusing symbolic text unless it only asks for a value's kind."""
+    """The test, wrapped to raise ContentDependent for symbolic text unless it asks for a type."""
 
     def guarded(*args: Any) -> bool:
         if name not in _KIND_TESTS and any(map(is_symbolic, args)):
             raise ContentDependent
         return test(*args)
 
-    # Tests that take the environment ask for filter names and the like, never about text.
+    # Jinja passes its environment to `is filter` and `is test`. Chat templates do not use them, so
+    # they are refused and the wrapper need not pass it on.
     return refuse if hasattr(test, "jinja_pass_arg") else guarded

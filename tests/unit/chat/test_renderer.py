@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ def test_only_answers_and_their_stop_token_have_a_loss(pocket):
         pocket.decode(rendered.input_ids, skip_special_tokens=False)
         == "<|system|>s<|user|>hé?<|assistant|>yes ☃<|end|><|user|>b<|assistant|>q<|end|>"
     )
+
+
+def test_the_fallback_asks_for_calls_in_the_form_in_which_it_writes_them(pocket):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    text = pocket.text(
+        Conversation((Turn("user", "a"), Turn("assistant", "", tool_calls=(call,))), (tool,))
+    )
+    asked, called = re.findall("<tool_call>.*?</tool_call>", text, re.DOTALL)
+    assert asked.replace("...", '"f"', 1).replace("...", "{}", 1) == called
 
 
 def test_turns_can_be_excluded_from_the_loss_or_weighted(pocket):
