@@ -20,7 +20,7 @@ class Measure:
 
     @property
     def is_met(self) -> bool:
-        """Whether the target is met; NaN meets none."""
+        """True if the target is met; NaN meets none."""
         if self.bound is None:
             return True
         return (

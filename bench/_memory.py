@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, list[int]]]:
-    """Samples memory twice a second: of this process ("driver"), and with descendants ("all")."""
+    """Samples memory twice per second: of this process ("driver"), and with descendants ("all")."""
     peaks: dict[str, list[int]] = {"driver": [0], "all": [0]}
     done = threading.Event()
 

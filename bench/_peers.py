@@ -1,4 +1,4 @@
-"""The data stage's peer: `datasets.map` with one example a call, then TRL's packing."""
+"""The data stage's peer: `datasets.map` with one example per call, then TRL's packing."""
 
 from __future__ import annotations
 

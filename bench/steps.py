@@ -1,4 +1,4 @@
-"""What a rerun costs: bytes hashed in a fresh pocket run and in its rerun, and the rerun's seconds.
+"""The cost of a rerun: bytes hashed in a pocket run and in its rerun, and the rerun's seconds.
 
     python -m bench.steps [--json]
 

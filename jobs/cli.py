@@ -1,4 +1,4 @@
-"""The command `loraforge`: one module a command, heavy modules imported when a command runs.
+"""The command `loraforge`: one module per command, heavy modules imported when a command runs.
 
 Exit codes: 0 done, or nothing to do; 1 a failure worth trying again; 2 the user's to fix; 3 the
 gate rejected the candidate; 130 stopped with Ctrl-C.

@@ -18,7 +18,7 @@ _LOG_EVERY_S = 60.0
 class ConsoleProgress:
     """Draws `core.progress.Progress` on a terminal.
 
-    Elsewhere (logs, CI) a bar is one line a minute and one when it ends.
+    Elsewhere (logs, CI) a bar is one line per minute and one when it ends.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Everything from a recipe up to a registry entry."""
+"""Recipes, data, training, evaluation and the registry."""

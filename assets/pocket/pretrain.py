@@ -1,11 +1,12 @@
 """Pretrain the pocket model from scratch on generated text.
 
-    python assets/pocket/pretrain.py                     the committed model: one GPU, a minute or
-    two python assets/pocket/pretrain.py --steps 20 --shards 2 --rows 4 --out build/pocket     a dry
-    run on a CPU
+    # the committed model: one GPU, a minute or two
+    python assets/pocket/pretrain.py
+    # a trial on a CPU
+    python assets/pocket/pretrain.py --steps 20 --shards 2 --rows 4 --out build/pocket
 
 Reads the tokenizer in assets/pocket/model and writes weights (bf16), configuration, generation
-configuration and train_log.jsonl. Legend: B rows a step, T tokens a row.
+configuration and train_log.jsonl. Legend: B rows per step, T tokens per row.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--intermediate", type=int, default=512)
     parser.add_argument("--steps", type=int, default=2_500)
-    parser.add_argument("--rows", type=int, default=64, help="rows a step")
+    parser.add_argument("--rows", type=int, default=64, help="rows per step")
     parser.add_argument("--row-tokens", type=int, default=1_024)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100)

@@ -1,4 +1,4 @@
-"""How PEFT names an adapter's tensors, in a live model and in `adapter_model.safetensors`."""
+"""PEFT's names of an adapter's tensors, in a live model and in `adapter_model.safetensors`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The factor between B A x and what an adapter adds to a layer's output."""
+"""The scale of an adapter: the factor s in y = W0 x + s B A x."""
 
 from __future__ import annotations
 

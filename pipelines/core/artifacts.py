@@ -140,7 +140,7 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """Whether a candidate may be promoted, with the numbers behind it as words in `reason`.
+    """The gate's result for one candidate; `reason` has the numbers behind it in words.
 
     `candidate` is a checkpoint's digest, or "" when no candidate could be scored, and `version_id`
     the version registered from it. `incumbent` is the version that the alias named before, and

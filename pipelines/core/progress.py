@@ -1,4 +1,4 @@
-"""How a stage reports progress."""
+"""The interface through which a stage reports progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """How a stage reports what it is doing.
+    """Shows notes and progress bars of a stage.
 
     The command line draws it; tests and libraries use `SILENT`.
     """

@@ -38,7 +38,7 @@ def decide(
 
 
 def is_comparable(score: Score, metric: str = "heldout_loss") -> bool:
-    """Whether a score has no error, a finite loss (whatever the metric) and a finite `metric`."""
+    """True if a score has no error, a finite loss (whatever the metric) and a finite `metric`."""
     return (
         not score.error
         and math.isfinite(score.heldout_loss)
@@ -52,7 +52,7 @@ def _cost(metric: str, score: Score) -> float:
 
 
 def _compare(gate: GateConfig, best: Score, name: str, rival: Score) -> tuple[bool, str]:
-    """Whether `best` beats one rival by the margin, and a sentence with the numbers."""
+    """(True if `best` beats a rival by the margin, a sentence with the numbers)."""
     if not is_comparable(rival, gate.metric):
         return False, f"{name} has no finite score to compare {best.label} with"
     if gate.metric == "heldout_loss":

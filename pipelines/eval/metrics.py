@@ -63,5 +63,5 @@ def pad_batch(tokens: Sequence[np.ndarray], left: bool) -> tuple[torch.Tensor, t
 
 
 def is_exact(generated: str, reference: str) -> bool:
-    """Whether an answer equals the reference, except for whitespace at both ends."""
+    """True if an answer equals the reference, except for whitespace at both ends."""
     return generated.strip() == reference.strip()

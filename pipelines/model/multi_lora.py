@@ -1,4 +1,4 @@
-"""Many LoRA adapters on one frozen base, chosen per row, as one pair of GEMMs per layer.
+"""Many LoRA adapters on one frozen base, selected per request row: one pair of GEMMs per layer.
 
 For a linear layer y = W0 x the adapters in use are stacked: A = [A_1; A_2; ...] of [R, in] and
 B = [s_1 B_1, s_2 B_2, ...]^T of [R, out], with R the sum of their ranks and s their scales. Then

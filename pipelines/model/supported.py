@@ -1,4 +1,4 @@
-"""Which bases are supported, and why not."""
+"""Checks that a base is supported, with the reason if it is not."""
 
 from __future__ import annotations
 

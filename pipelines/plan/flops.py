@@ -1,4 +1,4 @@
-"""The one model of a training step's floating-point operations."""
+"""Floating-point operations of a training step."""
 
 from __future__ import annotations
 

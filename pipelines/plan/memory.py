@@ -96,7 +96,7 @@ def _fused_bytes(shape: ModelShape, tokens: int, value: int, checkpointing: str)
 
 
 def _fuses(recipe: Recipe, shape: ModelShape) -> bool:
-    """Whether the run will use the fused layers, as far as the model without weights shows.
+    """True if the run will use the fused layers, as far as the model without weights shows.
 
     A trained head is excluded because its logits are not computed in chunks.
     """

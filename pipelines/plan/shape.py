@@ -1,4 +1,4 @@
-"""The one record of a model's sizes: memory plans, FLOPs and the dry run are computed from it."""
+"""A record of a model's sizes, from which memory plans, FLOPs and the dry run are computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ModelShape:
     """Bytes of the tensors in a checkpoint's adapter, or in its full model."""
 
     unfused_reason: str = ""
-    """Why the fused layers do not fit the adapted model on this machine; empty if they fit."""
+    """The reason why the fused layers do not fit the adapted model here; empty if they fit."""
 
     @property
     def num_trainable_parameters(self) -> int:

@@ -1,6 +1,6 @@
 """Aliases and their history: files that are only ever added, moved by compare-and-swap.
 
-    STORE/aliases/<model>/<alias>/00000001.json    one file a move; the highest number is current
+    STORE/aliases/<model>/<alias>/00000001.json    one file per move; the highest number is current
 
 A move from revision n creates file n + 1, which only one writer can do. Each file appears with its
 full content, so a reader needs no lock and sees either the old target or the new one.

@@ -1,4 +1,4 @@
-"""Where a model version comes from: its ancestors, the code's commit, and who moved an alias."""
+"""The origin of a model version: its ancestors, the code's commit, and who moved an alias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one module that draws: line charts, bars and histograms as SVG text, with matplotlib.
+"""Line charts, bars and histograms as SVG text, drawn with matplotlib.
 
 The same data gives the same bytes: no dates, no random ids. Colours are those of `COLOURS`, which a
 page replaces by CSS variables, so that a chart follows the reader's dark mode.

@@ -1,4 +1,4 @@
-"""The one HTML shell of all pages: a single file without scripts that fetches nothing.
+"""The HTML shell of all pages: a single file without scripts that fetches nothing.
 
 Every function returns `Markup`. Any other text given to a function is escaped, so text from data or
 from a model cannot become HTML. Pages follow the reader's dark mode and fit a screen of 400 pixels.

@@ -94,7 +94,7 @@ class FileHashes:
 
 
 def _state(path: str) -> list[Any] | None:
-    """What identifies a file's content without reading it; None where nothing does."""
+    """A value that changes with a file's content, without reading it; None if there is none."""
     if "://" in path:
         etag = _etag(path)
         return [path, etag] if etag else None

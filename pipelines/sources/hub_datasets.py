@@ -1,4 +1,4 @@
-"""Which files of a folder hold rows, by the rules of the `datasets` library.
+"""Selection of the files of a folder that have rows, by the rules of the `datasets` library.
 
 A dataset repository on the Hub has splits: by the `configs:` of its README.md, else by the split's
 name in the files' paths. In other folders only a README.md with `configs:` chooses among the files.
@@ -55,7 +55,7 @@ Splits = Mapping[str, Sequence[str]]
 
 
 def is_data_file(path: str) -> bool:
-    """Whether a path in a folder is of a known type, not hidden and not a dataset's description."""
+    """True if a path in a folder is of a known type, not hidden and not a dataset's description."""
     parts = PurePosixPath(path).parts
     hidden = any(part.startswith((".", "__")) for part in parts)
     return (

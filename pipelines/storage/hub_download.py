@@ -1,9 +1,9 @@
-"""Download a snapshot from the Hub, as a process that another one watches and can stop at any time.
+"""Download a snapshot from the Hub in a child process that its parent can stop.
 
     python -m pipelines.storage.hub_download '{"base": ..., "revision": ..., "patterns": [...]}'
 
 Writes JSON lines to stdout: `{"download_bytes", "num_files", "cache"}` if something must be
-downloaded, then `{"done_bytes"}` several times a second, and last `{"path"}` or `{"error"}` (one
+downloaded, then `{"done_bytes"}` several times per second, and last `{"path"}` or `{"error"}` (one
 line for the user). The end of stdin stops it: partial files are removed, finished ones stay.
 """
 

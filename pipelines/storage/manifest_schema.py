@@ -8,5 +8,5 @@ OLDEST_READABLE = {"models": 1}
 
 
 def is_readable(kind: str, schema: int) -> bool:
-    """Whether an artifact of this kind, written under this schema, is found."""
+    """True if an artifact of this kind, written under this schema, is found."""
     return schema >= OLDEST_READABLE.get(kind, SCHEMA)

@@ -106,7 +106,7 @@ def _file_name(error: Exception) -> str:
 
 
 def _concerns(file: str, root: str) -> bool:
-    """Whether an error of this file is one of the store: unnamed, inside the store, or above it."""
+    """True if an error of this file is one of the store: unnamed, inside the store, or above it."""
     path = Path(file).absolute()
     return not file or path.is_relative_to(root) or Path(root).is_relative_to(path)
 

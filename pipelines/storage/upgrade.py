@@ -1,4 +1,4 @@
-"""The one line that a user reads when a store was written under an older schema."""
+"""The note that a user reads when a store was written under an older schema."""
 
 from __future__ import annotations
 

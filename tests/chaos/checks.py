@@ -7,7 +7,7 @@ from collections import Counter
 from pipelines.train.track.metrics_log import read_metrics, read_samples
 from pipelines.train.worker import WorkerArgs
 
-NUM_STEPS, SAVE_EVERY = 10, 3  # two epochs of ten rows, two rows a step
+NUM_STEPS, SAVE_EVERY = 10, 3  # two epochs of ten rows, two rows per step
 
 
 def losses_of(args: WorkerArgs) -> list[float]:
