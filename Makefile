@@ -1,5 +1,6 @@
 ## Targets. Each one installs what it needs; Python 3.11 or newer, pip and make must be there.
 ##
+##   make install     install Loraforge into .venv
 ##   make demo        the full flow on this machine: three adapters trained, served and questioned
 ##   make test        the tests and the ten slowest of them (TESTS=tests/unit/train for a part)
 ##   make chaos       the tests that kill processes and damage files, the long ones included
@@ -31,10 +32,12 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint bench wheel-demo lock clean
+.PHONY: help install demo test chaos lint bench wheel-demo lock clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV)/.runtime
 
 demo: $(VENV)/.runtime
 	@$(BIN)/loraforge demo

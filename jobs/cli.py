@@ -27,7 +27,7 @@ from jobs.verbs.serve import serve
 from jobs.verbs.submit import submit
 from jobs.verbs.train import train
 from jobs.verbs.validate import validate
-from pipelines.core.errors import UserError, one_line
+from pipelines.core.errors import RetryError, UserError, one_line
 
 _PANELS = {
     "A recipe": (init, validate, explain, schema),
@@ -70,13 +70,14 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a UserError becomes one line on stderr and exit code 2."""
+    """Run the command line; a UserError becomes one line on stderr and exit code 2 (RetryError: 1)."""
     try:
         app()
     except UserError as error:
         # From inside a Ray task it arrives wrapped in its traceback; its cause is the plain one.
-        print("loraforge:", one_line(getattr(error, "cause", error)), file=sys.stderr)
-        sys.exit(2)
+        plain = getattr(error, "cause", error)
+        print("loraforge:", one_line(plain), file=sys.stderr)
+        sys.exit(1 if isinstance(plain, RetryError) else 2)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,13 @@ def open_session(
     needs_sources: bool = True,
     needs_registry: bool = False,
     needs_weights: bool = True,
+    writes: bool = True,
 ) -> Session:
     """Load the recipe and look at everything it names before anything slow is imported.
 
     Raises UserError for errors in the recipe, an unreachable base, missing weights (unless not
     `needs_weights`), missing data files (unless not `needs_sources`), a store that cannot be
-    written, and, with `needs_registry`, a recipe whose result cannot be registered. With `verify`,
+    written, (unless not `writes`), and, with `needs_registry`, a recipe whose result cannot be registered. With `verify`,
     files are hashed again even if their digests are remembered.
     """
     from jobs.cluster.ray import quiet
@@ -81,7 +82,8 @@ def open_session(
     store, progress = open_store(store_uri)
     if needs_registry:
         loaded.check_registers()
-    store.check_writable()
+    if writes:
+        store.check_writable()
     if needs_sources:
         find_files(loaded.data.sources)
     local_base_dir(loaded.model.base, loaded.model.revision, needs_weights, progress)

@@ -18,6 +18,7 @@ from rich.text import Text
 from jobs.cluster.endpoint import running_endpoint
 from jobs.console import ConsoleProgress
 from jobs.graphs.run import RunResult, run_recipe
+from jobs.options import REJECTED
 from pipelines.core.artifacts import Endpoint, PreparedDataset
 from pipelines.core.errors import UserError
 from pipelines.steps.inputs import Inputs
@@ -42,12 +43,13 @@ def run_demo(
     progress: ConsoleProgress,
     num_questions: int,
     bar: float,
-) -> bool:
+) -> int:
     """Run all recipes, serve all adapters, ask them, print the answers, and stop the endpoint.
 
-    `recipes` maps a path to the recipe's inputs; all must name the same base. Returns whether every
-    adapter, and the merged copy of the first, answers at least the share `bar` of its own task's
-    questions right. Raises UserError when the bases differ or a candidate does not pass its gate.
+    `recipes` maps a path to the recipe's inputs; all must name the same base. Returns the exit
+    code: 0 when every adapter, and the merged copy of the first, answers at least the share `bar`
+    of its own task's questions right, else 1; 3 when the gate rejects a candidate. Raises UserError
+    when the bases differ.
     """
     if len({inputs.recipe.model.base for inputs in recipes.values()}) != 1:
         raise UserError(
@@ -62,7 +64,8 @@ def run_demo(
         result = results[recipe.registry.model] = run_recipe(inputs, runner)
         seconds[recipe.name] = result.seconds
         if not result.version:
-            raise UserError(f"{path}: the gate rejected the adapter: {result.decision.reason}")
+            progress.note(f"{path}: the gate rejected the adapter: {result.decision.reason}")
+            return REJECTED
     names = list(results)
     path, first = next(iter(recipes.items()))
     progress.console.rule("[bold]one base, all adapters[/bold]", align="left")
@@ -100,7 +103,7 @@ def run_demo(
     below = [f"{name} {share:.1%}" for name, share in shares.items() if share < bar]
     if below:
         progress.note(f"below the bar of {bar:.0%} on its own task: {', '.join(below)}")
-    return not below
+    return 1 if below else 0
 
 
 def right_share(answers: Sequence[str], questions: Sequence[Question], task: str) -> float:

@@ -36,5 +36,5 @@ def demo(
 
     inputs = {str(path): session.inputs for path, session in zip(paths, sessions, strict=True)}
     with sessions[0].runner() as runner:
-        passed = run_demo(inputs, runner, sessions[0].progress, questions, bar)
-    raise typer.Exit(0 if passed else 1)
+        code = run_demo(inputs, runner, sessions[0].progress, questions, bar)
+    raise typer.Exit(code)

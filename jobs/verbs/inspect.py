@@ -29,7 +29,7 @@ def inspect(
     ids: Annotated[bool, typer.Option("--ids", help="show every token's id after it")] = False,
 ) -> None:
     """Show what the loss will see, preparing the dataset if needed; exit 1 if the audit fails."""
-    is_recipe = Path(target).is_file() or not re.fullmatch(r"[0-9a-f]{4,64}", target)
+    is_recipe = Path(target).is_file() or not re.fullmatch(r"[0-9a-f]{1,64}", target)
     if is_recipe:
         session = open_session(
             Path(target), overrides, store, verbose, verify=verify, needs_weights=False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from jobs.options import (
@@ -16,7 +18,7 @@ from jobs.options import (
     Verbose,
     Verify,
 )
-from jobs.session import open_session
+from jobs.session import Session, open_session
 
 
 def promote(
@@ -28,6 +30,10 @@ def promote(
     prepared: Prepared = None,
     run: Trained = None,
     report: Report = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="move the alias back to the version that this run promoted"),
+    ] = False,
 ) -> None:
     """Register the best evaluated checkpoint and move the alias; exit 3 if the gate rejects it."""
     session = open_session(
@@ -45,4 +51,28 @@ def promote(
     with session.runner() as runner:
         runner.require(graph.evaluate)
         decision = runner.run(graph.promote)
+    if decision.passed:
+        _follow_alias(session, decision.version_id, again)
     raise typer.Exit(0 if decision.passed else REJECTED)
+
+
+def _follow_alias(session: Session, version_id: str, again: bool) -> None:
+    """Note that the alias was moved since the decision, or with `again` move it back."""
+    from jobs.views.models import moved_since
+    from pipelines.registry.registry import Registry
+
+    registry, section = Registry(session.store), session.recipe.registry
+    note = moved_since(session.store, section.model, section.alias, version_id)
+    alias = registry.alias(section.model, section.alias)
+    if note and again and alias:
+        registry.promote(
+            section.model,
+            section.alias,
+            version_id,
+            alias.revision,
+            reason="promoted again by hand",
+            override=True,
+        )
+        note = f"{section.alias} moved from {alias.version_id} to {version_id}"
+    if note:
+        session.progress.note(note)

@@ -63,23 +63,15 @@ def _result_lines(session: Session, result: RunResult, serve: str) -> list[str]:
         return [f"not promoted: {decision.reason}", *lines, f"adapter: {adapter}"]
     rows = f"{result.prepared.heldout.num_samples:,} held-out rows"
     replaced = f", replacing {decision.incumbent}" if decision.incumbent else ""
-    alias = session.recipe.registry.alias
-    promoted = f"promoted: {version.id} to {alias}{replaced}, scored on {rows}"
+    from jobs.views.models import moved_since
+
+    registry = session.recipe.registry
+    note = moved_since(session.store, registry.model, registry.alias, version.id)
+    promoted = f"promoted: {version.id} to {registry.alias}{replaced}, scored on {rows}"
     return [
         promoted,
-        *_moved_since(session, version.id),
+        *([note] if note else []),
         *lines,
         f"adapter: {version.adapter_uri}",
         f"serve it: {serve}",
     ]
-
-
-def _moved_since(session: Session, version_id: str) -> list[str]:
-    """A line when the alias no longer points to the version, which a rerun does not change."""
-    from pipelines.registry.registry import Registry
-
-    registry = session.recipe.registry
-    alias = Registry(session.store).alias(registry.model, registry.alias)
-    if alias is None or alias.version_id == version_id:
-        return []
-    return [f"since then {registry.alias} was moved to {alias.version_id}; nothing moved now"]

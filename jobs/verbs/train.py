@@ -31,6 +31,7 @@ def train(
         verify=verify,
         needs_sources=prepared is None,
         needs_weights=not dry_run,
+        writes=not dry_run,
     )
     if dry_run:
         from jobs.views.dry_run import show_dry_run

@@ -43,7 +43,7 @@ def versions_table(store: Store, model: str | None = None) -> Table:
 def history_table(store: Store, model: str, alias: str = "production") -> Table:
     """Every move of an alias, oldest first."""
     table = Table(title=f"{model}:{alias}", title_justify="left")
-    for column in ("revision", "action", "version", "when (UTC)", "why"):
+    for column in ("revision", "action", "version", "when (UTC)", "who", "why"):
         table.add_column(column, no_wrap=column == "version")
     for move in Registry(store).history(model, alias):
         row = (
@@ -51,6 +51,7 @@ def history_table(store: Store, model: str, alias: str = "production") -> Table:
             move.action,
             move.alias.version_id,
             move.created[:16].replace("T", " "),
+            move.actor,
             move.reason,
         )
         table.add_row(*(Text(cell) for cell in row))
@@ -64,3 +65,14 @@ def _change(metrics: Mapping[str, float], name: str, form: str) -> str:
     """A figure of the base and of the version on the same held-out set."""
     pair = (metrics.get(f"base_{name}"), metrics.get(name))
     return " → ".join("-" if value is None else format(value, form) for value in pair)
+
+
+def moved_since(store: Store, model: str, alias: str, version_id: str) -> str | None:
+    """One line when the alias no longer points to the version that a decision promoted."""
+    now = Registry(store).alias(model, alias)
+    if now is None or now.version_id == version_id:
+        return None
+    return (
+        f"{alias} was moved to {now.version_id} since, and nothing moved now: "
+        "`loraforge promote --again` moves it back to this version"
+    )

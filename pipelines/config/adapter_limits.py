@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pipelines.adapter_format.limits import REGISTRY_MAX_RANK, REGISTRY_MAX_SCALE, VLLM_RANKS
+from pipelines.adapter_format.scale import lora_scale
 
 if TYPE_CHECKING:
     from pipelines.config.schema import LoraConfig
@@ -45,7 +45,7 @@ def unregistrable_keys(lora: LoraConfig) -> list[str]:
     lines = unservable_keys(lora, None)
     if saved_rank(lora) > REGISTRY_MAX_RANK:
         lines.append(_rank_line(lora, "the registry", REGISTRY_MAX_RANK))
-    scale = lora.alpha / (math.sqrt(lora.r) if lora.rslora else lora.r)
+    scale = lora_scale(lora.alpha, lora.r, lora.rslora)
     if scale > REGISTRY_MAX_SCALE:
         lines.append(
             f"lora.alpha={lora.alpha:g} at lora.r={lora.r} scales the adapter by {scale:g} and the "

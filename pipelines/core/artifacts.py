@@ -78,8 +78,8 @@ class Checkpoint:
 class TrainingRun:
     """A finished run with its remaining checkpoints, best held-out loss first, then the last one.
 
-    `gpu_seconds` is the wall time of the run times its GPUs; 0.0 when it ran on CPUs or was not
-    measured. `saved_bytes` counts the tensors of one checkpoint that serving loads.
+    `gpu_seconds` is the time of its steps times resources.workers times the GPUs of each; 0.0 on
+    CPUs. `saved_bytes` counts the tensors of one checkpoint that serving loads.
     """
 
     ref: ArtifactRef

@@ -7,6 +7,10 @@ class UserError(ValueError):
     """A user error: the command line prints its message in one line and exits with code 2."""
 
 
+class RetryError(UserError):
+    """An error that may pass: the same command can succeed later. Exit code 1."""
+
+
 def one_line(error: object, limit: int | None = None) -> str:
     """The text of an error with its line breaks and runs of spaces as single spaces.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.data.read.chunks import Chunk
 
 KIND = "prepared"
-SCHEMA_VERSION = 8  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 9  # raise it when the same inputs would give other shards
 
 Tokenize = Callable[..., "Iterator[pa.Table]"]
 

@@ -60,6 +60,7 @@ def promote_step(
         load=load_decision,
         summary=lambda decision: _summary(recipe, decision),
         needs_ray=False,
+        is_intact=lambda store, artifact: _has_effect(store, recipe, artifact),
     )
 
 
@@ -104,23 +105,34 @@ def _promote(
 ) -> GateDecision:
     """Register the winner and move the alias to it; returns the decision with what was moved."""
     recipe, registry = inputs.recipe, Registry(context.store)
-    model, alias = recipe.registry.model, recipe.registry.alias
-    incumbent = registry.alias(model, alias)
+    model, name = recipe.registry.model, recipe.registry.alias
+    alias = registry.alias(model, name)
     checkpoint = next(c for c in run.checkpoints if c.ref.digest == decision.candidate)
     roles = lineage(recipe, dataset, checkpoint, report, git_commit(code))
     version = _register(context.store, inputs, dataset, checkpoint, report, roles)
-    if incumbent and incumbent.version_id == version.id:
-        revision, previous = incumbent.revision, decision.incumbent
-    else:
-        revision = incumbent.revision if incumbent else 0
-        previous = incumbent.version_id if incumbent else ""
-        registry.promote(
-            model, alias, version.id, revision, reason=decision.reason, decision=context.key
-        )
-        revision += 1
-    return dataclasses.replace(
-        decision, version_id=version.id, incumbent=previous, alias_revision=revision
+    decision = dataclasses.replace(decision, version_id=version.id)
+    if alias and alias.version_id == version.id:
+        return dataclasses.replace(decision, alias_revision=alias.revision)
+    earlier = load_decision(context.store, context.outdated) if context.outdated else None
+    if alias and earlier and earlier.version_id and alias.version_id != earlier.version_id:
+        # Somebody moved the alias after the earlier decision, for example back: that stays.
+        return decision
+    revision = alias.revision if alias else 0
+    registry.promote(
+        model, name, version.id, revision, reason=decision.reason, decision=context.key
     )
+    incumbent = alias.version_id if alias else ""
+    return dataclasses.replace(decision, incumbent=incumbent, alias_revision=revision + 1)
+
+
+def _has_effect(store: Store, recipe: Recipe, artifact: Artifact) -> bool:
+    """Whether the version of a passed decision, and the alias's history, still exist."""
+    decision, registry = load_decision(store, artifact), Registry(store)
+    if not decision.passed:
+        return True
+    model, alias = recipe.registry.model, recipe.registry.alias
+    known = {version.id for version in registry.versions(model)}
+    return decision.version_id in known and registry.alias(model, alias) is not None
 
 
 def _register(
@@ -169,6 +181,11 @@ def _metrics(score: Score, base: Score) -> dict[str, float]:
 def _summary(recipe: Recipe, decision: GateDecision) -> str:
     if not decision.passed:
         return f"gate not passed: {decision.reason}"
+    if not decision.alias_revision:
+        return (
+            f"gate passed: {decision.reason}; {decision.version_id} registered, but not promoted: "
+            f"{recipe.registry.alias} was moved by hand before"
+        )
     replaced = f" over {decision.incumbent}" if decision.incumbent else ""
     return (
         f"gate passed: {decision.reason}; {decision.version_id} promoted to "

@@ -41,12 +41,16 @@ _RESULT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """The models that an actor loads: the base, named `BASE`, and each candidate's checkpoint."""
+    """The models that an actor loads: the base, named `BASE`, and each candidate's checkpoint.
+
+    `device` None is the GPU if torch sees one.
+    """
 
     model: ModelConfig
     store_uri: str
     checkpoints: Mapping[str, ArtifactRef]
     max_new_tokens: int
+    device: str | None = None
 
 
 def score_batches(
@@ -96,14 +100,16 @@ class Scorer:
         self._errors: dict[str, str] = {}
         self._names = [BASE, *spec.checkpoints]
         store = Store(spec.store_uri)
-        self._base: Any = load_base(spec.model)
+        self._base: Any = load_base(spec.model, spec.device)
         self._full_models: dict[str, Any] = {}
         for name, ref in spec.checkpoints.items():
             try:
                 folder = store.local_dir(ref)
                 if (folder / "model").is_dir():
                     full = {"base": str(folder / "model"), "revision": None}
-                    self._full_models[name] = load_base(spec.model.model_copy(update=full))
+                    self._full_models[name] = load_base(
+                        spec.model.model_copy(update=full), spec.device
+                    )
                 else:
                     self._base = add_adapter(self._base, name, folder / "adapter")
             except Exception as error:  # noqa: BLE001 - whatever is broken, score the others

@@ -104,7 +104,9 @@ def _run_scorers(
     batches = answer_batches(heldout.prompts, recipe.eval.batch_size)
     batches += loss_batches(heldout.samples)
     checkpoints = {_name(c): c.ref for c in run.checkpoints}
-    spec = ScorerSpec(recipe.model, store.uri, checkpoints, recipe.eval.max_new_tokens)
+    # Ray shows all GPUs to an actor that asked for none, so the device is named.
+    device = None if recipe.resources.gpus_per_worker else "cpu"
+    spec = ScorerSpec(recipe.model, store.uri, checkpoints, recipe.eval.max_new_tokens, device)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in [BASE, *checkpoints]}
     with progress.bar("evaluate", total=len(batches) * len(results)) as advance:
         for rows in score_batches(spec, batches, recipe.resources, recipe.eval.actors):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.core.errors import UserError
+from pipelines.core.errors import RetryError, UserError
 
 
 class EntryError(UserError):
     """A version or an alias does not exist, or its file is damaged; other entries are usable."""
 
 
-class AliasMovedError(UserError):
+class AliasMovedError(RetryError):
     """Somebody else moved the alias since it was read: read it again and decide again."""

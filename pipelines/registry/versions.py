@@ -26,6 +26,7 @@ from pipelines.storage import Artifact, Store, sha256_file, verify
 
 KIND = "models"
 _DIGEST = re.compile(r"[0-9a-f]{12}")
+_PREFIX = re.compile(r"[0-9a-f]{4,11}")
 _ADAPTER_FOLDER = "adapter"
 # Fields that `_to_metadata` makes relative to the store.
 _URIS = ("row_ids_uri", "canonical_uri")
@@ -65,8 +66,15 @@ class Versions:
         return self._from_artifact(artifact)
 
     def find(self, version_id: str) -> ModelVersion | None:
-        """The version `model@digest12`, or None. Raises EntryError when its manifest is damaged."""
+        """The version `model@digest12`, or None. Raises EntryError when its manifest is damaged.
+
+        A unique prefix of the digest, of four characters or more, will do.
+        """
         model, _, digest = version_id.partition("@")
+        if _PREFIX.fullmatch(digest):
+            names = self._store.names(KIND)
+            matches = [name for name in names if name.startswith(digest)]
+            digest = matches[0] if len(matches) == 1 else digest
         if not _DIGEST.fullmatch(digest):
             return None
         artifact = self._store.read(self._store.folder(KIND, digest))

@@ -21,6 +21,11 @@ def weight_files(base: str, revision: str | None = None) -> list[Path]:
     """
     folder = local_base_dir(base, revision)
     weights = sorted({path for pattern in _WEIGHT_PATTERNS for path in folder.glob(pattern)})
+    if not weights and not Path(base).expanduser().is_dir():
+        raise UserError(
+            f"model.base={base}: the Hub's cache has no *.safetensors of it; unset HF_HUB_OFFLINE "
+            "to download them, or choose a base with weights in safetensors"
+        )
     if not weights:
         raise UserError(
             f"model.base={base}: no *.safetensors in {folder}; other weight formats can run code "
@@ -38,7 +43,10 @@ def base_fingerprint(
     """
     hashes = hashes or FileHashes()
     folder = local_base_dir(base, revision)
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
     for key in _VOLATILE_KEYS:
         config.pop(key, None)
     weights = weight_files(base, revision)

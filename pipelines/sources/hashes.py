@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.digests import digest_of
+from pipelines.core.errors import UserError, one_line
 from pipelines.sources.open import open_binary
+from pipelines.storage import client_errors
 
 _SETTLED_NS = 2_000_000_000
 
@@ -86,10 +88,13 @@ class FileHashes:
     def _read(self, path: str) -> str:
         self.paths.append(path)
         digest = hashlib.sha256()
-        with open_binary(path) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                self.num_bytes += len(block)
+        try:
+            with open_binary(path) as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+                    self.num_bytes += len(block)
+        except tuple(client_errors()) as error:
+            raise UserError(f"{path}: cannot be read ({one_line(error, 200)})") from error
         return digest.hexdigest()
 
 
@@ -99,12 +104,14 @@ def _state(path: str) -> list[Any] | None:
         etag = _etag(path)
         return [path, etag] if etag else None
     status = os.stat(path)
+    # The path is part of the state: on FUSE mounts of object stores, inode numbers are not stable.
     return [
         status.st_dev,
         status.st_ino,
         status.st_size,
         status.st_mtime_ns,
         status.st_ctime_ns,
+        os.path.realpath(path),
     ]
 
 
@@ -115,15 +122,16 @@ def _etag(uri: str) -> str | None:
     try:
         file_system, name = fsspec.core.url_to_fs(uri)
         info = file_system.info(name)
-    except (OSError, ValueError, RuntimeError, ImportError):  # reported when the file is read
-        return None
+    except (OSError, ValueError, RuntimeError, ImportError, *client_errors()):
+        return None  # the error is reported when the file is read
     versions = (info.get(name) for name in ("ETag", "etag", "blob_id", "generation", "md5Hash"))
-    return next((str(version) for version in versions if version), None)
+    # A weak ETag (W/...) stands for equivalent content, not for equal bytes.
+    return next((str(v) for v in versions if v and not str(v).startswith("W/")), None)
 
 
 def _last_change(state: list[Any] | None) -> int:
     """When a local file changed last, in ns since the epoch; 0 for an object with an ETag."""
-    return max(state[3:5]) if state and len(state) == 5 else 0
+    return max(state[3:5]) if state and len(state) > 2 else 0
 
 
 def _user_cache() -> Path:

@@ -1,4 +1,4 @@
-"""What a recipe names outside itself: base, sources, tokenizer and template, resolved once a
+"""The external inputs of a recipe (base, sources, tokenizer, template), resolved once per
 command.
 """
 
@@ -18,7 +18,7 @@ from pipelines.sources.source_files import SourceFile, benchmark_files, find_fil
 from pipelines.storage import local_base_dir
 
 _TOKENIZER_FACTS = "tokenizer-1"  # raise the number when `TokenizerSpec` digests something else
-_TOKENIZER_PATTERNS = ("*.json", "*.jinja", "tokenizer*")
+_TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Inputs:
                 "prints_date": "strftime_now" in (spec.template or ""),
             }
 
-        label = [_TOKENIZER_FACTS, version("transformers"), [path.name for path in files]]
+        libraries = [version(name) for name in ("tokenizers", "transformers")]
+        label = [_TOKENIZER_FACTS, libraries, [path.name for path in files]]
         return self.hashes.remember(digest_of(label), files, describe)
 
     def _hashed(self, files: list[SourceFile]) -> tuple[HashedFile, ...]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pipelines.core.digests import short
 from pipelines.core.errors import UserError
 from pipelines.core.progress import Progress
 from pipelines.steps.step import BuildContext, Step
@@ -90,6 +89,10 @@ class Runner:
             )
         return self.run(step)
 
+    def give(self, step: Step[T], result: T) -> None:
+        """Use `result` for a step, which is then neither found nor built."""
+        self._results[step] = result
+
     def start_cluster(self) -> None:
         """Enter the cluster's context unless it has been entered."""
         if not self._has_cluster:
@@ -99,29 +102,42 @@ class Runner:
     def _find(self, step: Step[Any], key: str, inputs: list[Any]) -> Artifact | None:
         """The finished artifact, unless it was built from another build of one of its inputs."""
         artifact = self.store.find(step.kind, key)
-        if artifact is None or self._replaced_input(step, artifact, inputs):
+        if artifact is None or not step.is_intact(self.store, artifact):
             return None
-        return artifact
-
-    def _replaced_input(self, step: Step[Any], artifact: Artifact, inputs: list[Any]) -> str | None:
-        for each, noun in zip(step.inputs, inputs, strict=True):
-            if artifact.ref.parents.get(each.kind) != noun.ref.digest:
-                return each.kind
-        return None
+        digests = {
+            each.kind: noun.ref.digest for each, noun in zip(step.inputs, inputs, strict=True)
+        }
+        return artifact if digests.items() <= artifact.ref.parents.items() else None
 
     def _build(self, step: Step[Any], key: str, inputs: list[Any]) -> None:
         outdated = self.store.find(step.kind, key)
-        if outdated is not None:
-            # Same recipe, but an input was deleted and built again with other bytes.
-            if not self.store.is_local:
-                raise UserError(
-                    f"{outdated.ref.uri}: was made from another {step.inputs[-1].noun} than the "
-                    "store has now; delete that folder and give the same command again"
-                )
-            self.progress.note(
-                f"{step.name}: {short(key)} was made from other inputs, rebuilding it"
+        if outdated and not self.store.is_local:
+            raise UserError(
+                f"{outdated.ref.uri}: does not match the store any more, because one of its inputs "
+                "was built again; delete that folder and give the same command again"
             )
-            remove(Path(outdated.ref.uri))
         if step.needs_ray:
             self.start_cluster()
-        step.build(BuildContext(self.store, key, self.progress), *inputs)
+        with self._moved_aside(step, outdated):
+            step.build(BuildContext(self.store, key, self.progress, outdated), *inputs)
+
+    @contextmanager
+    def _moved_aside(self, step: Step[Any], outdated: Artifact | None) -> Iterator[None]:
+        """Hide the artifact that is being replaced; delete it afterwards, or restore it on errors."""
+        if outdated is None:
+            yield
+            return
+        self.progress.note(
+            f"{step.name}: {outdated.ref.name} was made from other inputs, rebuilding it"
+        )
+        folder = Path(outdated.ref.uri)
+        hidden = folder.with_name(f".outdated-{folder.name}")
+        remove(hidden)
+        folder.rename(hidden)
+        try:
+            yield
+        finally:
+            if folder.exists():
+                remove(hidden)
+            else:
+                hidden.rename(folder)

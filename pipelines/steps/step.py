@@ -14,11 +14,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What `Step.build` gets: the store, the artifact's key, and where to print notes."""
+    """What `Step.build` gets: the store, the artifact's key, and where to print notes.
+
+    `outdated` is the artifact of the same key that the new one replaces, if there is one.
+    """
 
     store: Store
     key: str
     progress: Progress
+    outdated: Artifact | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,8 @@ class Step(Generic[T]):
     - `load(store, artifact)`: the artifact as a `T`. Raises UserError when the recipe's present
       limits refuse it.
     - `summary(T)`: the result in a few words, for the line that is printed.
+    - `is_intact(store, artifact)`: whether effects outside the artifact still exist; if not, the
+      artifact does not count as found.
 
     The manifest of a built artifact names each input under its kind in `parents`.
     """
@@ -47,6 +53,7 @@ class Step(Generic[T]):
     load: Callable[[Store, Artifact], T]
     summary: Callable[[T], str]
     needs_ray: bool = True
+    is_intact: Callable[[Store, Artifact], bool] = lambda store, artifact: True
 
 
 def fixed_step(step: Step[T], artifact: Artifact) -> Step[T]:

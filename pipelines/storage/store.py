@@ -267,10 +267,11 @@ class Store:
     def names(self, folder: str) -> list[str]:
         """Sorted names in a folder, given relative to the store's URI, without hidden ones."""
         uri = f"{self.uri}/{folder}"
-        try:
-            names = sorted(os.listdir(uri)) if self.is_local else self._remote.names(uri)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with as_user_error(self.uri, uri):
+            try:
+                names = sorted(os.listdir(uri)) if self.is_local else self._remote.names(uri)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         return [name for name in names if not name.startswith(".")]
 
     @property

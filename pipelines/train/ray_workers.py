@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.digests import short
-from pipelines.core.errors import UserError
+from pipelines.core.errors import RetryError, UserError
 from pipelines.train.faults.failures import FailureLog, reason_of, was_preempted
 from pipelines.train.worker import WorkerArgs, train_rank
 
@@ -68,7 +68,7 @@ def fit(args: WorkerArgs) -> None:
     except ray.train.WorkerGroupError as error:
         failures = error.worker_failures.items()
         reasons = "; ".join(f"worker {rank}: {reason_of(failure)}" for rank, failure in failures)
-        raise UserError(
+        raise RetryError(
             f"{args.folder}: workers failed more often than train.max_failures="
             f"{train.max_failures} allows, at last ({reasons}). The saved checkpoints are kept and "
             "the same command resumes from them; -v shows what the workers wrote"

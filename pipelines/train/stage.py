@@ -105,6 +105,7 @@ def _build(
         as_user_error(store.uri, str(folder), wants_bytes=wanted_bytes),
         claimed(folder, "trains this run"),
     ):
+        _discard_foreign_checkpoints(context, dataset)
         resumed_from, damaged = latest_verified(store, run_id)
         for line in damaged:
             progress.note(f"train: checkpoint damaged, {line}")
@@ -116,6 +117,20 @@ def _build(
         with RunProgress(folder, num_steps, progress), _own_interrupt():
             (fit or ray_workers.fit)(args)
         _write_run(args)
+
+
+def _discard_foreign_checkpoints(context: BuildContext, dataset: PreparedDataset) -> None:
+    """Delete checkpoints of this run that were trained on another build of its dataset."""
+    from pipelines.train.checkpoint.files import list_checkpoints
+    from pipelines.train.checkpoint.retention import discard_after
+
+    checkpoints = list_checkpoints(context.store, context.key)
+    if any(each.ref.parents.get("prepared") != dataset.ref.digest for each in checkpoints):
+        context.progress.note(
+            f"train: run {short(context.key)} has checkpoints of another build of its dataset; "
+            "training starts from step 0"
+        )
+        discard_after(context.store, context.key, 0)
 
 
 @contextmanager

@@ -172,7 +172,8 @@ def test_the_demo_asks_says_and_takes_its_endpoint_down(
         out = io.StringIO()
         progress = ConsoleProgress(Console(file=out, width=160, highlight=False))
         runner = Runner(store, progress)
-        assert run_demo({"mine.yaml": Inputs(recipe)}, runner, progress, 8, bar) is passed
+        code = run_demo({"mine.yaml": Inputs(recipe)}, runner, progress, 8, bar)
+        assert code == (0 if passed else 1)
         output = out.getvalue()
         assert "24 questions over HTTP" in output and result.version and result.version.id in output
         assert ("below the bar of 101% on its own task: person " in output) is not passed

@@ -143,7 +143,7 @@ def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
     )
     message = refusal("run", recipe, "--store", store, "-s", "model.base=nobody/nothing")
     assert message.startswith("model.base=nobody/nothing: ")
-    assert "check the network" in message and "set a folder" in message
+    assert "set a folder" in message
     (tmp_path / "pickled").mkdir()
     assert "has no config.json" in refusal(
         "run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled"

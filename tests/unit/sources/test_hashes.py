@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipelines.core.errors import UserError
 from pipelines.sources import hashes
 from pipelines.sources.base_files import base_fingerprint, weight_files
 from pipelines.sources.hashes import FileHashes
@@ -149,3 +150,28 @@ def test_a_bases_weights_are_read_once(pocket_base: str, tmp_path: Path) -> None
     assert len(first.paths) == len(weight_files(pocket_base))
     second = FileHashes(tmp_path / "cache")
     assert base_fingerprint(pocket_base, hashes=second) == fingerprint and second.paths == []
+
+
+def test_a_remote_file_that_cannot_be_read_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ClientError(Exception):
+        pass
+
+    def refuse(path: str) -> None:
+        raise ClientError("503, message='Service\nUnavailable'")
+
+    monkeypatch.setattr(hashes, "client_errors", lambda: [ClientError])
+    monkeypatch.setattr(hashes, "open_binary", refuse)
+    with pytest.raises(UserError, match="memory://a: cannot be read .503, message='Service Unav"):
+        FileHashes(tmp_path / "cache").sha256("memory://a")
+
+
+def test_a_weak_etag_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FileSystem:
+        def info(self, name: str) -> dict[str, str]:
+            return {"ETag": name}
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda uri: (FileSystem(), uri.split("//")[1]))
+    assert hashes._etag('s3://"strong"') == '"strong"'
+    assert hashes._etag('s3://W/"weak"') is None

@@ -174,3 +174,30 @@ def test_a_failed_build_leaves_nothing_and_can_be_repeated(store: Store) -> None
     with pytest.raises(UserError, match="the disk is full"):
         Runner(store, SILENT).run(broken)
     assert store.list("first") == [] and Runner(store, SILENT).run(step).text == "a"
+
+
+def test_a_failed_rebuild_restores_the_artifact_that_it_was_to_replace(store: Store) -> None:
+    result = Runner(store, SILENT).run(graph([]))
+    first = Runner(store, SILENT).run(text_step("first", "a", []))
+    shutil.rmtree(first.ref.uri)
+    with store.create_artifact("first", first.ref.key) as draft:
+        (draft.path / "text").write_text("A")
+
+    def fail(context: BuildContext, *nouns: Text) -> None:
+        assert context.outdated is not None and store.find("third", context.key) is None
+        raise UserError("the disk is full")
+
+    third = dataclasses.replace(graph([]), build=fail)
+    with pytest.raises(UserError, match="the disk is full"):
+        Runner(store, SILENT).run(third)
+    assert (Path(result.ref.uri) / "text").read_text() == "aabc"
+    assert not list(Path(result.ref.uri).parent.glob(".outdated*"))
+
+
+def test_an_artifact_whose_effects_are_gone_is_built_again(store: Store) -> None:
+    builds: list[str] = []
+    Runner(store, SILENT).run(text_step("first", "a", builds))
+    step = text_step("first", "a", builds)
+    broken = dataclasses.replace(step, is_intact=lambda store, artifact: len(builds) > 1)
+    assert Runner(store, SILENT).find(broken) is None
+    assert Runner(store, SILENT).run(broken).text == "a" and builds == ["first", "first"]

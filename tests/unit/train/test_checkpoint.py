@@ -33,7 +33,7 @@ RUN = "c" * 64
 def make(store: Store, step: int, **metadata: Any) -> Path:
     """A checkpoint of two files with the metadata that a resumed run reads."""
     with store.create_artifact(
-        checkpoint_kind(RUN), checkpoint_key(RUN, step), {"base": "b" * 64}
+        checkpoint_kind(RUN), checkpoint_key(RUN, step), {"base": "b" * 64, "prepared": "d"}
     ) as draft:
         (draft.path / "adapter").mkdir()
         (draft.path / "adapter" / "weights").write_text(f"weights {step}")
@@ -131,6 +131,31 @@ def test_without_held_out_rows_the_latest_checkpoints_remain_and_the_last_is_the
 def test_a_number_that_is_not_finite_is_omitted_from_a_manifest() -> None:
     assert only_finite({"loss": float("nan"), "heldout_loss": 0.5}) == {"heldout_loss": 0.5}
     assert only_finite({"loss": 0.25, "heldout_loss": float("inf")}) == {"loss": 0.25}
+
+
+def test_checkpoints_of_another_build_of_the_dataset_are_discarded(
+    store: Store, pocket_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset has the same key but other bytes: training must not resume from its past."""
+    make(store, 3)
+    steps: list[int] = []
+
+    def no_workers(args: Any) -> None:
+        steps.extend(checkpoint.step for checkpoint in list_checkpoints(store, RUN))
+        raise UserError("no workers here")
+
+    monkeypatch.setattr(stage, "_key", lambda *_: RUN)
+    rows = SplitStats(1, 1, 1, 1)
+    recipe = parse_recipe(
+        {"name": "x", "model": {"base": pocket_base}, "data": {"sources": ["a.json"]}}
+    )
+    for digest, expected in (("d", [3]), ("other", [])):
+        ref = ArtifactRef("prepared", "k", digest, "nowhere")
+        prepared = PreparedDataset(ref, 64, rows, rows, {}, "", "")
+        steps.clear()
+        with pytest.raises(UserError, match="no workers here"):
+            train(recipe, store, prepared, None, SILENT, no_workers)
+        assert steps == expected
 
 
 def test_a_command_names_a_damaged_file_before_it_starts_workers(
