@@ -70,7 +70,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a UserError becomes one line on stderr and exit code 2 (RetryError: 1)."""
+    """Run the command line; a UserError becomes one line on stderr and exit code 2 or 1."""
     try:
         app()
     except UserError as error:

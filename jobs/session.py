@@ -66,7 +66,8 @@ def open_session(
 
     Raises UserError for errors in the recipe, an unreachable base, missing weights (unless not
     `needs_weights`), missing data files (unless not `needs_sources`), a store that cannot be
-    written, (unless not `writes`), and, with `needs_registry`, a recipe whose result cannot be registered. With `verify`,
+    written (unless not `writes`), and, with `needs_registry`, a recipe whose result cannot be
+    registered. With `verify`,
     files are hashed again even if their digests are remembered.
     """
     from jobs.cluster.ray import quiet
@@ -93,15 +94,17 @@ def open_session(
 
 
 @contextmanager
-def ray_session(verbose: bool) -> Iterator[None]:
-    """Ray is initialised inside. Ctrl-C ends the command with one line and exit code 130."""
+def ray_session(verbose: bool, resumes: bool = True) -> Iterator[None]:
+    """Ray is initialised inside. Ctrl-C ends the command with one line and exit code 130.
+
+    `resumes` says whether the same command continues where it stopped.
+    """
     from jobs.cluster.ray import ray_cluster
 
     try:
         with ray_cluster(verbose):
             yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Ray Train's own handler of Ctrl-C exits
-        typer.echo(
-            "loraforge: stopped; finished work is kept, and the same command resumes it", err=True
-        )
+        hint = "; finished work is kept, and the same command resumes it" if resumes else ""
+        typer.echo(f"loraforge: stopped{hint}", err=True)
         raise typer.Exit(130) from stop

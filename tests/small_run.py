@@ -121,7 +121,8 @@ def recipe_for(base: str, **sections: Mapping[str, Any]) -> Recipe:
 
 def worker_args(recipe: Recipe, store: Store, prepared: PreparedDataset) -> WorkerArgs:
     folder = Path(store.uri) / "runs" / ("a" * 12)
-    return WorkerArgs(recipe, store, prepared, "a" * 64, {}, folder, PickledFeed)
+    parents = {"prepared": prepared.ref.digest}
+    return WorkerArgs(recipe, store, prepared, "a" * 64, parents, folder, PickledFeed)
 
 
 def fresh_args(base: str, folder: Path, **sections: Any) -> WorkerArgs:

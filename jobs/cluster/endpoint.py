@@ -26,7 +26,12 @@ def running_endpoint(inputs: Inputs, store: Store, progress: Progress) -> Iterat
 def serve_until_stopped(inputs: Inputs, store: Store, progress: Progress) -> None:
     """Serve until the process is interrupted."""
     with running_endpoint(inputs, store, progress) as endpoint:
-        messages = '[{"role": "user", "content": "..."}]'
+        if len(endpoint.models) == 1:
+            progress.note(
+                f"serve: no version on this base is promoted in {store.uri}, so only the base "
+                "answers; run `loraforge run` first to serve an adapter"
+            )
+        messages = '[{"role": "user", "content": "..."}], "temperature": 0'
         body = f'{{"model": "{endpoint.models[-1]}", "messages": {messages}}}'
         progress.note(
             f"  curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' "

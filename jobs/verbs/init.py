@@ -32,17 +32,16 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
 ) -> None:
     """Write a commented recipe for your rows, sized for this machine."""
-    from jobs.starter.new_file import check_absent, write_new
-
-    check_absent(out, force)
     from jobs.starter.base_size import base_size
     from jobs.starter.choices import choose
     from jobs.starter.first_rows import read_first_rows
     from jobs.starter.machine_size import machine_size
+    from jobs.starter.new_file import check_absent, write_new
     from jobs.starter.starter_recipe import name_from, starter_text
     from pipelines.config.shipped import pocket_dir
 
     rows = read_first_rows(str(Path(data).expanduser()) if "://" not in data else data)
+    check_absent(out, force)
     size, machine = base_size(base or str(pocket_dir() / "model")), machine_size()
     choices = choose(rows, size, machine)
     text = starter_text(name or name_from(data), data, out, rows, size, machine, choices)
@@ -53,7 +52,7 @@ def init(
         f"packed into rows of {choices.row_tokens:,}"
     )
     about = "" if rows.complete else "about "
-    typer.echo(f"split:   {about}{choices.num_heldout:,} rows are held out to score the adapter")
+    typer.echo(f"split:   {about}{choices.num_heldout:,} held-out rows score the adapter")
     typer.echo(f"machine: {machine}")
     for note in _notes(rows, size, choices, base is None):
         typer.echo(f"note:    {note}")

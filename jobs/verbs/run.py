@@ -67,7 +67,8 @@ def _result_lines(session: Session, result: RunResult, serve: str) -> list[str]:
 
     registry = session.recipe.registry
     note = moved_since(session.store, registry.model, registry.alias, version.id)
-    promoted = f"promoted: {version.id} to {registry.alias}{replaced}, scored on {rows}"
+    verb = "promoted" if note is None else "promoted earlier"
+    promoted = f"{verb}: {version.id} to {registry.alias}{replaced}, scored on {rows}"
     return [
         promoted,
         *([note] if note else []),

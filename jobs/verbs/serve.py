@@ -16,5 +16,5 @@ def serve(
     session = open_session(recipe, overrides, store, verbose, needs_sources=False)
     from jobs.cluster.endpoint import serve_until_stopped
 
-    with ray_session(verbose):
+    with ray_session(verbose, resumes=False):
         serve_until_stopped(session.inputs, session.store, session.progress)

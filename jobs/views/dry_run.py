@@ -131,10 +131,11 @@ def _time_line(
     step = step_flops(shape, tokens, tokens, 0, full, recomputed)
     seconds = step / (rate * recipe.resources.max_workers)
     estimate = (
-        f"matrix products here: {rate / 1e12:,.2f} TFLOP/s, so a step takes {seconds:,.2f} s "
-        "or more"
+        f"matrix products alone, at {rate / 1e12:,.2f} TFLOP/s here, take {seconds:,.2f} s per step"
     )
     if prepared is None:
         return f"{estimate}; the number of steps is known after `loraforge prepare`"
     steps = RowOrder(prepared.train.num_rows, recipe.train).num_steps
-    return f"{estimate}, and {steps:,} steps {steps * seconds:,.0f} s"
+    return (
+        f"{estimate}, {steps * seconds:,.0f} s for {steps:,} steps; starting workers comes on top"
+    )

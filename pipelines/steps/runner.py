@@ -123,7 +123,7 @@ class Runner:
 
     @contextmanager
     def _moved_aside(self, step: Step[Any], outdated: Artifact | None) -> Iterator[None]:
-        """Hide the artifact that is being replaced; delete it afterwards, or restore it on errors."""
+        """Hide the artifact to replace; delete it after the build, or restore it on errors."""
         if outdated is None:
             yield
             return

@@ -10,7 +10,7 @@ from pipelines.config.schema.section import Section
 
 
 class GateConfig(Section):
-    """A candidate passes if it beats the base, and the version in use, by `margin` on `metric`."""
+    """A candidate passes if it beats the base by `margin` on `metric`."""
 
     metric: Literal["heldout_loss", "exact_match"] = Field(
         default="heldout_loss", description="The score that candidates are compared on."

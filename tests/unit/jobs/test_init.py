@@ -209,7 +209,7 @@ def test_the_expected_rows_are_those_that_prepare_holds_out(tmp_path: Path) -> N
     recipe = load_recipe(tmp_path / "recipe.yaml")
     keys = split_keys(read_first_rows("rows.jsonl").conversations)
     expected = sum(key < recipe.data.heldout_share for key in keys)
-    assert expected >= 20 and f"split:   {expected} rows are held out" in output
+    assert expected >= 20 and f"split:   {expected} held-out rows" in output
     prepared = prepare(recipe, Store(tmp_path / "store"), SILENT, serial_tokenize)
     assert prepared.heldout.num_samples == expected
 

@@ -4,135 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.views.models import history_table, versions_table
 from jobs.views.scores import scores_table
-from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import (
-    Answer,
-    ArtifactRef,
-    Checkpoint,
-    EvalReport,
-    GateDecision,
-    ModelVersion,
     PreparedDataset,
-    Score,
-    SplitStats,
-    TrainingRun,
 )
-from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
-from pipelines.core.progress import SILENT
-from pipelines.eval.promotion import promote_step
 from pipelines.registry.provenance import git_commit
 from pipelines.registry.registry import Registry
 from pipelines.steps.inputs import Inputs
-from pipelines.steps.runner import Runner
-from pipelines.steps.step import Step
 from pipelines.storage import Store
+from tests.candidates import promoted, scored, trained
 from tests.stages import promote
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 SOURCES = {"source:a.json": "a" * 64, "source:b.json": "b" * 64}
 
 
-@pytest.fixture
-def recipe(pocket_base: str) -> Recipe:
-    data = {"name": "sailor", "model": {"base": pocket_base}, "data": {"sources": ["unused.json"]}}
-    return parse_recipe({**data, "gate": {"margin": 0.1}})
-
-
-@pytest.fixture
-def prepared() -> PreparedDataset:
-    ref = ArtifactRef("prepared", "k" * 64, "d" * 64, "nowhere", SOURCES)
-    return PreparedDataset(ref, 64, SplitStats(1, 1, 1, 1), SplitStats(1, 1, 1, 1), {}, "", "")
-
-
-def trained(store: Store, *steps: int, b: float = 1.0) -> TrainingRun:
-    """A run whose checkpoints hold small adapters, one for each step."""
-    checkpoints = []
-    for step in steps:
-        with store.create_artifact("checkpoints", digest_of([step, b])) as draft:
-            folder = draft.path / "adapter"
-            folder.mkdir()
-            a = np.full((2, 6), step, np.float32)
-            tensors = {
-                f"{LAYER}.lora_A.weight": a,
-                f"{LAYER}.lora_B.weight": np.full((4, 2), b, np.float32),
-            }
-            save_file(tensors, str(folder / "adapter_model.safetensors"))
-            config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
-            (folder / "adapter_config.json").write_text(json.dumps(config))
-        assert draft.ref is not None
-        checkpoints.append(Checkpoint(draft.ref, "run", step, {}))
-    return TrainingRun(checkpoints[0].ref, "run", steps[-1], tuple(checkpoints), {})
-
-
-def scored(run: TrainingRun, *losses: float) -> EvalReport:
-    base = Score("base", "base", 2.0, 0.0, 4, 40, (Answer("s", "Hi", "Aye", "[b]no[/b]", False),))
-    scores = [
-        Score(
-            c.ref.digest,
-            f"step {c.step}",
-            loss,
-            0.5,
-            4,
-            40,
-            (Answer("s", "Hi", "Aye", "Aye", True),),
-        )
-        for c, loss in zip(run.checkpoints, losses, strict=True)
-    ]
-    key = digest_of([run.ref.key, losses])
-    return EvalReport(ArtifactRef("evals", key, "e" * 64, "nowhere"), (base, *scores), "h" * 64)
-
-
 def drawn(table: Any) -> str:
     console = Console(file=io.StringIO(), width=200)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-class Notes:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def promote_step_result(
-    recipe: Recipe,
-    store: Store,
-    dataset: PreparedDataset,
-    run: TrainingRun,
-    report: EvalReport,
-) -> GateDecision:
-    """The promote step through a runner, its inputs given."""
-    nouns = (dataset, run, report)
-    inputs = tuple(
-        Step(noun.ref.kind, "", kind, (), lambda: "", lambda _: None, lambda *_: None, str)
-        for noun, kind in zip(nouns, ("prepared", "trained", "evals"), strict=True)
-    )
-    runner = Runner(store, SILENT)
-    for step, noun in zip(inputs, nouns, strict=True):
-        runner.give(step, noun)
-    return runner.run(promote_step(Inputs(recipe), *inputs))  # type: ignore[arg-type]
-
-
-def promoted(store: Store, decision: GateDecision) -> ModelVersion:
-    return Registry(store).get(decision.version_id)
 
 
 def test_the_winner_becomes_production_with_its_lineage(
@@ -192,53 +93,6 @@ def test_a_rollback_stays_when_the_same_run_is_promoted_again(
     Registry(store).rollback("sailor", "production")
     assert promote(recipe, store, prepared, new, scored(new, 0.9)) == second
     assert Registry(store).get("sailor").id == first.version_id
-
-
-@pytest.mark.parametrize("folder", ["models", "aliases"])
-def test_a_decision_whose_version_or_alias_is_gone_is_made_again(
-    recipe: Recipe, store: Store, prepared: PreparedDataset, folder: str
-) -> None:
-    run = trained(store, 10)
-    report = scored(run, 1.0)
-    first = promote_step_result(recipe, store, prepared, run, report)
-    shutil.rmtree(Path(store.uri) / folder)
-    again = promote_step_result(recipe, store, prepared, run, report)
-    assert again.version_id == first.version_id
-    assert Registry(store).get("sailor").id == first.version_id
-
-
-def test_a_rebuilt_decision_does_not_undo_a_rollback(
-    recipe: Recipe, store: Store, prepared: PreparedDataset
-) -> None:
-    """An input was built again, so the decision is outdated; the alias was moved by hand since."""
-    old, new = trained(store, 10), trained(store, 20)
-    first = promote_step_result(recipe, store, prepared, old, scored(old, 1.0))
-    report = scored(new, 0.9)
-    promote_step_result(recipe, store, prepared, new, report)
-    Registry(store).rollback("sailor", "production")
-    rebuilt = dataclasses.replace(report, ref=dataclasses.replace(report.ref, digest="0" * 64))
-    decision = promote_step_result(recipe, store, prepared, new, rebuilt)
-    assert decision.passed and decision.alias_revision == 0
-    assert Registry(store).get("sailor").id == first.version_id
-
-
-def test_promote_again_moves_the_alias_back_by_hand(
-    recipe: Recipe, store: Store, prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jobs.verbs import promote as verb
-
-    old, new = trained(store, 10), trained(store, 20)
-    promote(recipe, store, prepared, old, scored(old, 1.0))
-    second = promote(recipe, store, prepared, new, scored(new, 0.9))
-    Registry(store).rollback("sailor", "production")
-    notes = Notes()
-    session: Any = SimpleNamespace(recipe=recipe, store=store, progress=notes)
-    verb._follow_alias(session, second.version_id, again=False)
-    assert "promote --again" in notes.lines[-1]
-    assert Registry(store).get("sailor").id != second.version_id
-    verb._follow_alias(session, second.version_id, again=True)
-    assert Registry(store).get("sailor").id == second.version_id
-    assert Registry(store).history("sailor", "production")[-1].override
 
 
 def test_the_same_adapter_scored_again_leaves_the_alias_where_it_is(

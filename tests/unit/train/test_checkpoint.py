@@ -12,6 +12,7 @@ import pytest
 from pipelines.config.recipe import parse_recipe
 from pipelines.core.artifacts import ArtifactRef, PreparedDataset, SplitStats
 from pipelines.core.errors import UserError
+from pipelines.core.progress import SILENT
 from pipelines.storage import MANIFEST, Store
 from pipelines.train import stage
 from pipelines.train.checkpoint.files import (
