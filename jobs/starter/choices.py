@@ -23,6 +23,7 @@ _GOOD_FILL = 0.85
 _FEW_PACKED_ROWS, _MANY_PACKED_ROWS = 20, 256
 _MAX_GLOBAL_BATCH = 16
 _MIN_STEPS, _MAX_EPOCHS = 60, 10
+_POCKET_EFFORT = 4
 _MANY_ROWS = 20_000
 _TRAINING_BYTES = 1.6  # of GPU memory for each byte of frozen weights: activations and logits
 
@@ -63,7 +64,9 @@ def choose(rows: FirstRows, base: BaseSize, machine: MachineSize) -> Choices:
     global_batch -= global_batch % workers
     steps_per_epoch = max(1, math.ceil(packed / global_batch))
     least = 1 if rows.num_rows > _MANY_ROWS else 3
-    epochs = min(max(least, math.ceil(_MIN_STEPS / steps_per_epoch)), _MAX_EPOCHS)
+    # The pocket base knows little and steps cost a tenth of a second: it gets more of them.
+    effort = _POCKET_EFFORT if base.is_pocket else 1
+    epochs = min(max(least, math.ceil(effort * _MIN_STEPS / steps_per_epoch)), effort * _MAX_EPOCHS)
     num_steps = epochs * steps_per_epoch
     tight = base.num_parameters * 2 * _TRAINING_BYTES > machine.gpu_bytes
     spare = machine.num_cpus - 1  # Ray's own processes need a core too

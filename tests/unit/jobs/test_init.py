@@ -63,7 +63,7 @@ def test_a_recipe_is_written_that_loads_and_names_the_rows(tmp_path: Path) -> No
     assert recipe.model.base == POCKET and recipe.resources.gpus_per_worker == 0
     assert "50 rows, format question_answer" in output
     assert "no --base is given, so this is the pocket base" in output
-    assert recipe.data.row_tokens == 256 and recipe.train.epochs <= 10
+    assert recipe.data.row_tokens == 256 and recipe.train.epochs <= 40
 
 
 def test_the_next_commands_are_quoted_for_a_shell(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def choices_for(count: int, tmp_path: Path, base: BaseSize, machine: MachineSize
 @pytest.mark.parametrize("count", [1, 20, 50, 500, 3000])
 def test_steps_are_enough_and_batches_fit_the_number_of_rows(tmp_path: Path, count: int) -> None:
     choices = choices_for(count, tmp_path, base_size(POCKET), CPU)
-    assert 1 <= choices.epochs <= 10 and 1 <= choices.global_batch <= 16
+    assert 1 <= choices.epochs <= 40 and 1 <= choices.global_batch <= 16
     assert choices.num_steps >= 60 or choices.epochs == 10
     assert choices.save_every * 4 >= choices.num_steps and choices.quantization == "none"
     assert (choices.workers, choices.gpus_per_worker) == (1, 0)
