@@ -213,8 +213,10 @@ def test_ctrl_c_ends_a_stalled_download_at_once_and_leaves_no_partial_file(
 ) -> None:
     script = textwrap.dedent(
         """
-        import sys
+        import signal, sys
         from pipelines.storage import local_base_dir
+        # A test run in the background hands SIGINT down as ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             local_base_dir("org/stalled")
         except KeyboardInterrupt:
