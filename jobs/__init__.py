@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-CODE = Path(__file__).parent.parent
+CODE = Path(__file__).resolve().parent.parent
 """The folder that holds the packages; a checkout when it has a `.git`."""

@@ -15,11 +15,12 @@ from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cluster.ray import OBJECT_STORE_BYTES
+
 OK, WARNING, BLOCKER = "ok", "warning", "blocker"
 _STYLES = {OK: "green", WARNING: "yellow", BLOCKER: "bold red"}
 _MIN_FREE_BYTES, _GOOD_FREE_BYTES = 1 << 30, 10 << 30
 _MIN_MEMORY_BYTES = 4 << 30
-_OBJECT_STORE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _shared_memory() -> Check:
             "shared memory", "no /dev/shm", WARNING, "Ray keeps its objects in a slower place"
         )
     free = shutil.disk_usage("/dev/shm").free
-    if free < _OBJECT_STORE_BYTES:
+    if free < OBJECT_STORE_BYTES:
         return Check(
             "shared memory", f"{_gib(free)} in /dev/shm", WARNING, "in Docker: --shm-size=1g"
         )

@@ -7,13 +7,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
-from pathlib import Path
 
+from jobs import CODE
 from pipelines.config.recipe import Recipe
 from pipelines.core.errors import UserError
 
-_OBJECT_STORE_BYTES = 512 << 20
-_CODE = Path(__file__).resolve().parents[2]
+OBJECT_STORE_BYTES = 512 << 20
 # Ray puts the driver's working directory in front of every worker's sys.path, where a user's own
 # `jobs/` or `pipelines/` folder would hide ours. A worker that imported ours first keeps them.
 _PRELOADED = ("RAY_preload_python_modules", "pipelines,jobs,serve_app")
@@ -36,7 +35,7 @@ def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[
     if os.environ.get("RAY_ADDRESS"):
         # That cluster's workers are not started here, so they preload nothing; this directory is
         # the one that Ray puts in front of their sys.path.
-        with chdir(_CODE):
+        with chdir(CODE):
             ray.init(log_to_driver=True, logging_level=level)
     else:
         os.environ.setdefault(*_PRELOADED)
@@ -45,7 +44,7 @@ def ray_cluster(verbose: bool = False, num_cpus: int | None = None) -> Iterator[
             # options below.
             address="local",
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
-            object_store_memory=_OBJECT_STORE_BYTES,
+            object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=verbose,
             logging_level=level,
         )

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from pipelines.adapter_format.scale import lora_scale
-from pipelines.core.errors import UserError
+from pipelines.core.errors import UserError, one_line
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -130,7 +130,7 @@ def _weights_errors(folder: Path) -> Iterator[Path]:
     try:
         yield path
     except (OSError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise AdapterFormatError(f"{path}: not a complete safetensors file ({reason})") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.digests import digest_of
-from pipelines.core.errors import UserError
+from pipelines.core.errors import UserError, one_line
 from pipelines.storage import local_base_dir
 
 # Classes that use tokenizer.json unchanged; any other class may rebuild the tokenizer in Python.
@@ -88,7 +88,7 @@ def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"model.base={base}: its tokenizer cannot be loaded ({reason})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

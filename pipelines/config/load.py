@@ -12,7 +12,7 @@ from pipelines.config.errors import Problem, RecipeError
 from pipelines.config.peers import peer_of
 from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.config.yaml_lines import KeyPath, Position, YamlDocument, parse_yaml
-from pipelines.core.errors import UserError
+from pipelines.core.errors import UserError, one_line
 from pipelines.storage import nearest_path
 
 
@@ -65,7 +65,7 @@ def _yaml_problem(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return Problem("", f"not valid YAML: {' '.join(str(error).split())}")
-    reason = " ".join(str(getattr(error, "problem", None) or error).split())
+    reason = one_line(getattr(error, "problem", None) or error)
     return Problem("", f"not valid YAML: {reason}", Position(mark.line + 1, mark.column + 1))
 
 

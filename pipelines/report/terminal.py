@@ -1,23 +1,10 @@
-"""Tables and small charts for a terminal, shared by the commands."""
+"""Small charts and clipped text for a terminal, shared by the commands."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
-from rich.table import Table
+from collections.abc import Sequence
 
 _BARS = " ▁▂▃▄▅▆▇█"
-
-
-def titled_table(title: str, *columns: str, numbers: Collection[str] = ()) -> Table:
-    """An empty table with its title on the left; columns in `numbers` are aligned to the right.
-
-    Long cells are folded, never cut.
-    """
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    return table
 
 
 def sparkline(counts: Sequence[int]) -> str:
