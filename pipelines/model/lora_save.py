@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.adapter_format.keys import ADAPTER_NAME, file_key, parse_key
-from pipelines.adapter_format.peft_files import WEIGHTS_FILE, read_tensors
+from pipelines.adapter_format.peft_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors
 from pipelines.model.lora import trainable_parameters
 from pipelines.model.lora_init import as_plain_lora
 
@@ -47,6 +48,16 @@ def save_adapter(
     # PEFT then loads it frozen by default.
     config.inference_mode = True
     config.save_pretrained(str(folder))
+    _sort_module_names(folder / CONFIG_FILE)
+
+
+def _sort_module_names(path: Path) -> None:
+    """Sort the lists that PEFT writes from sets: equal adapters are equal bytes in any process."""
+    config = json.loads(path.read_text())
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(key), list):
+            config[key].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def _double_rank(config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ def test_patterns_set_the_rank_of_single_layers(pocket_base: str) -> None:
     assert (
         layers["model.layers.1.self_attn.v_proj"] == 4 and layers["model.layers.2.mlp.up_proj"] == 5
     )
+
+
+def test_the_saved_configuration_lists_modules_in_one_order(
+    pocket_base: str, tmp_path: Path
+) -> None:
+    """PEFT keeps them in a set, whose order differs from process to process."""
+    model = attach(load_base(ModelConfig(base=pocket_base), "cpu"), LoraConfig(r=2), seed=0)
+    save_adapter(model, tmp_path, pocket_base)
+    modules = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) == 7 and modules == sorted(modules)
 
 
 def test_the_seed_determines_the_initial_adapter(pocket_base: str) -> None:
