@@ -22,6 +22,8 @@ def models(
     """List registered versions with their figures and aliases."""
     from jobs.views.models import history_table, versions_table
 
+    if history and model is None:
+        raise typer.BadParameter("give the model whose alias it is", param_hint="--history")
     opened, progress = open_store(store)
     shown = (
         history_table(opened, model, history)

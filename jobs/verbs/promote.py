@@ -74,5 +74,7 @@ def _follow_alias(session: Session, version_id: str, again: bool) -> None:
             override=True,
         )
         note = f"{section.alias} moved from {alias.version_id} to {version_id}"
+    if again and note is None:
+        note = f"{section.alias} is already at {version_id}"
     if note:
         session.progress.note(note)

@@ -73,6 +73,6 @@ def moved_since(store: Store, model: str, alias: str, version_id: str) -> str | 
     if now is None or now.version_id == version_id:
         return None
     return (
-        f"{alias} was moved to {now.version_id} since, and nothing moved now: "
-        "`loraforge promote --again` moves it back to this version"
+        f"{alias} was moved to {now.version_id} since, and nothing moved now: `loraforge promote` "
+        "with this recipe, the same -s and --store, and --again moves it back"
     )
