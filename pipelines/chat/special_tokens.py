@@ -52,14 +52,14 @@ class SpecialTokens:
         ids = {token["content"]: token["id"] for token in added}
         special = {token["content"] for token in added if token["special"]}
         special |= set(named) & set(ids)
-        others = [text for text in ids if text not in special and _BRACKETED.fullmatch(text)]
+        bracketed = [text for text in ids if text not in special and _BRACKETED.fullmatch(text)]
         # A token that has a closing partner (`<think>`, `</think>`) is written inside turns.
-        paired = {text.replace("/", "", 1) for text in others if "/" in text}
+        paired = {text.replace("/", "", 1) for text in bracketed if "/" in text}
         separators = {
-            text for text in others if text in plain and text.replace("/", "", 1) not in paired
+            text for text in bracketed if text in plain and text.replace("/", "", 1) not in paired
         }
         self.ids = {text: i for text, i in ids.items() if text in special or text in separators}
-        markers = [text for text in others if text in source and text not in separators]
+        markers = [text for text in bracketed if text in source and text not in separators]
         self.marker_ids = {text: ids[text] for text in markers}
         self.pattern, self.marker_pattern = _any_of(self.ids), _any_of(self.marker_ids)
         self.any_pattern = _any_of([*self.ids, *self.marker_ids])

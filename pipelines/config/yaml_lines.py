@@ -67,9 +67,9 @@ def _positions(
             lines.setdefault(key.value, []).append(key.start_mark.line + 1)
             yield (*path, key.value), _position(key)
             yield from _positions(value, (*path, key.value), duplicates, visited)
-        for name, places in lines.items():
-            if len(places) > 1:
-                duplicates.append(_twice(name, places))
+        for name, numbers in lines.items():
+            if len(numbers) > 1:
+                duplicates.append(_twice(name, numbers))
     elif isinstance(node, yaml.SequenceNode):
         for number, entry in enumerate(node.value):
             yield (*path, str(number)), _position(entry)

@@ -128,7 +128,8 @@ class Runner:
             yield
             return
         self.progress.note(
-            f"{step.name}: {outdated.ref.name} was made from other inputs, rebuilding it"
+            f"{step.name}: {outdated.ref.name} no longer fits its inputs or the store, "
+            "rebuilding it"
         )
         folder = Path(outdated.ref.uri)
         hidden = folder.with_name(f".outdated-{folder.name}")

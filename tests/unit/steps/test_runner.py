@@ -126,7 +126,7 @@ def test_a_step_is_rebuilt_when_an_input_was_replaced_by_other_bytes(store: Stor
     rebuilt = Runner(store, notes).run(graph(builds))
     assert builds == ["second", "third"] and rebuilt.text == "AAbc"
     assert rebuilt.ref.key == result.ref.key
-    assert any("was made from other inputs" in line for line in notes.lines)
+    assert any("no longer fits its inputs or the store" in line for line in notes.lines)
 
 
 def test_the_cluster_starts_once_and_only_for_a_step_that_needs_it(store: Store) -> None:
