@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def store(tmp_path: Path) -> Store:
 def pocket_base() -> str:
     """The base model that ships with the repository."""
     return str(ROOT / "assets" / "pocket" / "model")
+
+
+@pytest.fixture(scope="session")
+def real_base() -> str:
+    """A real small instruct model, SmolLM2-135M-Instruct, in the folder LORAFORGE_REAL_MODEL."""
+    folder = os.environ.get("LORAFORGE_REAL_MODEL", "")
+    if not (Path(folder) / "config.json").is_file():
+        pytest.skip("LORAFORGE_REAL_MODEL names no folder with a model")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def _type(annotation: Any) -> str:
     if origin is list:
         return "list of " + (_PLURALS.get(inner[0]) or _type(inner[0]))
     if origin is dict:
-        return f"mapping of {_PLURALS[inner[0]]} to {_PLURALS[inner[1]]}"
+        return f"mapping of {_PLURALS[inner[0]]} to {_PLURALS.get(inner[1]) or _type(inner[1])}"
     return _TYPE_NAMES[annotation]
 
 

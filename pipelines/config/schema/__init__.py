@@ -1,6 +1,6 @@
 """The sections of a recipe, one file each."""
 
-from pipelines.config.schema.data import AuditConfig, DataConfig, SourceConfig
+from pipelines.config.schema.data import AuditConfig, DataConfig, SourceConfig, UnusedKeysConfig
 from pipelines.config.schema.eval import EvalConfig
 from pipelines.config.schema.gate import GateConfig
 from pipelines.config.schema.lora import TARGET_PRESETS, LoraConfig
@@ -25,4 +25,5 @@ __all__ = [
     "ServeConfig",
     "SourceConfig",
     "TrainConfig",
+    "UnusedKeysConfig",
 ]

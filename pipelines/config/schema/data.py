@@ -18,12 +18,32 @@ class SourceConfig(Section):
         "https:// or hf://ORG/DATASET."
     )
     format: Literal[
-        "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "question_answer"
+        "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "question_answer", "text"
     ] = Field(default="auto", description="Format of the rows; auto reads it from a row's keys.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Renames columns: a key of the format, and the rows' own name for it, such as "
         "{prompt: q, completion: a}.",
+    )
+    roles: dict[str, Literal["user", "assistant", "system", "tool"]] = Field(
+        default_factory=dict,
+        description="Role names of the rows that are not known by themselves, such as "
+        "{Patient: user, Doctor: assistant}.",
+    )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Delimiter of a CSV file; empty reads it from the header.",
+    )
+    encoding: str = Field(
+        default="auto",
+        description="Text encoding of the files, such as windows-1252; auto is UTF-8, or the "
+        "encoding that a byte order mark names.",
+    )
+    field: str | None = Field(
+        default=None,
+        description="Key of the list of rows in a JSON file that is one object, such as data.",
     )
     split: Literal["auto", "train", "heldout"] = Field(
         default="auto",
@@ -74,6 +94,16 @@ class AuditConfig(Section):
         ge=0,
         le=1,
         description="Largest share of assistant turns in the loss that do not end in a stop token.",
+    )
+
+
+class UnusedKeysConfig(Section):
+    """Keys of rows that nothing reads."""
+
+    allow: list[str] = Field(
+        default_factory=list,
+        description="Keys that may be left out although they mean something elsewhere, such as "
+        "label or chosen.",
     )
 
 
@@ -130,6 +160,21 @@ class DataConfig(Section):
     keep: list[str] = Field(
         default_factory=list,
         description="Expressions that every row must fulfil, such as answer_chars >= 2.",
+    )
+    unused_keys: UnusedKeysConfig = Field(
+        default=UnusedKeysConfig(),
+        description="Keys of rows that nothing reads: those that mean something elsewhere block "
+        "training unless they are allowed here.",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="A file with a chat template (Jinja), relative to the recipe, or the name of a "
+        "built-in one (chatml, alpaca, inst); empty takes the base's own.",
+    )
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="Variables given to the chat template in training and serving, such as "
+        "{enable_thinking: false}.",
     )
     max_rejects_share: float = Field(
         default=0.01,
