@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.chat import ChatRenderer
+from pipelines.chat.default_templates import layout_note
 from pipelines.config.schema import AuditConfig
+from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.errors import UserError
 from pipelines.data.audit.audit import Audit, Histogram, audit
 from pipelines.data.audit.audit_page import render
@@ -39,8 +41,10 @@ def show_audit(
     result = audit(
         artifact, prepared, store.local_dir(artifact.ref), limits or AuditConfig(), num_examples
     )
-    renderer = _renderer(artifact.metadata.get("base"), prepared.tokenizer_digest, console)
+    renderer = _renderer(artifact.metadata.get("base"), prepared, console)
     _show(result, renderer, console, show_ids)
+    if prepared.default_layout:
+        console.print(f"note: {layout_note(prepared.default_layout)}")
     if page is not None:
         try:
             page.write_text(render(result, renderer), encoding="utf-8", errors="backslashreplace")
@@ -51,15 +55,19 @@ def show_audit(
 
 
 def _renderer(
-    base: dict[str, str] | None, tokenizer_digest: str, console: Console
+    base: dict[str, str] | None, prepared: PreparedDataset, console: Console
 ) -> ChatRenderer | None:
     """The renderer of the dataset's base; None when that base is gone or has changed."""
     try:
-        renderer = ChatRenderer.load(base["base"], base.get("revision")) if base else None
+        renderer = (
+            ChatRenderer.load(base["base"], base.get("revision"), prepared.template)
+            if base
+            else None
+        )
     except UserError as error:
         console.print(f"[yellow]tokens are shown as ids: {error}[/yellow]")
         return None
-    if renderer and renderer.tokenizer_digest != tokenizer_digest:
+    if renderer and renderer.tokenizer_digest != prepared.tokenizer_digest:
         console.print(
             "[yellow]tokens are shown as ids: the base's tokenizer has changed since[/yellow]"
         )

@@ -51,7 +51,7 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
 
     recipe = inputs.recipe
     check_startable(recipe, store)
-    yield _rows_table(recipe)
+    yield _rows_table(recipe, inputs.renderer)
     check_base(meta_model(recipe.model).config, recipe.data.row_tokens)
     shape = shape_of(recipe)
     yield _parameters_table(shape)
@@ -66,8 +66,7 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
     yield from recipe.serving_notes()
 
 
-def _rows_table(recipe: Recipe) -> Table:
-    renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
+def _rows_table(recipe: Recipe, renderer: ChatRenderer) -> Table:
     chunks = cut_chunks(find_files(recipe.data.sources))
     if not chunks:
         raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.chat.assistant_spans import AssistantSpanFinder, find_stop
 from pipelines.chat.compiled import CompiledTemplates
-from pipelines.chat.default_templates import template_for
+from pipelines.chat.default_templates import default_layout, effective_template, with_choice
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fastokens_mismatch
 from pipelines.chat.fallbacks import apply_fallbacks, probe_capabilities
 from pipelines.chat.loss_mask import LossMasks, loss_masks
@@ -20,8 +20,11 @@ from pipelines.chat.spans import ByteSpans, RenderedSpans
 from pipelines.chat.special_tokens import InjectionGuard, SpecialTokens, plain_text
 from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
 from pipelines.chat.tokenizer_spec import TokenizerSpec, added_tokens, load_spec
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.core.errors import UserError
+
+_OWN_TEMPLATE = TemplateChoice()
 
 
 class ChatRenderer:
@@ -38,16 +41,20 @@ class ChatRenderer:
     def __init__(self, spec: TokenizerSpec, fast: bool = False, compiled: bool = True) -> None:
         self.spec = spec
         self.fast = fast
-        source = template_for(spec)
+        self.default_layout = "" if spec.template else default_layout(spec)
+        self.template = effective_template(spec)
+        source = self.template.text or ""
         try:
-            template = ChatTemplate(source, spec.named_tokens)
+            template = ChatTemplate(source, spec.variables)
             self.special_tokens = SpecialTokens(
                 added_tokens(spec), spec.named_tokens.values(), plain_text(template), source
             )
             self.encoder = Encoder(spec, fast, self.special_tokens)
             stop = find_stop(template, self.special_tokens)
         except TemplateError as error:
-            raise UserError(f"model.base: its chat template cannot be used: {error}") from error
+            raise UserError(
+                f"{spec.template_key}: its chat template cannot be used: {error}"
+            ) from error
         self.stop_ids = self._all_stop_ids(stop)
         self._stops = np.array(self.stop_ids, np.int64)
         self._template = template
@@ -59,7 +66,7 @@ class ChatRenderer:
             system = ["system"] if self._capabilities.system else []
             self.compiled = CompiledTemplates(
                 source,
-                spec.named_tokens,
+                spec.variables,
                 self._finder.locate,
                 stop[0] if stop else None,
                 self.encoder,
@@ -67,12 +74,15 @@ class ChatRenderer:
             )
 
     @classmethod
-    def load(cls, base: str, revision: str | None = None) -> ChatRenderer:
+    def load(
+        cls, base: str, revision: str | None = None, choice: TemplateChoice = _OWN_TEMPLATE
+    ) -> ChatRenderer:
         """Read a base's tokenizer and template from a folder or the Hub.
 
-        Raises UserError when they cannot be read or used.
+        `choice` replaces the template and gives variables to it. Raises UserError when they cannot
+        be read or used.
         """
-        return cls(load_spec(base, revision))
+        return cls(with_choice(load_spec(base, revision), choice))
 
     def with_fastokens(self, texts: Sequence[str] = ()) -> tuple[ChatRenderer, str | None]:
         """This renderer on fastokens if that gives the same ids for probes and `texts`; else this
@@ -92,7 +102,7 @@ class ChatRenderer:
 
     @property
     def template_digest(self) -> str:
-        return self.spec.template_digest
+        return self.template.digest
 
     @property
     def shows_text_with_calls(self) -> bool:

@@ -12,15 +12,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
 from pipelines.chat.spans import Span
+from pipelines.chat.template_variables import strftime_now
 
 GENERATION_OPEN, GENERATION_CLOSE, CONTENT_OPEN, CONTENT_CLOSE = (
     "\ufdd0",
@@ -84,20 +85,30 @@ def _tojson(
     )
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
 def parse_template(source: str) -> jinja2.Template:
     """Compile a template in the sandbox. Raises TemplateError on bad syntax."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    prepare_environment(environment)
     try:
-        return environment.from_string(source)
+        return make_environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(
             f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
         ) from error
+
+
+def variables_of(source: str) -> frozenset[str]:
+    """The names of the variables that a template reads, `strftime_now` among them.
+
+    Raises TemplateError on bad syntax.
+    """
+    parse_template(source)
+    return frozenset(jinja2.meta.find_undeclared_variables(make_environment().parse(source)))
+
+
+def make_environment() -> jinja2.Environment:
+    """The sandbox in which chat templates are compiled and run."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    prepare_environment(environment)
+    return environment
 
 
 def prepare_environment(environment: jinja2.Environment) -> None:
@@ -106,15 +117,14 @@ def prepare_environment(environment: jinja2.Environment) -> None:
     environment.add_extension(jinja2.ext.loopcontrols)
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
 
 
 class ChatTemplate:
-    """A template and the named special tokens (bos, eos and so on) that it may write."""
+    """A template and its variables: named special tokens (bos, eos and so on) and arguments."""
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
         self._template = parse_template(source)
-        self._named_tokens = dict(named_tokens)
+        self._variables = {"strftime_now": strftime_now({}), **variables}
 
     def render(
         self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False
@@ -178,7 +188,7 @@ class ChatTemplate:
                 messages=messages,
                 tools=list(tools) or None,
                 add_generation_prompt=prompt,
-                **self._named_tokens,
+                **self._variables,
             )
         except jinja2.TemplateError as error:
             raise TemplateError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.chat.template_variables import strftime_now
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError, one_line
 from pipelines.storage import local_base_dir
@@ -29,21 +31,28 @@ class TokenizerSpec:
     """A tokenizer in the tokenizers library's format, its chat template and named special tokens.
 
     `named_tokens` maps `eos_token` and so on to the tokens' texts; `extra_stop_ids` are the end
-    tokens that the base's generation_config.json lists.
+    tokens that the base's generation_config.json lists. `tool_template` renders conversations with
+    tools, None where `template` does. `arguments` are variables that every render gives to the
+    template, and `template_key` is the recipe key that the template comes from, for messages.
     """
 
     tokenizer_json: str
     template: str | None
     named_tokens: dict[str, str]
     extra_stop_ids: tuple[int, ...] = ()
+    tool_template: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    template_key: str = "model.base"
 
     @property
     def tokenizer_digest(self) -> str:
         return digest_of({"tokenizer": json.loads(self.tokenizer_json), "named": self.named_tokens})
 
     @property
-    def template_digest(self) -> str:
-        return digest_of({"template": self.template})
+    def variables(self) -> dict[str, Any]:
+        """The variables of every render: named tokens, arguments, and `strftime_now`."""
+        now = {"strftime_now": strftime_now(self.arguments)}
+        return {**self.named_tokens, **self.arguments, **now}
 
 
 def added_tokens(spec: TokenizerSpec) -> list[dict[str, Any]]:

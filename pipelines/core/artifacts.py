@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.core.digests import short
+from pipelines.core.digests import digest_of, short
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,31 @@ class SplitStats:
 
 
 @dataclass(frozen=True)
+class TemplateChoice:
+    """A chat template, and the variables that every render gives to it.
+
+    `text` is Jinja source; None stands for the base's own template. `tool_text` is the template of
+    conversations with tools, None where `text` renders these too.
+    """
+
+    text: str | None = None
+    tool_text: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the templates, without the arguments."""
+        tools = {"tools": self.tool_text} if self.tool_text else {}
+        return digest_of({"template": self.text} | tools)
+
+
+@dataclass(frozen=True)
 class PreparedDataset:
-    """Packed Parquet shards of the train and held-out splits, and the held-out samples to score."""
+    """Packed Parquet shards of the train and held-out splits, and the held-out samples to score.
+
+    `template` is the chat template that rendered them, its text included. `default_layout` names the
+    built-in template that was used because the base has none, "" otherwise.
+    """
 
     ref: ArtifactRef
     row_tokens: int
@@ -62,6 +85,8 @@ class PreparedDataset:
     counts: Mapping[str, int]
     tokenizer_digest: str
     template_digest: str
+    template: TemplateChoice = TemplateChoice()
+    default_layout: str = ""
 
 
 @dataclass(frozen=True)

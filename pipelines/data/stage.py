@@ -7,7 +7,6 @@ import functools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +81,18 @@ def _literals(inputs: Inputs) -> dict[str, Any]:
     """The keys of the data section that decide the result: not paths, limits or worker counts."""
     data = inputs.recipe.data.model_dump(
         mode="json",
-        exclude={"workers", "audit", "benchmarks", "fast_tokenizer", "max_rejects_share"},
+        exclude={
+            "workers",
+            "audit",
+            "benchmarks",
+            "fast_tokenizer",
+            "max_rejects_share",
+            "chat_template",
+        },
     )
     data["sources"] = [
         {key: value for key, value in source.items() if key != "path"} for source in data["sources"]
     ]
-    if inputs.template_prints_date:
-        data["date"] = date.today().isoformat()  # the template writes it into every row
     return data
 
 
@@ -121,10 +125,12 @@ def _chunk_keys(inputs: Inputs, chunks: Sequence[Chunk]) -> list[str]:
 
 
 def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> None:
-    from pipelines.chat import ChatRenderer
+    from pipelines.chat.default_templates import layout_note
 
     recipe, progress = inputs.recipe, context.progress
-    renderer = ChatRenderer.load(recipe.model.base, recipe.model.revision)
+    renderer = inputs.renderer
+    if renderer.default_layout:
+        progress.note(f"prepare: {layout_note(renderer.default_layout)}")
     if recipe.data.fast_tokenizer:
         renderer, reason = renderer.with_fastokens()
         if reason:
@@ -145,6 +151,8 @@ def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> 
         draft.metadata |= {
             "tokenizer_digest": renderer.tokenizer_digest,
             "template_digest": renderer.template_digest,
+            "template": to_json(renderer.template),
+            "default_layout": renderer.default_layout,
         }
 
 

@@ -8,17 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config.recipe import Recipe
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.core.digests import digest_of
 from pipelines.sources.base_files import base_fingerprint
 from pipelines.sources.hashes import FileHashes
 from pipelines.sources.source_files import SourceFile, benchmark_files, find_files
 from pipelines.storage import local_base_dir
 
-_TOKENIZER_FACTS = "tokenizer-1"  # raise the number when `TokenizerSpec` digests something else
-_TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*")
+if TYPE_CHECKING:
+    from pipelines.chat import ChatRenderer
+
+_TOKENIZER_FACTS = "tokenizer-2"  # raise the number when a renderer has other digests
+_TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*/*.jinja", "*.txt", "*.model", "tokenizer*")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class HashedFile:
 class Inputs:
     """The resolved inputs of one recipe. Each is looked up when first asked for, and only once.
 
-    Raises UserError for a missing source, an unreachable base or a base without a tokenizer.
+    Raises UserError for a missing source, an unreachable base, or a base without a tokenizer or a
+    chat template that can be used.
     """
 
     def __init__(self, recipe: Recipe, hashes: FileHashes | None = None) -> None:
@@ -66,12 +71,28 @@ class Inputs:
 
     @property
     def template_digest(self) -> str:
+        """Hex SHA-256 of the chat template, without its arguments."""
         return self._tokenizer["template"]
 
-    @property
-    def template_prints_date(self) -> bool:
-        """Whether the chat template writes today's date into every rendering."""
-        return self._tokenizer["prints_date"]
+    @cached_property
+    def template(self) -> TemplateChoice:
+        """The chat template and arguments that the recipe chooses; the base's own if it names none.
+
+        Raises UserError for a template that does not exist.
+        """
+        from pipelines.chat.default_templates import chosen_template
+
+        return chosen_template(self.recipe.data)
+
+    @cached_property
+    def renderer(self) -> ChatRenderer:
+        """The renderer of the recipe's base and template.
+
+        Raises UserError when the tokenizer or the template cannot be used.
+        """
+        from pipelines.chat import ChatRenderer
+
+        return ChatRenderer.load(self.recipe.model.base, self.recipe.model.revision, self.template)
 
     @cached_property
     def _tokenizer(self) -> Mapping[str, Any]:
@@ -80,17 +101,12 @@ class Inputs:
         files = sorted({path for pattern in _TOKENIZER_PATTERNS for path in folder.glob(pattern)})
 
         def describe() -> dict[str, Any]:
-            from pipelines.chat.tokenizer_spec import load_spec
-
-            spec = load_spec(model.base, model.revision)
-            return {
-                "tokenizer": spec.tokenizer_digest,
-                "template": spec.template_digest,
-                "prints_date": "strftime_now" in (spec.template or ""),
-            }
+            own = self.renderer
+            return {"tokenizer": own.tokenizer_digest, "template": own.template_digest}
 
         libraries = [version(name) for name in ("tokenizers", "transformers")]
-        label = [_TOKENIZER_FACTS, libraries, [path.name for path in files]]
+        names = [str(path.relative_to(folder)) for path in files]
+        label = [_TOKENIZER_FACTS, libraries, names, self.template]
         return self.hashes.remember(digest_of(label), files, describe)
 
     def _hashed(self, files: list[SourceFile]) -> tuple[HashedFile, ...]:

@@ -39,11 +39,11 @@ class TemplateCompiler:
     def __init__(
         self,
         source: str,
-        named_tokens: Mapping[str, str],
+        variables: Mapping[str, Any],
         locate: Callable[[list[dict[str, Any]]], RenderedSpans],
         stop: str | None,
     ) -> None:
-        self._tracer = Tracer(source, named_tokens)
+        self._tracer = Tracer(source, variables)
         self._locate = locate
         self._stop = stop or ""
 

@@ -34,13 +34,13 @@ class CompiledTemplates:
     def __init__(
         self,
         source: str,
-        named_tokens: Mapping[str, str],
+        variables: Mapping[str, Any],
         locate: Callable[[list[dict[str, Any]]], RenderedSpans],
         stop: str | None,
         encoder: Encoder,
         roles: Collection[str],
     ) -> None:
-        self._compiler = TemplateCompiler(source, named_tokens, locate, stop)
+        self._compiler = TemplateCompiler(source, variables, locate, stop)
         self._encoder = encoder
         self._special_tokens = encoder.special_tokens
         self._roles = roles

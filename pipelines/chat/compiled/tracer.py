@@ -64,7 +64,7 @@ class Tracer:
     """
 
     source: str
-    named_tokens: Mapping[str, str]
+    variables: Mapping[str, Any]
     _template: jinja2.Template | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Tracer:
                 messages=messages,
                 tools=None,
                 add_generation_prompt=prompt,
-                **dict(self.named_tokens),
+                **self.variables,
             )
         except (ContentDependent, jinja2.TemplateError, *ROW_FAULTS):
             return None
@@ -113,9 +113,8 @@ class _TracingEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(function, "__name__", "")
         takes_text = any(map(is_symbolic, [*args, *kwargs.values()]))
-        # `namespace(...)` only stores its arguments. The time differs from one render to the next,
-        # so a trace must not contain it.
-        if name == "strftime_now" or (name != "Namespace" and takes_text):
+        # `namespace(...)` only stores its arguments.
+        if name != "Namespace" and takes_text:
             raise ContentDependent
         return super().call(context, function, *args, **kwargs)
 

@@ -1,6 +1,13 @@
 """The sections of a recipe, one file each."""
 
-from pipelines.config.schema.data import AuditConfig, DataConfig, SourceConfig, UnusedKeysConfig
+from pipelines.config.schema.data import (
+    BUILT_IN_TEMPLATES,
+    RESERVED_VARIABLES,
+    AuditConfig,
+    DataConfig,
+    SourceConfig,
+    UnusedKeysConfig,
+)
 from pipelines.config.schema.eval import EvalConfig
 from pipelines.config.schema.gate import GateConfig
 from pipelines.config.schema.lora import TARGET_PRESETS, LoraConfig
@@ -12,6 +19,8 @@ from pipelines.config.schema.serve import ServeConfig
 from pipelines.config.schema.train import TrainConfig
 
 __all__ = [
+    "BUILT_IN_TEMPLATES",
+    "RESERVED_VARIABLES",
     "TARGET_PRESETS",
     "AuditConfig",
     "DataConfig",

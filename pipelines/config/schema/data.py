@@ -8,6 +8,15 @@ from pydantic import Field, model_validator
 
 from pipelines.config.schema.section import Section
 
+BUILT_IN_TEMPLATES = ("alpaca", "chatml", "inst")  # what data.chat_template may name beside files
+# Variables of chat templates that the renderer sets; no argument may replace one.
+RESERVED_VARIABLES = frozenset(
+    (
+        "messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception",
+        "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+    )
+)  # fmt: skip
+
 
 class SourceConfig(Section):
     """One entry of `data.sources`. A path alone is short for {path: PATH}."""
