@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.chat.default_templates import chosen_template
 from pipelines.config.recipe import Recipe, with_paths
+from pipelines.config.schema import BUILT_IN_TEMPLATES
 from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
 from pipelines.sources.source_files import files_at
@@ -72,9 +74,19 @@ def stage_files(recipe: Recipe, shared: Sequence[Path] = ()) -> Staged:
         paths = [Path(file.path) for file in files_at(path, key)]
         files |= {f"{folder}/{index:05d}-{file.name}": file for index, file in enumerate(paths)}
         moved[path] = f"./{folder}"
+    template = recipe.data.chat_template
+    if template and template not in BUILT_IN_TEMPLATES and not _stays(template, shared):
+        chosen_template(recipe.data)  # a missing file shows before anything is sent
+        files[f"chat_template/{Path(template).name}"] = Path(template)
+        moved[template] = f"./chat_template/{Path(template).name}"
     base = Path(recipe.model.base)
     if base.is_dir() and not _stays(recipe.model.base, shared):
-        files |= {f"base/{path.name}": path for path in sorted(base.iterdir()) if path.is_file()}
+        named_templates = base.glob("additional_chat_templates/*.jinja")
+        files |= {
+            f"base/{path.relative_to(base).as_posix()}": path
+            for path in sorted([*base.iterdir(), *named_templates])
+            if path.is_file()
+        }
         moved[recipe.model.base] = "./base"
     staged = Staged(with_paths(recipe, lambda path: moved.get(path, path)), files)
     _check_size(staged)

@@ -40,6 +40,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 def _notes(recipe: Recipe) -> Iterator[str]:
     """One line for each thing that a later command would refuse, or that serving needs."""
+    from pipelines.chat.default_templates import chosen_template
     from pipelines.core.errors import UserError
     from pipelines.sources.source_files import files_at
     from pipelines.storage import local_base_dir
@@ -51,6 +52,8 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     for number, source in enumerate(sources):
         if "://" not in source.path:
             checks.append(lambda n=number, s=source: files_at(s.path, f"data.sources.{n}.path", n))
+    if recipe.data.chat_template:
+        checks.append(lambda: chosen_template(recipe.data))
     notes = []
     for check in checks:
         try:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.config.schema import LoraConfig, ModelConfig, TrainConfig
+from pipelines.config.schema import (
+    RESERVED_VARIABLES,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainConfig,
+)
 
 
-def contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) -> Iterator[str]:
+def contradictions(
+    model: ModelConfig, lora: LoraConfig, train: TrainConfig, data: DataConfig
+) -> Iterator[str]:
     """One line for each pair of keys that cannot be combined: the values, the reason, and a value
     to set.
     """
@@ -78,3 +86,12 @@ def contradictions(model: ModelConfig, lora: LoraConfig, train: TrainConfig) -> 
             f"train.method=full trains the base's weights: "
             f"set model.quantization=none (given: {quantized})"
         )
+    for name, value in data.template_arguments.items():
+        given = f"data.template_arguments.{name}"
+        if name in RESERVED_VARIABLES:
+            yield f"{given} is set by the renderer for every conversation: leave it out"
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            yield (
+                f"{given}={value!r} is a text, which a template does not read as true or false: "
+                f"set {value.lower()} without quotes"
+            )

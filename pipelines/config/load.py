@@ -11,6 +11,7 @@ import yaml
 from pipelines.config.errors import Problem, RecipeError
 from pipelines.config.peers import peer_of
 from pipelines.config.recipe import Recipe, parse_recipe
+from pipelines.config.schema import BUILT_IN_TEMPLATES
 from pipelines.config.yaml_lines import KeyPath, Position, YamlDocument, parse_yaml
 from pipelines.core.errors import UserError, one_line
 from pipelines.storage import nearest_path
@@ -104,8 +105,8 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    """Make the paths of the base, the sources and the benchmarks absolute; they are relative to
-    `folder`.
+    """Make the paths of the base, the sources, the benchmarks and the chat template absolute; they
+    are relative to `folder`.
     """
     model = data.get("model")
     if isinstance(model, dict) and isinstance(model.get("base"), str):
@@ -119,6 +120,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         sources = [sources] if isinstance(sources, str) else sources
         if isinstance(sources, list):
             section["sources"] = [_source(source, folder) for source in sources]
+    if isinstance(section, dict) and isinstance(section.get("chat_template"), str):
+        section["chat_template"] = _template(section["chat_template"], folder)
     if isinstance(section, dict) and isinstance(section.get("benchmarks"), list):
         section["benchmarks"] = [
             _absolute(p, folder) if isinstance(p, str) else p for p in section["benchmarks"]
@@ -131,6 +134,13 @@ def _source(source: Any, folder: Path) -> Any:
     if isinstance(source, dict) and isinstance(source.get("path"), str):
         return {**source, "path": _absolute(source["path"], folder)}
     return source
+
+
+def _template(given: str, folder: Path) -> str:
+    """The path of a template file; a built-in name, or a template in place of a path, as it is."""
+    if given in BUILT_IN_TEMPLATES or "{" in given or not given.strip():
+        return given
+    return _absolute(given, folder)
 
 
 def _absolute(path: str, folder: Path) -> str:

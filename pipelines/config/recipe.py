@@ -57,7 +57,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Recipe:
-        lines = list(contradictions(self.model, self.lora, self.train))
+        lines = list(contradictions(self.model, self.lora, self.train, self.data))
         if self.serve.engine and self.train.method == "lora":
             unservable = unservable_keys(self.lora, self.serve.engine)
             lines += [f"{line}, or serve.engine" for line in unservable]
@@ -119,10 +119,14 @@ def parse_recipe(
 
 
 def with_paths(recipe: Recipe, move: Callable[[str], str]) -> Recipe:
-    """The recipe with `move` applied to the base and to the paths of sources and benchmarks."""
+    """The recipe with `move` applied to the base and to the paths of sources, benchmarks and the
+    chat template.
+    """
     data = recipe.model_dump()
     data["model"]["base"] = move(data["model"]["base"])
     for source in data["data"]["sources"]:
         source["path"] = move(source["path"])
     data["data"]["benchmarks"] = [move(path) for path in data["data"]["benchmarks"]]
+    if data["data"]["chat_template"]:
+        data["data"]["chat_template"] = move(data["data"]["chat_template"])
     return Recipe.model_validate(data)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.schema.section import Section
 
@@ -208,6 +209,14 @@ class DataConfig(Section):
         description="Preparing tasks that run at the same time; empty allows as many as there are "
         "CPUs.",
     )
+
+    @field_validator("template_arguments", mode="before")
+    @classmethod
+    def _dates_as_text(cls, value: Any) -> Any:
+        """YAML reads 2025-06-30 without quotes as a date."""
+        if not isinstance(value, dict):
+            return value
+        return {k: v.isoformat() if isinstance(v, date) else v for k, v in value.items()}
 
     @model_validator(mode="before")
     @classmethod

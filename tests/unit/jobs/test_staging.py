@@ -122,6 +122,37 @@ def test_benchmark_files_travel_and_count(tmp_path):
         stage_files(sent)
 
 
+def test_the_template_file_and_the_bases_named_templates_travel_and_count(tmp_path):
+    recipe = make_inputs(tmp_path / "here")
+    named = Path(recipe.model.base, "additional_chat_templates", "tool_use.jinja")
+    named.parent.mkdir()
+    named.write_text("{{ tools }}")
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages }}")
+
+    def choosing(name: str) -> Recipe:
+        return recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"chat_template": name})}
+        )
+
+    staged = stage_files(choosing(str(template)))
+    arrived = tmp_path / "there"
+    arrived.mkdir()
+    staged.write(arrived)
+    received = load_recipe(arrived / "recipe.yaml")
+    assert received.data.chat_template is not None
+    assert Path(received.data.chat_template).read_text() == "{{ messages }}"
+    assert Path(received.data.chat_template).is_relative_to(arrived)
+    assert (arrived / "base" / "additional_chat_templates" / "tool_use.jinja").is_file()
+    before = staged.digest
+    template.write_text("{{ messages[0] }}")
+    assert stage_files(choosing(str(template))).digest != before
+    template.unlink()
+    with pytest.raises(UserError, match=r"data.chat_template=.*own.jinja: no such file.*chatml"):
+        stage_files(choosing(str(template)))
+    assert stage_files(choosing("chatml")).recipe.data.chat_template == "chatml"
+
+
 def test_shared_folders_and_hub_ids_stay_where_they_are(tmp_path):
     recipe = make_inputs(tmp_path / "here")
     staged = stage_files(recipe, shared=[tmp_path])
