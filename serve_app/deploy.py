@@ -15,6 +15,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.progress import Progress
 from pipelines.core.quiet_loggers import follow_ray_logger
 from pipelines.registry.registry import Registry
+from pipelines.steps.inputs import Inputs
 from pipelines.storage import Store
 from serve_app.api.ingress import Ingress
 from serve_app.replica import EngineReplica
@@ -22,17 +23,17 @@ from serve_app.routing.names import Router
 from serve_app.routing.offer import app_name, choose_port, served_models
 
 
-def run_endpoint(
-    recipe: Recipe, store: Store, progress: Progress, fingerprint: str | None = None
-) -> Endpoint:
+def run_endpoint(inputs: Inputs, store: Store, progress: Progress) -> Endpoint:
     """Deploy a recipe's endpoint, wait until every model answers, and return its URL and names.
 
     Replaces the endpoint of a recipe with the same name. A Serve that already runs keeps its host
-    and port. `fingerprint` is the base's, computed when not given. Raises UserError for a model
-    that does not exist, a port or path in use, or a deployment that cannot start.
+    and port. Raises UserError for a model that does not exist, a chat template that cannot be used,
+    a port or path in use, or a deployment that cannot start.
     """
+    recipe = inputs.recipe
     config, resources = recipe.serve, recipe.resources
-    served = served_models(recipe, store, fingerprint)
+    served = served_models(recipe, store, inputs.base_fingerprint)
+    template = inputs.template
     follow_ray_logger("ray.serve")
     url = _listen(config)
     model = recipe.model
@@ -45,14 +46,16 @@ def run_endpoint(
     )
     copies = {
         f"merged{i}": engine.options(name=f"{name}-merged").bind(
-            model, config, store.uri, resources.serve_cpus, version_id
+            model, config, store.uri, resources.serve_cpus, version_id, template
         )
         for i, (name, version_id) in enumerate(served.merged.items())
     }
     ingress = serve.deployment(Ingress).options(
         max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0}
     )
-    base = engine.options(name="base").bind(model, config, store.uri, resources.serve_cpus, None)
+    base = engine.options(name="base").bind(
+        model, config, store.uri, resources.serve_cpus, None, template
+    )
     try:
         serve.run(
             ingress.bind(store.uri, served, base, **copies),

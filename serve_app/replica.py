@@ -4,13 +4,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pipelines.config.schema import ModelConfig, ServeConfig
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 from serve_app.engines.protocol import Delta, GenerationRequest
 
 
 class EngineReplica:
-    """Serves the base, or a copy of it with the adapter of `version_id` merged in."""
+    """Serves the base, or a copy of it with the adapter of `version_id` merged in.
+
+    `template` renders requests to the base; those to a version are rendered by its own template.
+    """
 
     def __init__(
         self,
@@ -19,13 +23,15 @@ class EngineReplica:
         store_uri: str,
         cpus: float,
         version_id: str | None,
+        template: TemplateChoice,
     ):
         import torch
 
-        from pipelines.chat import ChatRenderer
+        from pipelines.chat.tokenizer_spec import load_spec
         from pipelines.model.base import load_base
         from pipelines.model.merge import merge_adapter
         from serve_app.engines.transformers.engine import TransformersEngine
+        from serve_app.engines.transformers.renderers import Renderers
 
         if not torch.cuda.is_available():
             torch.set_num_threads(max(1, int(cpus)))
@@ -35,9 +41,14 @@ class EngineReplica:
             return registry.adapter_dir(registry.get(name))
 
         loaded = merge_adapter(model, fetch(version_id)) if version_id else load_base(model)
-        renderer = ChatRenderer.load(model.base, model.revision)
+        renderers = Renderers(
+            load_spec(model.base, model.revision),
+            registry.template(registry.get(version_id)) if version_id else template,
+            lambda adapter: registry.template(registry.get(adapter.version_id)),
+            config.max_adapters,
+        )
         self._engine = TransformersEngine(
-            loaded, renderer, config, lambda adapter: fetch(adapter.version_id)
+            loaded, renderers, config, lambda adapter: fetch(adapter.version_id)
         )
 
     async def answer(self, request: GenerationRequest) -> Delta:

@@ -16,7 +16,7 @@ from serve_app.deploy import run_endpoint, stop_endpoint
 @contextmanager
 def running_endpoint(inputs: Inputs, store: Store, progress: Progress) -> Iterator[Endpoint]:
     """The endpoint of a recipe; stopped on exit, since a shared cluster runs on without us."""
-    endpoint = run_endpoint(inputs.recipe, store, progress, inputs.base_fingerprint)
+    endpoint = run_endpoint(inputs, store, progress)
     try:
         yield endpoint
     finally:

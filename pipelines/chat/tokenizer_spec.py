@@ -81,14 +81,34 @@ def load_spec(base: str, revision: str | None = None) -> TokenizerSpec:
 
 
 def _from_folder(folder: Path, config: dict[str, Any]) -> TokenizerSpec:
-    template = config.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text()
-    if isinstance(template, list):
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    templates = _templates(folder, config.get("chat_template"))
     named = {k: _token_text(config[k]) for k in _NAMED_TOKENS if config.get(k)}
-    text = (folder / "tokenizer.json").read_text()
-    return TokenizerSpec(text, template, named, _generation_stops(folder))
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return _spec(text, templates, named, folder)
+
+
+def _templates(folder: Path, configured: Any) -> dict[str, str]:
+    """A base's chat templates by name, as transformers reads them: files replace the configured."""
+    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    if isinstance(configured, list):
+        return {each["name"]: each["template"] for each in configured}
+    return configured if isinstance(configured, dict) else {"default": configured}
+
+
+def _spec(
+    tokenizer_json: str, templates: Mapping[str, str], named: dict[str, str], folder: Path
+) -> TokenizerSpec:
+    return TokenizerSpec(
+        tokenizer_json,
+        templates.get("default"),
+        named,
+        _generation_stops(folder),
+        templates.get("tool_use"),
+    )
 
 
 def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
@@ -107,9 +127,8 @@ def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
         )
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return TokenizerSpec(backend.to_str(), template, named, _generation_stops(folder))
+    templates = template if isinstance(template, dict) else {"default": template}
+    return _spec(backend.to_str(), templates, named, folder)
 
 
 def _generation_stops(folder: Path) -> tuple[int, ...]:

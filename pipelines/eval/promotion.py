@@ -162,7 +162,7 @@ def _register(
         metrics=_metrics(score, report.base),
         quantization=recipe.model.quantization,
         dtype=evaluation_identity(recipe)["model"]["dtype"],
-        template_digest=dataset.template_digest,
+        template=dataset.template,
         engine="transformers",
     )
 

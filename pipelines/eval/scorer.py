@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config.schema import ModelConfig, ResourcesConfig
-from pipelines.core.artifacts import ArtifactRef
+from pipelines.core.artifacts import ArtifactRef, TemplateChoice
 from pipelines.core.errors import one_line
 from pipelines.core.quiet_loggers import follow_ray_logger
 from pipelines.eval.heldout import EvalBatch, batch_from_row, batch_table
@@ -43,13 +43,15 @@ _RESULT_SCHEMA = pa.schema(
 class ScorerSpec:
     """The models that an actor loads: the base, named `BASE`, and each candidate's checkpoint.
 
-    `device` None is the GPU if torch sees one.
+    `template` is the chat template of the held-out prompts. `device` None is the GPU if torch sees
+    one.
     """
 
     model: ModelConfig
     store_uri: str
     checkpoints: Mapping[str, ArtifactRef]
     max_new_tokens: int
+    template: TemplateChoice
     device: str | None = None
 
 
@@ -96,7 +98,7 @@ class Scorer:
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._max_new_tokens = spec.max_new_tokens
-        self._renderer = ChatRenderer.load(spec.model.base, spec.model.revision)
+        self._renderer = ChatRenderer.load(spec.model.base, spec.model.revision, spec.template)
         self._errors: dict[str, str] = {}
         self._names = [BASE, *spec.checkpoints]
         store = Store(spec.store_uri)

@@ -65,7 +65,7 @@ def _build(
 
     recipe, store = inputs.recipe, context.store
     heldout = load_heldout(store, dataset, recipe.eval.max_samples)
-    results = _run_scorers(recipe, store, run, heldout, context.progress)
+    results = _run_scorers(recipe, store, dataset, run, heldout, context.progress)
     scores = [_score(BASE, BASE, results[BASE], heldout)]
     scores += [_score(c.ref.digest, _label(c), results[_name(c)], heldout) for c in run.checkpoints]
     parents = {"prepared": dataset.ref.digest, "trained": run.ref.digest}
@@ -95,7 +95,12 @@ def load_report(store: Store, artifact: Artifact) -> EvalReport:
 
 
 def _run_scorers(
-    recipe: Recipe, store: Store, run: TrainingRun, heldout: HeldoutSet, progress: Progress
+    recipe: Recipe,
+    store: Store,
+    dataset: PreparedDataset,
+    run: TrainingRun,
+    heldout: HeldoutSet,
+    progress: Progress,
 ) -> Mapping[str, list[dict[str, Any]]]:
     """The results of every batch, by the name that the candidate has in the scorers."""
     from pipelines.eval.heldout import answer_batches, loss_batches
@@ -106,7 +111,14 @@ def _run_scorers(
     checkpoints = {_name(c): c.ref for c in run.checkpoints}
     # Ray shows all GPUs to an actor that asked for none, so the device is named.
     device = None if recipe.resources.gpus_per_worker else "cpu"
-    spec = ScorerSpec(recipe.model, store.uri, checkpoints, recipe.eval.max_new_tokens, device)
+    spec = ScorerSpec(
+        recipe.model,
+        store.uri,
+        checkpoints,
+        recipe.eval.max_new_tokens,
+        dataset.template,
+        device,
+    )
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in [BASE, *checkpoints]}
     with progress.bar("evaluate", total=len(batches) * len(results)) as advance:
         for rows in score_batches(spec, batches, recipe.resources, recipe.eval.actors):

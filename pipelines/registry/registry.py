@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.artifacts import Alias, AliasMove, ModelVersion
+from pipelines.core.artifacts import Alias, AliasMove, ModelVersion, TemplateChoice
 from pipelines.core.errors import UserError
 from pipelines.registry.aliases import Aliases
 from pipelines.registry.errors import EntryError
@@ -31,18 +31,20 @@ class Registry:
         base_fingerprint: str,
         lineage: Mapping[str, str],
         metrics: Mapping[str, float],
+        template: TemplateChoice | None = None,
         **optional: Any,
     ) -> ModelVersion:
         """Check an adapter and copy its files in as an immutable version.
 
-        `optional` are further fields of ModelVersion (quantization, dtype, template_digest, ...).
-        The same weights give the same version, whose first registration stays. Raises UserError
-        for an adapter that `check_adapter` refuses.
+        `template` is the chat template that trained it, which is stored beside it. `optional` are
+        further fields of ModelVersion (quantization, dtype, ...). The same weights and template
+        give the same version, whose first registration stays. Raises UserError for an adapter that
+        `check_adapter` refuses.
         """
         version = ModelVersion(
             model, "", "", base, base_fingerprint, dict(lineage), dict(metrics), "", **optional
         )
-        return self._versions.register(adapter_dir, version)
+        return self._versions.register(adapter_dir, version, template)
 
     def get(self, name: str) -> ModelVersion:
         """The version of `model@digest12`, `model:alias` or a bare `model` (alias production).
@@ -74,6 +76,10 @@ class Registry:
     def adapter_dir(self, version: ModelVersion) -> Path:
         """A local folder with a version's two PEFT files, checked against their sha256."""
         return self._versions.adapter_dir(version)
+
+    def template(self, version: ModelVersion) -> TemplateChoice:
+        """The chat template and arguments that trained a version; without a text the base's own."""
+        return self._versions.template(version)
 
     def aliases(self, model: str) -> list[Alias]:
         """Each of a model's aliases, by name."""

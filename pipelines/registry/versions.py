@@ -1,6 +1,7 @@
 """Model versions: immutable copies of an adapter with its base and its ancestry.
 
-STORE/models/<digest12>/    a version `name@digest12`: manifest and adapter files, never changed
+STORE/models/<digest12>/    a version `name@digest12`: manifest, adapter files and the chat template,
+                            never changed
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from pipelines.adapter_format.adapter_check import check_adapter
 from pipelines.adapter_format.peft_files import CONFIG_FILE, WEIGHTS_FILE
-from pipelines.core.artifacts import ModelVersion
+from pipelines.core.artifacts import ModelVersion, TemplateChoice
 from pipelines.core.digests import digest_of, short
 from pipelines.core.errors import UserError
 from pipelines.core.identifiers import MODEL_NAME
@@ -28,6 +29,8 @@ KIND = "models"
 _DIGEST = re.compile(r"[0-9a-f]{12}")
 _PREFIX = re.compile(r"[0-9a-f]{4,11}")
 _ADAPTER_FOLDER = "adapter"
+# As transformers and vLLM name a base's default template and the one for conversations with tools.
+_TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja")
 # Fields that `_to_metadata` makes relative to the store.
 _URIS = ("row_ids_uri", "canonical_uri")
 
@@ -38,12 +41,15 @@ class Versions:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def register(self, adapter_dir: Path, version: ModelVersion) -> ModelVersion:
+    def register(
+        self, adapter_dir: Path, version: ModelVersion, template: TemplateChoice | None = None
+    ) -> ModelVersion:
         """Check an adapter and copy its files into the store as an immutable version.
 
-        `version` describes it; `digest`, `adapter_uri` and `created` are filled in here. The digest
-        covers the model's name, the base's fingerprint and the adapter's bytes, so the same weights
-        give the same version. Raises UserError for an adapter that `check_adapter` refuses.
+        `version` describes it; `digest`, `adapter_uri` and `created` are filled in here, and with
+        `template`, which trained it, the fields about that. The digest covers the model's name, the
+        base's fingerprint, the template and the adapter's bytes, so the same weights give the same
+        version. Raises UserError for an adapter that `check_adapter` refuses.
         """
         check_model_name(version.name)
         if not version.base_fingerprint:
@@ -53,6 +59,12 @@ class Versions:
         check_adapter(adapter_dir)
         files = {name: sha256_file(adapter_dir / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
         identity = {"name": version.name, "base_fingerprint": version.base_fingerprint}
+        if template:
+            # Two templates that differ in the prompt alone can train the same weights.
+            identity |= {"template": digest_of(template)}
+            version = dataclasses.replace(
+                version, template_digest=template.digest, template_arguments=template.arguments
+            )
         digest = digest_of(identity | {"files": files})
         artifact = self._store.find(KIND, digest)
         if artifact is None:
@@ -60,6 +72,7 @@ class Versions:
             version = dataclasses.replace(version, digest=digest, created=created)
             with self._store.create_artifact(KIND, digest, parents=version.lineage) as draft:
                 _copy_adapter(adapter_dir, draft.path / _ADAPTER_FOLDER, files)
+                _write_template(template, draft.path)
                 draft.metadata |= self._to_metadata(version)
             artifact = self._store.find(KIND, digest)
         assert artifact is not None, digest
@@ -96,6 +109,16 @@ class Versions:
         folder = self._store.local_dir(artifact.ref)
         verify(folder)
         return folder / _ADAPTER_FOLDER
+
+    def template(self, version: ModelVersion) -> TemplateChoice:
+        """The chat template and arguments that trained a version.
+
+        A version that was registered without its template gets the base's own. Raises UserError
+        when a file is missing or altered.
+        """
+        folder = self.adapter_dir(version).parent
+        text, tool_text = (_read_text(folder / name) for name in _TEMPLATE_FILES)
+        return TemplateChoice(text, tool_text, dict(version.template_arguments))
 
     def _readable(self) -> Iterator[ModelVersion]:
         for artifact in self._store.list(KIND):
@@ -137,3 +160,16 @@ def _copy_adapter(source: Path, target: Path, files: dict[str, str]) -> None:
         shutil.copyfile(source / name, target / name)
         if sha256_file(target / name) != sha256:
             raise UserError(f"{source / name}: changed while it was being registered")
+
+
+def _write_template(template: TemplateChoice | None, folder: Path) -> None:
+    texts = (template.text, template.tool_text) if template else ()
+    for name, text in zip(_TEMPLATE_FILES, texts, strict=False):
+        if text is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            # Bytes, as writing text would change line ends on some systems.
+            (folder / name).write_bytes(text.encode())
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_bytes().decode() if path.is_file() else None

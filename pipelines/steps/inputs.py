@@ -74,12 +74,17 @@ class Inputs:
         """Hex SHA-256 of the chat template, without its arguments."""
         return self._tokenizer["template"]
 
-    @cached_property
+    @property
     def template(self) -> TemplateChoice:
         """The chat template and arguments that the recipe chooses; the base's own if it names none.
 
-        Raises UserError for a template that does not exist.
+        Raises UserError for a template that does not exist or cannot be used.
         """
+        _ = self._tokenizer  # checks it
+        return self._chosen
+
+    @cached_property
+    def _chosen(self) -> TemplateChoice:
         from pipelines.chat.default_templates import chosen_template
 
         return chosen_template(self.recipe.data)
@@ -92,7 +97,7 @@ class Inputs:
         """
         from pipelines.chat import ChatRenderer
 
-        return ChatRenderer.load(self.recipe.model.base, self.recipe.model.revision, self.template)
+        return ChatRenderer.load(self.recipe.model.base, self.recipe.model.revision, self._chosen)
 
     @cached_property
     def _tokenizer(self) -> Mapping[str, Any]:
@@ -106,7 +111,7 @@ class Inputs:
 
         libraries = [version(name) for name in ("tokenizers", "transformers")]
         names = [str(path.relative_to(folder)) for path in files]
-        label = [_TOKENIZER_FACTS, libraries, names, self.template]
+        label = [_TOKENIZER_FACTS, libraries, names, self._chosen]
         return self.hashes.remember(digest_of(label), files, describe)
 
     def _hashed(self, files: list[SourceFile]) -> tuple[HashedFile, ...]:

@@ -187,7 +187,7 @@ def client(done: tuple[Recipe, Store, RunResult]) -> Iterator[Any]:
     from serve_app.deploy import run_endpoint, stop_endpoint
 
     recipe, store, _ = done
-    endpoint = run_endpoint(recipe, store, SILENT)
+    endpoint = run_endpoint(Inputs(recipe), store, SILENT)
     yield OpenAI(base_url=f"{endpoint.url}/v1", api_key="none")
     stop_endpoint(recipe)
 

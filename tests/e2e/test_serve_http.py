@@ -16,6 +16,7 @@ from pipelines.core.artifacts import Endpoint, ModelVersion
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
 from pipelines.registry.registry import Registry
+from pipelines.steps.inputs import Inputs
 from pipelines.storage import Store
 from tests.chat_client import QUESTION, answer_text, ask
 
@@ -35,7 +36,7 @@ def endpoint(
     from serve_app.deploy import run_endpoint, stop_endpoint
 
     recipe = recipe_of(pocket_base, merged=["ada"])
-    yield run_endpoint(recipe, registered[0], SILENT)
+    yield run_endpoint(Inputs(recipe), registered[0], SILENT)
     stop_endpoint(recipe)
 
 
@@ -258,11 +259,11 @@ def test_two_endpoints_run_on_one_cluster(
         UserError,
         match="serve.path=/: another application.*set serve.path to another one, such as /two",
     ):
-        run_endpoint(recipe_of(pocket_base, "two"), registered[0], SILENT)
+        run_endpoint(Inputs(recipe_of(pocket_base, "two")), registered[0], SILENT)
     assert client.models.list().data, "the first endpoint was affected"
     before = set(serve.status().applications)
     second = recipe_of(pocket_base, "two", path="/two", models=["bob"])
-    other = run_endpoint(second, registered[0], SILENT)
+    other = run_endpoint(Inputs(second), registered[0], SILENT)
     assert other.url == f"{endpoint.url}/two" and other.models == ("pocket", "bob")
     options: Any = {
         "messages": [{"role": "user", "content": "Hello"}],

@@ -18,13 +18,14 @@ Answer = Delta | Exception
 class Row:
     """A request in the batch.
 
-    `answer` is called from the engine's thread. `limit` is the number of tokens that the answer may
+    `stop_ids` are the tokens that end an answer. `answer` is called from the engine's thread. `limit` is the number of tokens that the answer may
     have, 0 once it has ended. `pieces` are texts that wait for the end of an answer that is not
     streamed. `last` is the last token, of the prompt or the answer.
     """
 
     request: GenerationRequest
     prompt: list[int]
+    stop_ids: tuple[int, ...]
     limit: int
     stream: bool
     answer: Callable[[Answer], object]

@@ -35,6 +35,7 @@ from serve_app.engines.protocol import (
 )
 from serve_app.engines.transformers.adapters import AdapterCache
 from serve_app.engines.transformers.batch_row import Answer, Row, concatenate
+from serve_app.engines.transformers.renderers import Renderers
 from serve_app.engines.transformers.sampling import make_generator, sample
 from serve_app.engines.transformers.slots import SlotCache
 from serve_app.engines.transformers.text import TextStream
@@ -50,11 +51,11 @@ class TransformersEngine:
     def __init__(
         self,
         model: Any,
-        renderer: ChatRenderer,
+        renderers: Renderers,
         config: ServeConfig,
         fetch: Callable[[AdapterRef], Path],
     ) -> None:
-        self._model, self._renderer, self._fetch = model, renderer, fetch
+        self._model, self._renderers, self._fetch = model, renderers, fetch
         self._max_batch = config.max_batch
         self._max_tokens = min(config.max_model_tokens, model.config.max_position_embeddings)
         self._cache = SlotCache(
@@ -74,9 +75,12 @@ class TransformersEngine:
     async def generate(self, request: GenerationRequest, stream: bool) -> AsyncIterator[Delta]:
         """See `serve_app.engines.protocol.Engine`."""
         loop, answers = asyncio.get_running_loop(), asyncio.Queue[Answer]()
-        row = self._admit(
-            request, stream, lambda answer: loop.call_soon_threadsafe(answers.put_nowait, answer)
-        )
+        renderer = await self._renderers.get(request.adapter)
+
+        def answered(answer: Answer) -> None:
+            loop.call_soon_threadsafe(answers.put_nowait, answer)
+
+        row = self._admit(request, renderer, stream, answered)
         self._waiting.put(row)
         if self._ended:
             raise EngineFailure("the engine has stopped")
@@ -115,25 +119,30 @@ class TransformersEngine:
         self._thread.join()
 
     def _admit(
-        self, request: GenerationRequest, stream: bool, answer: Callable[[Answer], object]
+        self,
+        request: GenerationRequest,
+        renderer: ChatRenderer,
+        stream: bool,
+        answer: Callable[[Answer], object],
     ) -> Row:
         try:
-            prompt = self._renderer.prompt_ids(list(request.messages)).tolist()
+            prompt = renderer.prompt_ids(list(request.messages)).tolist()
         except TemplateError as error:
             raise RequestError(
                 f"the model's chat template refuses these messages: {error}", "messages"
             ) from error
         room = self._max_tokens - len(prompt)
         if room < 1 or (request.max_tokens or 1) > room:
-            limit = f" and max_tokens={request.max_tokens}" if request.max_tokens else ""
+            asked = f" and max_tokens={request.max_tokens}" if request.max_tokens else ""
             raise RequestError(
-                f"the messages have {len(prompt)} tokens{limit}, but this model's context holds "
+                f"the messages have {len(prompt)} tokens{asked}, but this model's context holds "
                 f"{self._max_tokens}; shorten the messages or lower max_tokens",
                 "messages",
             )
         generator = make_generator(request, self._model.device)
-        text = TextStream(self._renderer.decode, request.stop, at_once=not stream)
-        return Row(request, prompt, request.max_tokens or room, stream, answer, text, generator)
+        text = TextStream(renderer.decode, request.stop, at_once=not stream)
+        limit = request.max_tokens or room
+        return Row(request, prompt, renderer.stop_ids, limit, stream, answer, text, generator)
 
     # -- the engine's thread -----------------------------------------------------------------
 
@@ -242,7 +251,7 @@ class TransformersEngine:
 
     def _advance(self, row: Row) -> None:
         """Count the row's new token and answer with the text that it completes."""
-        ends = row.last in self._renderer.stop_ids
+        ends = row.last in row.stop_ids
         row.num_tokens += 1
         piece = "" if ends else row.text.push(row.last)
         if row.cancelled.is_set():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.config.recipe import Recipe
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.core.digests import digest_of
 from pipelines.eval.heldout import HeldoutSet, batch_table, loss_batches
 from pipelines.eval.metrics import pad_batch, weighted_nll
@@ -72,7 +73,8 @@ def test_a_fully_fine_tuned_model_is_scored_together_with_adapters(
     assert draft.ref is not None
     adapter = write_checkpoint(eval_store, trained_adapter, 77).ref
     batch = loss_batches(heldout.samples)[0]
-    spec = ScorerSpec(recipe.model, eval_store.uri, {"full": draft.ref, "adapter": adapter}, 4)
+    checkpoints = {"full": draft.ref, "adapter": adapter}
+    spec = ScorerSpec(recipe.model, eval_store.uri, checkpoints, 4, TemplateChoice())
     results = {row["candidate"]: row for row in Scorer(spec)(batch_table([batch])).to_pylist()}
     models = {"base": load_base(recipe.model, "cpu"), "full": full}
     models["adapter"] = add_adapter(load_base(recipe.model, "cpu"), "x", trained_adapter)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from pipelines.chat import ChatRenderer
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
+from serve_app.engines.transformers.renderers import Renderers
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +55,12 @@ def _rewritten(source: Path, target: Path, change: Callable[[torch.Tensor], torc
 @pytest.fixture(scope="session")
 def renderer(pocket_base: str) -> ChatRenderer:
     return ChatRenderer.load(pocket_base)
+
+
+@pytest.fixture(scope="session")
+def renderers(renderer: ChatRenderer) -> Renderers:
+    """The base's own template for every adapter."""
+    return Renderers(renderer.spec, TemplateChoice(), lambda adapter: TemplateChoice(), 8)
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ import pytest
 
 from pipelines.chat import ChatRenderer
 from pipelines.config.schema import ModelConfig, ServeConfig
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.model.base import load_base
 from pipelines.registry.registry import Registry
 from pipelines.storage import Store
 from serve_app.engines.protocol import AdapterRef, GenerationRequest
 from serve_app.engines.transformers.engine import TransformersEngine
+from serve_app.engines.transformers.renderers import Renderers
 from serve_app.routing.names import Router, ServedModels
 
 SCHEMA_1 = Path(__file__).resolve().parents[2] / "fixtures" / "store_schema1"
@@ -35,8 +37,14 @@ def test_a_version_of_schema_1_is_routed_and_answers_with_its_own_weights(
     first, second = registry.versions("toy")
     assert router.names() == {"pocket": "pocket", "toy": first.id}
     model = load_base(ModelConfig(base=pocket_base, dtype="fp32"), "cpu")
+    renderers = Renderers(
+        renderer.spec,
+        TemplateChoice(),
+        lambda adapter: registry.template(registry.get(adapter.version_id)),
+        capacity=2,
+    )
     engine = TransformersEngine(
-        model, renderer, ServeConfig(), lambda a: registry.adapter_dir(registry.get(a.version_id))
+        model, renderers, ServeConfig(), lambda a: registry.adapter_dir(registry.get(a.version_id))
     )
 
     async def answer(adapter: AdapterRef | None) -> str:

@@ -25,6 +25,7 @@ from serve_app.engines.protocol import (
     RequestError,
 )
 from serve_app.engines.transformers.engine import TransformersEngine
+from serve_app.engines.transformers.renderers import Renderers
 
 TEXT = "the old captain sold 14 maps to Mira from Oslo and 3 boats, who bought them; café 😀"
 WORDS = TEXT.split()
@@ -33,7 +34,7 @@ MakeEngine = Callable[..., TransformersEngine]
 
 @pytest.fixture
 def make_engine(
-    pocket_base: str, adapter_folders: dict[str, Path], renderer: ChatRenderer
+    pocket_base: str, adapter_folders: dict[str, Path], renderers: Renderers
 ) -> Iterator[MakeEngine]:
     """Makes engines over the pocket base, each on one core; an adapter's key is its name.
 
@@ -48,7 +49,7 @@ def make_engine(
     ) -> TransformersEngine:
         model = load_base(ModelConfig(base=pocket_base, dtype="fp32"), "cpu")
         fetch = fetch or (lambda adapter: adapter_folders[adapter.key])
-        engines.append(TransformersEngine(model, renderer, ServeConfig(**config), fetch))
+        engines.append(TransformersEngine(model, renderers, ServeConfig(**config), fetch))
         return engines[-1]
 
     yield make
