@@ -12,7 +12,7 @@ from pipelines.chat.assistant_spans import AssistantSpanFinder, find_stop
 from pipelines.chat.compiled import CompiledTemplates
 from pipelines.chat.default_templates import default_layout, effective_template, with_choice
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fastokens_mismatch
-from pipelines.chat.fallbacks import apply_fallbacks, probe_capabilities
+from pipelines.chat.fallbacks import TemplateCapabilities, apply_fallbacks, probe_capabilities
 from pipelines.chat.loss_mask import LossMasks, loss_masks
 from pipelines.chat.prompt_prefix import begins_with_prompt
 from pipelines.chat.rendered import Rendered, RenderedBatch, RenderedText
@@ -103,6 +103,11 @@ class ChatRenderer:
     @property
     def template_digest(self) -> str:
         return self.template.digest
+
+    @property
+    def capabilities(self) -> TemplateCapabilities:
+        """The parts of a conversation that the template renders without a fallback."""
+        return self._capabilities
 
     @property
     def shows_text_with_calls(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.config.schema import DataConfig
 from pipelines.core.digests import digest_of
@@ -25,10 +26,13 @@ from pipelines.data.convert.dedup import repeated
 from pipelines.data.heldout_samples import SPLIT as HELDOUT_LABEL
 from pipelines.data.heldout_samples import HeldoutSamples
 from pipelines.data.mask_checks import MaskChecks
+from pipelines.data.origins import Origins
 from pipelines.data.read.chunks import Chunk
 from pipelines.data.rejects import FILE, RejectLog
+from pipelines.data.row_facts import FactCounts
 from pipelines.data.split_samples import SplitSamples
 from pipelines.data.tokenized_table import (
+    CHUNK_END,
     FILTERED,
     HELDOUT,
     LEAKED,
@@ -62,17 +66,18 @@ class Assembler:
 
     def __init__(self, config: DataConfig, chunks: Sequence[Chunk], scratch: Path) -> None:
         self._config = config
-        self._source_of_chunk = np.array([chunk.source for chunk in chunks], np.int32)
+        self._origins = Origins(chunks)
         with contextlib.ExitStack() as stack:
             self._splits = {
                 fate: stack.enter_context(SplitSamples(scratch / name))
                 for fate, (name, _) in _SPLITS.items()
             }
             self._heldout = stack.enter_context(HeldoutSamples(scratch / "heldout.parquet"))
-            self._rejects = RejectLog(scratch / FILE, chunks)
+            self._rejects = RejectLog(scratch / FILE, self._origins)
             stack.callback(self._rejects.close)
             self._scratch = stack.pop_all()
-        self._checks = MaskChecks()
+        self._checks, self._facts = MaskChecks(), FactCounts()
+        self._first_of_kind: dict[bool, str] = {}  # plain text or not, and its first row
         self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -84,6 +89,11 @@ class Assembler:
     def add(self, table: pa.Table) -> int:
         """Take one table of tokenized_table.SCHEMA; returns the number of source rows in it."""
         fates = table["fate"].to_numpy()
+        if (is_end := fates == CHUNK_END).any():
+            for end in table.select(["chunk", "row"]).filter(pa.array(is_end)).to_pylist():
+                self._origins.end(end["chunk"], end["row"])
+            table, fates = table.filter(pa.array(~is_end)), fates[~is_end]
+        self._check_kind(table)
         for fate, split in self._splits.items():
             split.add(table.filter(pa.array(fates == fate)))
         self._heldout.add(table.filter(pa.array(fates == HELDOUT)))
@@ -94,7 +104,8 @@ class Assembler:
         pieces = int(np.count_nonzero(table["piece"].to_numpy()))
         self.counts["pieces"] += pieces
         self.counts["read"] += len(fates) - pieces
-        self._checks.add(table, self._rejects.origin)
+        self._checks.add(table, self._origins.name)
+        self._facts.add(table, self._origins.name)
         return len(fates) - pieces
 
     def keeping_rejects(self, store: Store, key: str) -> AbstractContextManager[None]:
@@ -122,15 +133,37 @@ class Assembler:
         config, stats = self._config, {}
         for fate, (name, label) in _SPLITS.items():
             split = self._splits[fate]
-            chosen = split.select(stays[fate], self._source_of_chunk, label)
+            chosen = split.select(stays[fate], self._origins, label)
             stats[name] = to_json(
                 write_shards(split.store, chosen, folder, name, config.row_tokens, config.seed)
             )
-        self._heldout.write(folder / HELDOUT_SAMPLES, stays[HELDOUT], self._source_of_chunk)
+            if fate == HELDOUT:
+                self._heldout.write(folder / HELDOUT_SAMPLES, stays[fate], chosen)
         self._rejects.close()
         shutil.move(self._rejects.path, folder / FILE)
-        metadata = {"row_tokens": config.row_tokens, "counts": dict(sorted(self.counts.items()))}
-        return metadata | stats | {"checks": dict(self._checks.counts)}
+        facts = self._facts.manifest()
+        facts["first_rows"] |= {"checks": self._checks.first_rows}
+        metadata = {
+            "row_tokens": config.row_tokens,
+            "counts": dict(sorted(self.counts.items())),
+            "checks": dict(self._checks.counts),
+            "files": self._origins.names,
+        }
+        return metadata | stats | facts
+
+    def _check_kind(self, table: pa.Table) -> None:
+        """Raise UserError once both plain text and conversations were read."""
+        for is_text in (True, False):
+            number = pc.index(table["is_text"], is_text).as_py()
+            if is_text not in self._first_of_kind and number >= 0:
+                row = table.select(["chunk", "row"]).slice(number, 1).to_pylist()[0]
+                self._first_of_kind[is_text] = self._origins.name(row["chunk"], row["row"])
+        if len(self._first_of_kind) > 1:
+            raise UserError(
+                f"data.sources: {self._first_of_kind[True]} is plain text and "
+                f"{self._first_of_kind[False]} is a conversation, and a dataset has rows of one "
+                "kind: prepare them with two recipes"
+            )
 
     def _without_repeats(self, split: SplitSamples) -> np.ndarray:
         """Mask of a split's samples that stay when duplicates are dropped, bool [N]."""
@@ -152,7 +185,7 @@ class Assembler:
         if policy == "allow":
             return np.zeros(len(stays[TRAIN]), bool)
         leaks = train.asks_any_of(heldout.key("prompt_key")[stays[HELDOUT]]) & stays[TRAIN]
-        first = self._rejects.origin(*train.place(int(np.argmax(leaks)))) if leaks.any() else None
+        first = self._origins.name(*train.place(int(np.argmax(leaks)))) if leaks.any() else None
         self._reject(train, leaks, "leaked", "its question is held out")
         if policy == "error" and self.counts["leaked"]:
             raise UserError(

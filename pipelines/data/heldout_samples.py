@@ -10,13 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.tokenized_table import SCHEMA
-from pipelines.packed.format import HELDOUT_SCHEMA
-from pipelines.packed.writer import hex_ids
+from pipelines.packed.format import HELDOUT_SCHEMA, LABELS
+from pipelines.packed.writer import Selection
 
 SPLIT = "select"  # held-out rows choose the checkpoint
-_COLUMNS = (
-    "chunk", "sample_id", "cluster_id", "prompt_ids", "reference", "prompt", "messages",
-)  # fmt: skip
+_COLUMNS = [name for name in HELDOUT_SCHEMA.names if name not in LABELS]
 
 
 class HeldoutSamples:
@@ -37,25 +35,21 @@ class HeldoutSamples:
         """Add held-out rows of a table of tokenized_table.SCHEMA."""
         self._out.write_table(table.select(_COLUMNS))
 
-    def write(self, path: Path, stays: np.ndarray, source_of_chunk: np.ndarray) -> None:
-        """Write the rows of the mask `stays` (bool, one for each added row) that have a prompt."""
+    def write(self, path: Path, stays: np.ndarray, chosen: Selection) -> None:
+        """Write the rows of the mask `stays` (bool, one for each added row) that have a prompt.
+
+        `chosen` has the labels of the rows that stay, in their order.
+        """
         self._out.close()
-        start = 0
+        start, num_before = 0, 0
         with pq.ParquetWriter(path, HELDOUT_SCHEMA) as out:
             for batch in pq.ParquetFile(self._path).iter_batches():
-                has_prompt = batch["prompt_ids"].is_valid().to_numpy(zero_copy_only=False)
-                mask = stays[start : start + len(batch)] & has_prompt
+                mask = stays[start : start + len(batch)]
                 start += len(batch)
                 rows = batch.filter(pa.array(mask))
-                out.write_table(_labeled(rows, source_of_chunk))
-
-
-def _labeled(rows: pa.RecordBatch, source_of_chunk: np.ndarray) -> pa.Table:
-    columns = {name: rows[name] for name in _COLUMNS[3:]} | {
-        "sample_id": hex_ids(rows["sample_id"]),
-        "cluster_id": hex_ids(rows["cluster_id"]),
-        "source": pa.array(source_of_chunk[rows["chunk"].to_numpy()], pa.int32()),
-        "slice": pa.repeat("", len(rows)),
-        "split": pa.repeat(SPLIT, len(rows)),
-    }
-    return pa.table([columns[name] for name in HELDOUT_SCHEMA.names], schema=HELDOUT_SCHEMA)
+                has_prompt = rows["prompt_ids"].is_valid()
+                samples = num_before + np.flatnonzero(has_prompt.to_numpy(zero_copy_only=False))
+                num_before += len(rows)
+                rows = rows.filter(has_prompt)
+                columns = {name: rows[name] for name in _COLUMNS} | chosen.labels(samples)
+                out.write_table(pa.table(columns).select(HELDOUT_SCHEMA.names).cast(HELDOUT_SCHEMA))

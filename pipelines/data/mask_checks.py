@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.core.errors import UserError
@@ -15,13 +16,19 @@ _CHECKS = {
     "other_turns_masked": ("num_context_spans", "num_leaked_tokens"),
     "texts_beside_calls": ("num_call_texts", "num_unrendered_call_texts"),
 }
+_PREFIX = "prefix_matches"
+NAMES = (*_CHECKS, _PREFIX)
 
 
 class MaskChecks:
-    """Counts `NAME_checked` and `NAME_failed` of every check over all samples."""
+    """Counts `NAME_checked` and `NAME_failed` of every check over all samples.
+
+    `first_rows` has the file and line of the first sample that fails a check.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.first_rows: dict[str, str] = {}
 
     def add(self, table: pa.Table, origin: Callable[[int, int], str]) -> None:
         """Count the rows of a table of tokenized_table.SCHEMA.
@@ -32,17 +39,30 @@ class MaskChecks:
         for name, (checked, failed) in _CHECKS.items():
             self.counts[f"{name}_checked"] += _sum(table[checked])
             self.counts[f"{name}_failed"] += _sum(table[failed])
-        matches = table["prefix_matches"].drop_null()
-        self.counts["prefix_matches_checked"] += len(matches)
-        self.counts["prefix_matches_failed"] += len(matches) - _sum(matches)
-        if self.counts["other_turns_masked_failed"]:
-            rows = table.select(["chunk", "row", "num_leaked_tokens"]).to_pylist()
-            row = next(row for row in rows if row["num_leaked_tokens"])
+        matches = table[_PREFIX].drop_null()
+        self.counts[f"{_PREFIX}_checked"] += len(matches)
+        self.counts[f"{_PREFIX}_failed"] += len(matches) - _sum(matches)
+        for name in NAMES:
+            if self.counts[f"{name}_failed"] and name not in self.first_rows:
+                number = int(np.argmax(failing(table)[name]))
+                chunk, row = (table[column][number].as_py() for column in ("chunk", "row"))
+                self.first_rows[name] = origin(chunk, row)
+        if first := self.first_rows.get("other_turns_masked"):
+            num_tokens = next(filter(None, table["num_leaked_tokens"].to_pylist()))
             raise UserError(
-                f"data.sources: {origin(row['chunk'], row['row'])}: the loss would include "
-                f"{row['num_leaked_tokens']} tokens of its system, user or tool turns; the chat "
+                f"data.sources: {first}: the loss would include "
+                f"{num_tokens} tokens of its system, user or tool turns; the chat "
                 "template of model.base marks text of these turns as answers: fix the template"
             )
+
+
+def failing(table: pa.Table) -> Mapping[str, np.ndarray]:
+    """For each check of NAMES the rows of a table that fail it, bool [N]."""
+    matches = table[_PREFIX].fill_null(True).to_numpy()
+    failed = {
+        name: table[column].fill_null(0).to_numpy() > 0 for name, (_, column) in _CHECKS.items()
+    }
+    return failed | {_PREFIX: ~matches}
 
 
 def _sum(column: pa.ChunkedArray) -> int:

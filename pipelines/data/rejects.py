@@ -10,20 +10,21 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config.schema import DataConfig
 from pipelines.core.errors import UserError
-from pipelines.data.read.chunks import Chunk, lines_between
 from pipelines.data.read.raw_row import printable
 from pipelines.storage import Store
 
 if TYPE_CHECKING:  # a command that finds its dataset loads this module, but not pyarrow
     import pyarrow as pa
+
+    from pipelines.data.origins import Origins
 
 KIND = "rejects"  # the artifact of a failed stage; a finished one has the file in its own artifact
 FILE = "rejects.jsonl"
@@ -43,24 +44,14 @@ class RejectKind:
 class RejectLog:
     """Writes `origin`, `fate`, `reason` and `row` of every reject as one line of JSON."""
 
-    def __init__(self, path: Path, chunks: Sequence[Chunk]) -> None:
-        self.path, self._chunks = path, chunks
+    def __init__(self, path: Path, origins: Origins) -> None:
+        self.path, self._origins = path, origins
         self._out = io.TextIOWrapper(io.BufferedWriter(io.FileIO(path, "w")), encoding="utf-8")
-        paths: dict[str, set[str]] = {}
-        for chunk in chunks:
-            paths.setdefault(PurePosixPath(chunk.path).name, set()).add(chunk.path)
-        # A file is named without its folder unless several files have the same name.
-        self._names = {
-            path: path if len(namesakes) > 1 else name
-            for name, namesakes in paths.items()
-            for path in namesakes
-        }
-        self._lines_before: dict[int, int] = {}
 
     def add(self, chunk: int, row: int, fate: str, reason: str, text: str = "") -> None:
         """Add one row, by its number in its chunk."""
         line = {
-            "origin": self.origin(chunk, row),
+            "origin": self._origins.name(chunk, row),
             "fate": fate,
             "reason": printable(reason),
             "row": text,
@@ -98,23 +89,6 @@ class RejectLog:
             with store.create_artifact(KIND, key) as draft:
                 shutil.copyfile(self.path, draft.path / FILE)
             raise UserError(f"{error}; all rejects: {store.folder(KIND, key)}/{FILE}") from error
-
-    def origin(self, chunk: int, row: int) -> str:
-        """`file:line` of a row."""
-        return f"{self._names[self._chunks[chunk].path]}:{self._first_line(chunk) + row + 1}"
-
-    def _first_line(self, chunk: int) -> int:
-        """Lines of the file before a chunk; counting resumes at the nearest earlier chunk."""
-        current, start = self._chunks[chunk], chunk
-        if current.kind != "jsonl":
-            return 0
-        while start not in self._lines_before and self._chunks[start].first:
-            start -= 1
-        lines = self._lines_before.setdefault(start, 0)
-        for i in range(start + 1, chunk + 1):
-            lines += lines_between(current.path, self._chunks[i - 1].first, self._chunks[i].first)
-            self._lines_before[i] = lines
-        return lines
 
 
 def reject_kinds(path: Path) -> list[RejectKind]:

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.convert.dedup import NUM_PERMUTATIONS, nearly_repeated
+from pipelines.data.faults import fault_codes, fault_labels
+from pipelines.data.origins import Origins
 from pipelines.packed.writer import SampleStore, Selection, write_all
 
 _KEY_COLUMNS = {
@@ -22,6 +24,7 @@ _KEY_COLUMNS = {
     "copies": np.int32,
     "chunk": np.int32,
     "row": np.int64,
+    "fault": np.int32,
 }
 # Prompt keys of the answers before the last, and for each the number of its sample.
 _EARLIER = ("earlier_key", "earlier_sample")
@@ -48,6 +51,9 @@ class SplitSamples:
         """Add the samples of a table of tokenized_table.SCHEMA."""
         self.store.add(table)
         for name, dtype in _KEY_COLUMNS.items():
+            if name == "fault":
+                self._parts[name].append(fault_codes(table))
+                continue
             column = table[name].combine_chunks()
             if dtype == "S16":
                 ids = np.frombuffer(column.buffers()[1], np.uint8).view(dtype)
@@ -87,14 +93,18 @@ class SplitSamples:
         mask[self.key("earlier_sample")[earlier]] = True
         return mask
 
-    def select(self, mask: np.ndarray, source_of_chunk: np.ndarray, split: str) -> Selection:
+    def select(self, mask: np.ndarray, origins: Origins, split: str) -> Selection:
         """The samples of a mask with their copies, labeled for the packed rows."""
         numbers = np.repeat(np.flatnonzero(mask), self.key("copies")[mask])
+        chunks = self.key("chunk")[numbers]
         return Selection(
             numbers,
             sample_ids=self.key("sample_id")[numbers].view("V16"),
             cluster_ids=self.key("cluster_id")[numbers].view("V16"),
-            sources=source_of_chunk[self.key("chunk")[numbers]],
+            sources=origins.sources(chunks),
+            files=origins.files(chunks),
+            lines=origins.lines(chunks, self.key("row")[numbers]),
+            faults=fault_labels(self.key("fault")[numbers]),
             split=split,
         )
 

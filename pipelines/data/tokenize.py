@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
 from pipelines.config.schema import DataConfig
 from pipelines.config.schema.data import SourceConfig
-from pipelines.core.conversation import Conversation, Turn
+from pipelines.core.conversation import Turn
 from pipelines.core.errors import UserError
 from pipelines.data.convert.content_keys import (
     cluster_id,
@@ -32,6 +32,14 @@ from pipelines.data.convert.truncation import shorten
 from pipelines.data.read.chunks import Chunk
 from pipelines.data.read.raw_row import RawRow, as_text, reason_of
 from pipelines.data.read.rows import read_chunk
+from pipelines.data.row_facts import RowFacts
+from pipelines.data.sample import (
+    Sample,
+    first_answer_to_user,
+    last_answer,
+    num_copies,
+    only_last_answer,
+)
 from pipelines.data.tokenized_table import (
     FILTERED,
     HELDOUT,
@@ -43,22 +51,13 @@ from pipelines.data.tokenized_table import (
     TOO_LONG,
     TRAIN,
     build_table,
+    chunk_end,
     reject_line,
     stopped_table,
 )
 
 BATCH_ROWS = 1024
-
-
-@dataclass
-class _Sample:
-    row: int
-    conversation: Conversation
-    fate: int
-    prompt_keys: list[int]
-    cluster_id: bytes
-    copies: int
-    piece: int = 0
+TABLE_KINDS = ("parquet", "arrow")  # their rows have null where a field is absent
 
 
 class ChunkTokenizer:
@@ -71,12 +70,24 @@ class ChunkTokenizer:
         self._config = config
         self._benchmarks = benchmarks or Benchmarks()
         self._filters = QualityFilters(config.keep)
+        self._facts = RowFacts(renderer)
 
     def tables(self, number: int, chunk: Chunk) -> Iterator[pa.Table]:
-        """Tables of SCHEMA: a line for each row of the chunk and each piece of a shortened row."""
-        rows = read_chunk(chunk)
+        """Tables of SCHEMA: a line for each row of the chunk and each piece of a shortened row.
+
+        A chunk of lines of JSON ends with the table `chunk_end`.
+        """
+        num_lines = None
+
+        def counted() -> Iterator[RawRow]:
+            nonlocal num_lines
+            num_lines = yield from read_chunk(chunk)
+
+        rows = counted()
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             yield self._table(number, chunk, batch)
+        if num_lines is not None:
+            yield chunk_end(number, num_lines)
 
     def tables_or_stop(self, number: int, chunk: Chunk) -> Iterator[pa.Table]:
         """As `tables`; a UserError becomes a last table for `unless_stopped`."""
@@ -88,10 +99,10 @@ class ChunkTokenizer:
     def _table(self, number: int, chunk: Chunk, rows: Sequence[RawRow]) -> pa.Table:
         source = self._config.sources[chunk.source]
         rejects: list[dict[str, Any]] = []
-        samples: list[_Sample] = []
+        samples: list[Sample] = []
         for raw in rows:
             try:
-                sample = self._sample(source, raw)
+                sample = self._sample(source, raw, chunk.kind in TABLE_KINDS)
             except (RowError, *ROW_FAULTS) as error:
                 reason = (
                     str(error)
@@ -114,41 +125,44 @@ class ChunkTokenizer:
             return table.sort_by([("row", "ascending"), ("piece", "ascending")])
         return table
 
-    def _sample(self, source: SourceConfig, raw: RawRow) -> _Sample:
+    def _sample(self, source: SourceConfig, raw: RawRow, from_table: bool) -> Sample:
         """Convert a row and choose its split. Raises RowError."""
         if raw.error:
             raise RowError(raw.error)
         seed, share = self._config.seed, self._config.heldout_share
-        conversation = to_conversation(raw.value, source.format, source.columns)
+        conversation = to_conversation(
+            raw.value, source.format, source.columns, source.roles, from_table
+        )
         if self._config.train_on == "last":
-            conversation = _only_last_answer(conversation)
+            conversation = only_last_answer(conversation)
         keys = prompt_keys(conversation)
         if source.split == "auto":
-            opening = keys[_first_answer_to_user(conversation)]
+            opening = keys[first_answer_to_user(conversation)]
             heldout = share > 0 and share_of(opening, seed, "split") < share
         else:
             heldout = source.split == "heldout"
-        copies = 1 if heldout else _num_copies(conversation, source.weight, seed)
+        copies = 1 if heldout else num_copies(conversation, source.weight, seed)
         fate = HELDOUT if heldout else TRAIN
-        return _Sample(raw.number, conversation, fate, keys, cluster_id(conversation), copies)
+        facts = self._facts.of(conversation)
+        return Sample(raw.number, conversation, fate, keys, cluster_id(conversation), copies, facts)
 
-    def _filtered(self, sample: _Sample) -> dict[str, Any] | None:
+    def _filtered(self, sample: Sample) -> dict[str, Any] | None:
         """The reject line of a row that a filter, a weight or a benchmark excludes, or None."""
         failed = self._filters.first_failed(sample.conversation)
         if failed:
             text = as_text(sample.conversation.messages())
-            return reject_line(sample.row, FILTERED, f"data.keep: {failed}", text)
+            return _left_out(sample, FILTERED, f"data.keep: {failed}", text)
         if not sample.copies:
-            return reject_line(sample.row, SKIPPED, "left out by its source's weight", "")
+            return _left_out(sample, SKIPPED, "left out by its source's weight")
         guarded = sample.fate == TRAIN and self._config.leakage != "allow"
         if guarded and self._benchmarks.overlaps(sample.conversation):
             text = as_text(sample.conversation.messages())
-            return reject_line(sample.row, LEAKED, "its text is in a benchmark", text)
+            return _left_out(sample, LEAKED, "its text is in a benchmark", text)
         return None
 
     def _rendered(
-        self, number: int, samples: list[_Sample], rejects: list[dict[str, Any]]
-    ) -> tuple[pa.Table, list[_Sample]]:
+        self, number: int, samples: list[Sample], rejects: list[dict[str, Any]]
+    ) -> tuple[pa.Table, list[Sample]]:
         """The table of rejects and samples, and the pieces of samples that were too long."""
         conversations = [sample.conversation for sample in samples]
         rendered = self._renderer.render_batch(conversations)
@@ -161,7 +175,7 @@ class ChunkTokenizer:
         matches = dict(
             zip(rows, self._renderer.begin_with_prompts(conversations, rendered, rows), strict=True)
         )
-        lines, pieces = list(rejects), list[_Sample]()
+        lines, pieces = list(rejects), list[Sample]()
         for i, sample in enumerate(samples):
             if fits[i]:
                 lines.append(self._sample_line(sample, rendered, i, matches[i]))
@@ -169,28 +183,30 @@ class ChunkTokenizer:
             text = as_text(sample.conversation.messages())
             if i in rendered.errors or not num_loss_tokens[i]:
                 reason = rendered.errors.get(i, "no token of it enters the loss")
-                lines.append(reject_line(sample.row, REJECTED, reason, text))
+                lines.append(_left_out(sample, REJECTED, reason, text))
                 continue
             reason = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
             own_pieces = self._pieces(sample)
             fate = SHORTENED if own_pieces else TOO_LONG
-            lines.append(reject_line(sample.row, fate, reason, text))
+            lines.append(_left_out(sample, fate, reason, text))
             pieces += own_pieces
         return build_table(number, lines, rendered, fits), pieces
 
-    def _pieces(self, sample: _Sample) -> list[_Sample]:
+    def _pieces(self, sample: Sample) -> list[Sample]:
         config = self._config
         pieces = shorten(sample.conversation, self._renderer, config.row_tokens, config.too_long)
         return [replace(sample, conversation=piece, piece=i) for i, piece in enumerate(pieces, 1)]
 
     def _sample_line(
-        self, sample: _Sample, rendered: RenderedBatch, i: int, prefix_matches: bool | None
+        self, sample: Sample, rendered: RenderedBatch, i: int, prefix_matches: bool | None
     ) -> dict[str, Any]:
         line: dict[str, Any] = {
             "row": sample.row,
             "piece": sample.piece,
             "fate": sample.fate,
             "copies": sample.copies,
+            "is_text": sample.conversation.is_text,
+            "facts": sample.facts,
             "sample_id": content_id(sample.conversation),
             "cluster_id": sample.cluster_id,
             "prompt_key": sample.prompt_keys[-1],
@@ -209,10 +225,10 @@ class ChunkTokenizer:
             line |= self._prompt(sample)
         return line
 
-    def _prompt(self, sample: _Sample) -> dict[str, Any]:
+    def _prompt(self, sample: Sample) -> dict[str, Any]:
         """The prompt and reference answer by which evaluation scores a held-out row."""
         messages = sample.conversation.messages()
-        last = _last_answer([message["role"] for message in messages])
+        last = last_answer([message["role"] for message in messages])
         before = messages[:last]
         try:
             prompt_ids = self._renderer.prompt_ids(before, sample.conversation.tools)
@@ -229,42 +245,9 @@ class ChunkTokenizer:
         }
 
 
-def _first_answer_to_user(conversation: Conversation) -> int:
-    """The number of the first answer after a user turn, among the answers; -1 without one.
-
-    The prompt of that answer chooses the split: conversations with the same opening are held out
-    together, so that no training row continues a held-out one.
-    """
-    roles = [turn.role for turn in conversation.turns]
-    if "user" not in roles[: _last_answer(roles)]:
-        return -1
-    return roles[: roles.index("user")].count("assistant")
-
-
-def _last_answer(roles: Sequence[str]) -> int:
-    return max((i for i, role in enumerate(roles) if role == "assistant"), default=0)
-
-
-def _only_last_answer(conversation: Conversation) -> Conversation:
-    """The conversation with only its last answer in the loss."""
-    last = _last_answer([turn.role for turn in conversation.turns])
-    turns = tuple(
-        replace(turn, train=False) if turn.role == "assistant" and i != last else turn
-        for i, turn in enumerate(conversation.turns)
-    )
-    return replace(conversation, turns=turns)
-
-
-def _num_copies(conversation: Conversation, weight: float, seed: int) -> int:
-    """The number of copies of a row to pack: a fraction of the weight keeps that share of rows.
-
-    The choice depends on the complete content, so that of many answers to one question some stay.
-    """
-    copies, fraction = divmod(weight, 1)
-    if fraction:
-        key = int.from_bytes(content_id(conversation), "little")
-        copies += share_of(key, seed, "weight") < fraction
-    return int(copies)
+def _left_out(sample: Sample, fate: int, reason: str, text: str = "") -> dict[str, Any]:
+    is_text = sample.conversation.is_text
+    return reject_line(sample.row, fate, reason, text, is_text=is_text, facts=sample.facts)
 
 
 def _has_text_and_calls(turn: Turn) -> bool:

@@ -13,7 +13,8 @@ from pipelines.data.read.raw_row import printable
 
 # The fates of rows. Pieces of a SHORTENED row are lines of their own, numbered from 1 in `piece`.
 TRAIN, HELDOUT, REJECTED, FILTERED, SKIPPED, TOO_LONG, SHORTENED, LEAKED = range(8)
-_STOPPED = -1  # not a row: the reason why the stage cannot continue
+# No rows: the reason why the stage cannot continue, and the number of lines of a chunk.
+_STOPPED, CHUNK_END = -1, -2
 
 MASK_COUNTS = ("num_loss_turns", "num_missing_stop", "num_context_spans", "num_leaked_tokens")
 """Columns with the counts of chat.loss_mask.LossMasks, of the same names."""
@@ -31,6 +32,8 @@ SCHEMA = pa.schema(
         "prompt_key": pa.int64(),
         "earlier_keys": pa.list_(pa.int64()),  # prompt keys of the answers before the last
         "copies": pa.int32(),
+        "is_text": pa.bool_(),  # plain text; null for a row that could not be converted
+        "facts": pa.string(),  # see row_facts
         "signature": pa.binary(),
         **{name: pa.int32() for name in MASK_COUNTS},
         "prefix_matches": pa.bool_(),
@@ -46,9 +49,16 @@ SCHEMA = pa.schema(
 )
 
 
-def reject_line(row: int, fate: int, reason: str, text: str) -> dict[str, Any]:
+def reject_line(row: int, fate: int, reason: str, text: str, **columns: Any) -> dict[str, Any]:
     """The line of a row that is in no split as it was read."""
-    return {"row": row, "piece": 0, "fate": fate, "reason": printable(reason), "text": text}
+    line = {"row": row, "piece": 0, "fate": fate, "reason": printable(reason), "text": text}
+    return line | columns
+
+
+def chunk_end(chunk: int, num_lines: int) -> pa.Table:
+    """A table that ends a chunk: its number of lines is in `row`."""
+    line = {"chunk": chunk, "row": num_lines, "piece": 0, "fate": CHUNK_END}
+    return pa.Table.from_pylist([line], SCHEMA)
 
 
 def build_table(

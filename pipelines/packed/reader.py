@@ -36,6 +36,9 @@ class PackedSample:
     source: int = -1
     slice: str = ""
     split: str = ""
+    file: int = -1
+    line: int = 0
+    fault: str = ""
 
 
 class RowReader:
@@ -118,7 +121,9 @@ def read_heldout_samples(folder: Path, columns: Sequence[str]) -> list[dict[str,
 
 def _cut(table: pa.Table) -> Iterator[list[PackedSample]]:
     ids, weights = token_arrays(table)
-    labels = {name: table[row_column(name)].to_pylist() for name in LABELS}
+    # Datasets of earlier versions have fewer labels.
+    columns = {name: row_column(name) for name in LABELS if row_column(name) in table.schema.names}
+    labels = {name: table[column].to_pylist() for name, column in columns.items()}
     for row, lengths in enumerate(table["sample_lengths"].to_pylist()):
         ends = np.cumsum(lengths, dtype=np.int64)
         yield [

@@ -25,7 +25,8 @@ _ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": [
-        f"{name}.list.element" for name in ("loss_weights", "sources", "slices", "splits")
+        f"{name}.list.element"
+        for name in ("loss_weights", "sources", "slices", "splits", "files", "faults")
     ],
     "column_encoding": {"input_ids.list.element": "BYTE_STREAM_SPLIT"},
     "write_statistics": False,
@@ -92,14 +93,17 @@ def write_all(stream: io.FileIO, values: np.ndarray) -> None:
 class Selection:
     """Samples to pack, by number in their store; a number may occur several times.
 
-    The ids are V16 [N], sources int32 [N], in the order of `numbers`. `split` is the label "train",
-    "select" or "gate" of all of them.
+    The ids are V16 [N], sources and files int32 [N], lines int64 [N] and faults a dictionary
+    of texts [N], in the order of `numbers`. `split` is the label "train", "select" or "gate" of all of them.
     """
 
     numbers: np.ndarray
     sample_ids: np.ndarray
     cluster_ids: np.ndarray
     sources: np.ndarray
+    files: np.ndarray
+    lines: np.ndarray
+    faults: pa.DictionaryArray
     split: str
 
     def labels(self, samples: np.ndarray) -> dict[str, pa.Array]:
@@ -110,6 +114,9 @@ class Selection:
             "source": pa.array(self.sources[samples], pa.int32()),
             "slice": pa.repeat("", len(samples)),
             "split": pa.repeat(self.split, len(samples)),
+            "file": pa.array(self.files[samples], pa.int32()),
+            "line": pa.array(self.lines[samples], pa.int64()),
+            "fault": self.faults.take(pa.array(samples)).cast(pa.string()),
         }
 
 

@@ -95,7 +95,7 @@ def write_prepared(store: Store, renderer: ChatRenderer, questions: list[str]) -
         rows[-1]["loss_weights"] += rendered.loss_weights.tolist()
         rows[-1]["sample_lengths"].append(len(rendered.input_ids))
         labels = {"sample_id": f"s{number}", "cluster_id": f"c{number}", "source": 0, "slice": ""}
-        labels["split"] = "select"
+        labels |= {"split": "select", "file": 0, "line": number + 1, "fault": ""}
         for name, value in labels.items():
             rows[-1][row_column(name)].append(value)
         ids = renderer.prompt_ids([{"role": "user", "content": question}]).tolist()

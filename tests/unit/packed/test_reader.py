@@ -25,6 +25,9 @@ def samples() -> list[PackedSample]:
             cluster_id=f"{100 + i // 2:032x}",
             source=i % 3,
             split="train",
+            file=i % 2,
+            line=i + 1,
+            fault="stop_trained" if i % 3 == 1 else "",
         )
         for i, length in enumerate(LENGTHS)
     ]
@@ -49,6 +52,9 @@ def folder(tmp_path, samples, monkeypatch):
         sample_ids=np.array(ids[0], "S16").view("V16"),
         cluster_ids=np.array(ids[1], "S16").view("V16"),
         sources=np.array([s.source for s in samples], np.int32),
+        files=np.array([s.file for s in samples], np.int32),
+        lines=np.array([s.line for s in samples], np.int64),
+        faults=pa.array([s.fault for s in samples]).dictionary_encode(),
         split="train",
     )
     with SampleStore(tmp_path / "scratch") as store:
@@ -93,6 +99,9 @@ def test_rows_are_read_by_number_without_the_columns_that_training_does_not_need
         "sources",
         "slices",
         "splits",
+        "files",
+        "lines",
+        "faults",
     }
     for number, ids in zip(order, as_batch(table)["input_ids"], strict=True):
         assert (ids == as_batch(reader.read(np.array([number])))["input_ids"][0]).all()

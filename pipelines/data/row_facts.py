@@ -1,0 +1,140 @@
+"""Facts of rows that people should know, counted over a dataset.
+
+They are keys that nothing reads, text of chat templates in messages, and parts of conversations
+that the base's template shows only after a fallback.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.chat import ChatRenderer
+from pipelines.core.conversation import Conversation
+from pipelines.data.convert.row_checks import enters_loss
+from pipelines.data.convert.template_text import TemplateText
+from pipelines.data.read.raw_row import printable
+
+UNUSED_KEYS, TYPED_ENDS, TYPED_TEMPLATES, FALLBACKS = KINDS = (
+    "unused_keys", "typed_ends", "typed_templates", "fallbacks",
+)  # fmt: skip
+"""The kinds of facts, by their names in the manifest."""
+
+_MAX_NAMES = 1000  # of a kind; rows whose keys are data have as many keys as they like
+_OTHERS = "(others)"
+_FACT, _NAME = "\x1e", "\x1f"
+
+
+class RowFacts:
+    """Writes the facts of a row as one text, for the column `facts` of tokenized_table.SCHEMA."""
+
+    def __init__(self, renderer: ChatRenderer) -> None:
+        self._template_text = TemplateText(renderer)
+        shown = renderer.capabilities
+        # The parts that the template shows only after a fallback, by role and by field.
+        self._fitted_roles = {
+            role: name
+            for role, name, is_shown in (
+                ("system", "system texts", shown.system),
+                ("tool", "tool results", shown.tool_role),
+            )
+            if not is_shown
+        }
+        self._fits_tools, self._fits_calls = not shown.tools, not shown.tool_calls
+
+    def of(self, conversation: Conversation) -> str | None:
+        """The facts of a conversation; None without any."""
+        facts = _joined_keys(conversation.unused_keys) if conversation.unused_keys else ""
+        others = {name: None for name in self._others(conversation)}  # each once, in order
+        return facts + "".join(others) or None
+
+    def _others(self, conversation: Conversation) -> Iterator[str]:
+        text = self._template_text
+        if self._fits_tools and conversation.tools:
+            yield _fact(FALLBACKS, "tools")
+        for turn in conversation.turns:
+            role, content = turn.role, turn.content
+            if role == "assistant":
+                if not enters_loss(turn):
+                    continue
+                if end := text.end_of(content):
+                    yield _fact(TYPED_ENDS, end)
+                if start := text.at_start_of(content):
+                    yield _fact(TYPED_TEMPLATES, start)
+                if self._fits_calls and turn.tool_calls:
+                    yield _fact(FALLBACKS, "tool calls")
+                continue
+            if role == "text" and (end := text.end_of(content)):
+                yield _fact(TYPED_ENDS, end)
+            if role != "tool" and (name := text.anywhere_in(content)):
+                yield _fact(TYPED_TEMPLATES, name)
+            if role in self._fitted_roles:
+                yield _fact(FALLBACKS, self._fitted_roles[role])
+
+
+class FactCounts:
+    """Counts the rows of each fact, and remembers the first row."""
+
+    def __init__(self) -> None:
+        self._rows = {kind: Counter[str]() for kind in KINDS}
+        self._first: dict[tuple[str, str], str] = {}
+
+    def add(self, table: pa.Table, origin: Callable[[int, int], str]) -> None:
+        """Count the rows, without pieces of rows, of a table of tokenized_table.SCHEMA.
+
+        `origin` names the file and line of a chunk's row.
+        """
+        column = table["facts"]
+        if column.null_count == len(column):
+            return
+        is_row = pa.array(table["piece"].to_numpy() == 0)
+        rows = table.select(["facts", "chunk", "row"]).filter(is_row)
+        column = rows["facts"].combine_chunks()
+        for counted in column.value_counts().to_pylist():
+            if counted["values"] is None:
+                continue
+            first = int(pc.index(column, counted["values"]).as_py())
+            for fact in counted["values"].split(_FACT)[1:]:
+                kind, name = fact.split(_NAME)
+                names = self._rows[kind]
+                name = name if name in names or len(names) < _MAX_NAMES else _OTHERS
+                names[name] += counted["counts"]
+                if (kind, name) not in self._first:
+                    row = rows.slice(first, 1).to_pylist()[0]
+                    self._first[kind, name] = origin(row["chunk"], row["row"])
+
+    def manifest(self) -> dict[str, Any]:
+        """For each kind the rows of each name, most frequent first, and `first_rows`: file:line."""
+        return {kind: dict(names.most_common()) for kind, names in self._rows.items()} | {
+            "first_rows": {
+                kind: {name: self._first[kind, name] for name in names}
+                for kind, names in self._rows.items()
+                if names
+            }
+        }
+
+
+def has_fact(table: pa.Table, kind: str) -> np.ndarray:
+    """Whether each row of a table of tokenized_table.SCHEMA has a fact of a kind, bool [N]."""
+    column = table["facts"]
+    if column.null_count == len(column):
+        return np.zeros(len(column), bool)
+    encoded = column.combine_chunks().fill_null("").dictionary_encode()
+    has = [f"{_FACT}{kind}{_NAME}" in facts for facts in encoded.dictionary.to_pylist()]
+    return np.array(has, bool)[encoded.indices.to_numpy()]
+
+
+@functools.lru_cache(maxsize=4096)  # nearly all rows of a file have the same keys
+def _joined_keys(keys: tuple[str, ...]) -> str:
+    return "".join(_fact(UNUSED_KEYS, key) for key in dict.fromkeys(keys))
+
+
+def _fact(kind: str, name: str) -> str:
+    name = printable(name).replace(_FACT, " ").replace(_NAME, " ")
+    return f"{_FACT}{kind}{_NAME}{name}"
