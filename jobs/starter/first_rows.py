@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -9,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.convert.content_keys import content_id, prompt_keys, share_of
+from pipelines.data.convert.format_hints import worded_pair
 from pipelines.data.convert.format_keys import detect_format
 from pipelines.data.convert.row_error import RowError
-from pipelines.data.convert.row_formats import to_conversation
-from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.first_look import RejectReasons, conversation_of, place_of
+from pipelines.data.read.chunks import Chunk, cut_chunks
 from pipelines.data.read.raw_row import RawRow
 from pipelines.data.read.rows import read_chunk
 from pipelines.sources.source_files import SourceFile, files_at
@@ -25,12 +28,6 @@ if TYPE_CHECKING:
 NUM_CONVERTED = 2000
 """Rows that are converted and measured; further ones are only counted."""
 _COUNT_SECONDS = 5.0
-# Pairs of columns that mean a question and its answer in datasets of no known format.
-_PAIRS = tuple(
-    (question, answer)
-    for question in ("question", "prompt", "query", "instruction", "input", "user", "problem")
-    for answer in ("answer", "response", "output", "completion", "target", "assistant", "solution")
-)
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class FirstRows:
 
     `formats` counts rows by format; `columns` is what a source needs for rows of no known format.
     `num_rows` is the number of rows, exact or estimated. `errors` counts the reasons why rows
-    cannot be used.
+    cannot be used, each with `file:line` of the first; most frequent first.
     """
 
     conversations: list[Conversation]
@@ -67,16 +64,17 @@ def read_first_rows(path: str) -> FirstRows:
     """
     files = files_at(path, "--data", 0, "auto")
     rows = _rows(files)
-    first = [row for row, _ in zip(rows, range(NUM_CONVERTED), strict=False)]
+    first = list(itertools.islice(rows, NUM_CONVERTED))
     if not first:
         raise UserError(f"--data {path}: holds no row")
-    columns = _columns(first)
-    conversations, formats, errors = _convert(first, columns)
+    source = SourceConfig(path=path, columns=_columns([row for _, row in first]))
+    conversations, formats, errors = _convert(first, source)
     if not conversations:
-        reason, _ = errors.most_common(1)[0]
-        raise UserError(f"--data {path}: none of the first {len(first)} rows can be used: {reason}")
-    num_rows, exact = _count(rows, first, files)
-    return FirstRows(conversations, formats, columns, num_rows, exact, len(files), errors)
+        raise UserError(
+            f"--data {path}: none of the first {len(first)} rows can be used: {next(iter(errors))}"
+        )
+    num_rows, exact = _count(rows, [row for _, row in first], files)
+    return FirstRows(conversations, formats, source.columns, num_rows, exact, len(files), errors)
 
 
 def split_keys(conversations: list[Conversation]) -> list[float]:
@@ -96,37 +94,29 @@ def _opening_key(conversation: Conversation) -> int:
     return keys[min(roles[:users].count("assistant"), len(keys) - 1)]
 
 
-def _rows(files: list[SourceFile]) -> Iterator[RawRow]:
+def _rows(files: list[SourceFile]) -> Iterator[tuple[Chunk, RawRow]]:
     for chunk in cut_chunks(files):
-        yield from read_chunk(chunk)
+        for row in read_chunk(chunk):
+            yield chunk, row
 
 
 def _convert(
-    rows: list[RawRow], columns: Mapping[str, str]
-) -> tuple[list[Conversation], Counter[str], Counter[str]]:
-    conversations, formats, errors = [], Counter[str](), Counter[str]()
-    for row in rows:
+    rows: list[tuple[Chunk, RawRow]], source: SourceConfig
+) -> tuple[list[Conversation], Counter[str], dict[str, int]]:
+    conversations, formats, reasons = [], Counter[str](), RejectReasons()
+    for chunk, row in rows:
         try:
-            if row.error:
-                raise RowError(row.error)
-            conversations.append(to_conversation(row.value, "auto", columns))
-            mapped = {key: None for key in columns} | row.value
-            formats[detect_format(mapped, columns)] += 1
+            conversations.append(conversation_of(row, source, chunk.is_table))
+            formats[detect_format(row.value, source.columns)] += 1
         except RowError as error:
-            errors[str(error)] += 1
-    return conversations, formats, errors
+            reasons.add(str(error), place_of(chunk, row))
+    return conversations, formats, reasons.counts()
 
 
 def _columns(rows: list[RawRow]) -> dict[str, str]:
     """The `columns` of a source whose rows have a question and an answer under other names."""
     row = next((row.value for row in rows if isinstance(row.value, Mapping)), None)
-    if row is None or _has_format(row):
-        return {}
-    names = {str(key).lower(): str(key) for key in row}
-    for question, answer in _PAIRS:
-        if question in names and answer in names:
-            return {"prompt": names[question], "completion": names[answer]}
-    return {}
+    return {} if row is None or _has_format(row) else worded_pair(row)
 
 
 def _has_format(row: Mapping[str, Any]) -> bool:
@@ -138,7 +128,7 @@ def _has_format(row: Mapping[str, Any]) -> bool:
 
 
 def _count(
-    rows: Iterator[RawRow], first: list[RawRow], files: list[SourceFile]
+    rows: Iterator[object], first: list[RawRow], files: list[SourceFile]
 ) -> tuple[int, bool]:
     """The number of rows, and whether it is exact: counting stops after a few seconds."""
     deadline, count = time.monotonic() + _COUNT_SECONDS, len(first)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.data.read.chunks import Chunk
 
 KIND = "prepared"
-SCHEMA_VERSION = 9  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 10  # raise it when the same inputs would give other shards
 
 Tokenize = Callable[..., "Iterator[pa.Table]"]
 
@@ -46,6 +46,7 @@ def prepare_step(inputs: Inputs, tokenize: Tokenize | None = None) -> Step[Prepa
         kind=KIND,
         inputs=(),
         key=lambda: _key(inputs),
+        check=lambda: _check(inputs),
         build=lambda context: _build(context, inputs, tokenize),
         load=lambda store, artifact: _load(store, artifact, inputs.recipe),
         summary=_summary,
@@ -59,9 +60,18 @@ def _key(inputs: Inputs) -> str:
 
     config = inputs.recipe.data
     QualityFilters(config.keep)  # an error in an expression shows before any work
-    check_columns([source.columns for source in config.sources])
+    check_columns(config.sources)
     literals = {"version": SCHEMA_VERSION, "data": _literals(inputs)}
     return digest_of(literals | _parents(inputs))
+
+
+def _check(inputs: Inputs) -> None:
+    from pipelines.data.first_look import check_first_rows
+    from pipelines.data.read.chunks import cut_chunks
+
+    files = [each.file for each in inputs.sources]
+    check_first_rows(files, inputs.recipe.data.max_rejects_share)
+    cut_chunks([each.file for each in inputs.benchmarks])
 
 
 def _parents(inputs: Inputs) -> dict[str, str]:

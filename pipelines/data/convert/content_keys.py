@@ -20,6 +20,8 @@ def content_id(conversation: Conversation) -> bytes:
             parts.append(repr((turn.tool_calls, turn.train, turn.weight)))
         if turn.name:
             parts.append(f"name {turn.name}")
+        if turn.reasoning or turn.masked:
+            parts.append(f"reasoning {turn.reasoning!r} masked {turn.masked}")
     return _digest([*parts, *map(repr, conversation.tools)])
 
 
@@ -38,9 +40,12 @@ def cluster_id(conversation: Conversation) -> bytes:
 def prompt_keys(conversation: Conversation) -> list[int]:
     """64 bits of the turns before each answer, oldest first; never empty.
 
-    Independent of case, white space and of what enters the loss: one question has one key.
+    Independent of case, white space and of what enters the loss: one question has one key. Plain
+    text has no question, so its key is of the text.
     """
     turns = conversation.turns
+    if conversation.is_text:
+        return [_key(_spelled(turns))]
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"] or [0]
     return [_key(_spelled(turns[:i])) for i in answers]
 
@@ -48,8 +53,11 @@ def prompt_keys(conversation: Conversation) -> list[int]:
 def question_keys(conversation: Conversation, first_only: bool = False) -> set[int]:
     """Keys of the turns before each answer and of each user turn alone, without system turns.
 
-    With `first_only`, only the first user turn has a key of its own.
+    With `first_only`, only the first user turn has a key of its own. Plain text counts as a user
+    turn.
     """
+    if conversation.is_text:
+        return {_key(["user", conversation.turns[0].content])}
     turns = [turn for turn in conversation.turns if turn.role != "system"]
     users = [turn for turn in turns if turn.role == "user"]
     keys = {_key(_spelled([turn])) for turn in (users[:1] if first_only else users)}
@@ -65,8 +73,11 @@ def grams(text: str) -> set[int]:
 
 
 def text_of(conversation: Conversation) -> str:
-    """The texts of all turns, one after another."""
-    return "\n".join(turn.content for turn in conversation.turns)
+    """The texts of all turns, thoughts included, one after another."""
+    texts = []
+    for turn in conversation.turns:
+        texts += [turn.reasoning, turn.content] if turn.reasoning else [turn.content]
+    return "\n".join(texts)
 
 
 def share_of(key: int, seed: int, purpose: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.core.conversation import Conversation
 from pipelines.core.errors import UserError
 from pipelines.data.convert.content_keys import grams, question_keys, text_of
+from pipelines.data.convert.format_hints import ANSWER_KEYS
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.read.chunks import cut_chunks, lines_between
@@ -69,8 +70,7 @@ def _conversation(row: Any) -> Conversation:
         return to_conversation(row)
     except RowError:
         if isinstance(row, Mapping):
+            questions = {key: value for key, value in row.items() if key not in ANSWER_KEYS}
             with contextlib.suppress(RowError):
-                return to_conversation(
-                    {**row, **dict.fromkeys(("output", "answer", "completion"), _NO_ANSWER)}
-                )
+                return to_conversation({**questions, "answer": _NO_ANSWER})
         raise

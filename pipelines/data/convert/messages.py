@@ -1,127 +1,204 @@
-"""Lists of messages, in the spellings of OpenAI and ShareGPT, become turns."""
+"""Lists of messages, in the spellings of OpenAI, ShareGPT and others, become turns."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pipelines.core.conversation import Turn
-from pipelines.data.convert.format_keys import Row
-from pipelines.data.convert.row_checks import brief, check_json, require_text
+from pipelines.data.convert.content_parts import Content, read_parts
+from pipelines.data.convert.loss_keys import LOSS_KEYS, masked_by_detail, train_and_weight
+from pipelines.data.convert.row_checks import brief, require_text
+from pipelines.data.convert.row_context import RowContext, is_blank
 from pipelines.data.convert.row_error import RowError
+from pipelines.data.convert.tool_calls import call_of, decode_json_text
 
-MAX_WEIGHT = 1000  # the limit of a source's weight too; beyond it one row dominates the loss
-_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "bot": "assistant", "system": "system", "developer": "system",
-    "tool": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
-    "function_call": "assistant",
+ROLES: Mapping[str, str] = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "model", "bot", "ai", "chatbot", "chatgpt", "bing", "bard"),
+        "assistant",
+    ),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(
+        ("tool", "observation", "function", "function_response", "tool_response", "tool_result",
+         "ipython"),
+        "tool",
+    ),
+}  # fmt: skip
+"""Role names that are known by themselves, in any letter case, with `-` and `_` as equals."""
+_CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+_CONTENT_KEYS = ("content", "value", "text", "parts")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+_READ_KEYS = LOSS_KEYS | {
+    "role", "from", "name", "tool_calls", "function_call",
+    "id", "tool_call_id", "type",  # these say nothing that the order of turns does not
 }  # fmt: skip
 
 
-def turns_of(messages: Any, key: str) -> tuple[Turn, ...]:
+def turns_of(messages: Any, key: str, context: RowContext) -> tuple[Turn, ...]:
     """The turns of a list of messages, or of its JSON text. Raises RowError naming `key`."""
     messages = decode_json_text(messages)
     if not isinstance(messages, list) or not messages:
         raise RowError(
             f"{key}: missing" if messages is None else f"{key}: expected a list of turns"
         )
-    return tuple(_turn(message, f"{key}[{i}]") for i, message in enumerate(messages))
+    turns: list[Turn] = []
+    roles = context.roles
+    for i, message in enumerate(messages):
+        if type(message) is dict and len(message) == 2:  # a role and a text, as nearly all have
+            name, text = message.get("role"), message.get("content")
+            if name is None:
+                name, text = message.get("from"), message.get("value")
+            if type(text) is str and type(name) is str and name in roles:
+                turns.append(Turn(roles[name], text))
+                continue
+        _add_turns(turns, message, f"{key}[{i}]", key, context)
+    return tuple(turns)
 
 
-def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
-    """The tools that a row offers, in OpenAI's form. Raises RowError when they are malformed."""
-    tools = row.get("functions") if row.get("tools") is None else row["tools"]
-    tools = decode_json_text(tools) or ()
-    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise RowError("tools: expected a list of objects, or the same as JSON text")
-    check_json(tools, "tools")
-    return tuple(
-        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-    )
-
-
-def decode_json_text(value: Any) -> Any:
-    """The value of a JSON text that is a list or an object; any other value unchanged."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
-def _turn(message: Any, where: str) -> Turn:
+def _add_turns(turns: list[Turn], message: Any, where: str, path: str, context: RowContext) -> None:
+    """Add the turn of a message, or its turns."""
     if not isinstance(message, Mapping):
         raise RowError(f"{where}: a turn is an object, this is {type(message).__name__}")
-    spelling = message.get("role") or message.get("from")
-    role = _ROLES.get(spelling) if isinstance(spelling, str) else None
-    if role is None:
-        raise RowError(f"{where}: unknown role {brief(spelling)}; valid: {', '.join(_ROLES)}")
-    content, calls = _content_and_calls(message, spelling == "function_call", where)
-    train, weight = _train_and_weight(message, where)
+    # Tables have null where a turn lacks a field.
+    message = {key: value for key, value in message.items() if value is not None}
+    if pairs := _by_role(message, context):
+        turns += pairs
+        return
+    role, is_call = _role(message, where, context)
+    key = next((key for key in _CONTENT_KEYS if key in message), None)
+    content = _content(message, key, is_call, where, path, context)
+    if content.calls and role != "assistant":
+        raise RowError(f"{where}: a tool call in a turn of the role {role}")
+    turns += [Turn("tool", result) for result in content.results]
+    if content.results and not content.text.strip():
+        return
+    train, weight = train_and_weight(message, where)
+    if "train_detail" in message and role == "assistant":
+        content.masked = masked_by_detail(message["train_detail"], message.get(key or ""), where)
+    read = {*_READ_KEYS, key}
+    if role == "assistant":
+        read.update(THOUGHT_KEYS)
+        content.reasoning = _thought(message, content, where)
+    else:
+        read.difference_update(_that_ask_to_train(message))
+        train, weight, content.masked = True, 1.0, ()
+    if not message.keys() <= read:
+        context.note_unused(path, {k: v for k, v in message.items() if k not in read})
     name = message.get("name")
-    return Turn(
+    turn = Turn(
         role,
-        require_text(content, where),
+        content.text,
         train,
         weight,
-        tuple(_call(call, where) for call in calls),
+        tuple(content.calls),
         name if isinstance(name, str) else None,
+        content.reasoning,
+        content.masked,
     )
+    if is_call and turns and turns[-1].role == "assistant":
+        turn = _merged(turns.pop(), turn, where)
+    turns.append(turn)
 
 
-def _content_and_calls(message: Row, is_call: bool, where: str) -> tuple[Any, Any]:
-    """Content and tool calls. With `is_call` (ShareGPT), the content is the calls."""
-    content = message.get("content")  # tables have null where a turn lacks a field
-    content = message.get("value") if content is None else content
+def _by_role(message: Mapping[str, Any], context: RowContext) -> list[Turn]:
+    """The turns of an object such as {"human": "...", "assistant": "..."}, else none."""
+    if not message or "role" in message or "from" in message:
+        return []
+    roles = [_known_role(key, context) for key in message]
+    if not all(roles) or not all(isinstance(text, str) for text in message.values()):
+        return []
+    return [Turn(role or "", text) for role, text in zip(roles, message.values(), strict=True)]
+
+
+def _role(message: Mapping[str, Any], where: str, context: RowContext) -> tuple[str, bool]:
+    """The role of a message, and whether its content is a tool call (ShareGPT)."""
+    spelling = message.get("role") or message.get("from")
+    if not isinstance(spelling, str):
+        shown = ", ".join(map(str, message)) or "none"
+        raise RowError(
+            f"{where}: unknown role {brief(spelling)}"
+            if spelling
+            else f"{where}: a turn without a role, with the keys {shown}"
+        )
+    is_call = _plain(spelling) in _CALL_ROLES
+    role = _known_role(spelling, context) or ("assistant" if is_call else None)
+    if role is None:
+        valid = ", ".join((*ROLES, *_CALL_ROLES))
+        raise RowError(
+            f"{where}: unknown role {brief(spelling)}; known: {valid}; others are mapped by the "
+            "source's `roles`"
+        )
+    return role, is_call
+
+
+def _known_role(spelling: Any, context: RowContext) -> str | None:
+    if not isinstance(spelling, str):
+        return None
+    return context.roles.get(spelling) or ROLES.get(_plain(spelling))
+
+
+def _plain(spelling: str) -> str:
+    return spelling.strip().casefold().replace("-", "_").replace(" ", "_")
+
+
+def _content(
+    message: Mapping[str, Any],
+    key: str | None,
+    is_call: bool,
+    where: str,
+    path: str,
+    context: RowContext,
+) -> Content:
+    """The content of a message, with its calls. With `is_call`, the content is the calls."""
+    value = message[key] if key else None
     calls = decode_json_text(message.get("tool_calls")) or ()
     if not isinstance(calls, list | tuple):
         raise RowError(f"{where}: tool_calls is a list of calls, this is {type(calls).__name__}")
-    if is_call:
-        decoded = decode_json_text(content)
-        calls, content = (decoded if isinstance(decoded, list) and decoded else [decoded]), ""
-    elif not calls and message.get("function_call") is not None:
+    if is_call and not calls:
+        decoded = decode_json_text(value)
+        calls, value = (decoded if isinstance(decoded, list) and decoded else [decoded]), ""
+    elif not calls and "function_call" in message:
         calls = [decode_json_text(message["function_call"])]
-    if calls and content is None:
-        content = ""
-    if isinstance(content, list):
-        content = _joined_parts(content, where)
-    return content, calls
+    if value is None and calls:
+        value = ""
+    content = (
+        read_parts(value, where, path, context)
+        if isinstance(value, list)
+        else Content(require_text(value, where))
+    )
+    content.calls += [call_of(call, where, f"{path}.tool_calls", context) for call in calls]
+    return content
 
 
-def _train_and_weight(message: Row, where: str) -> tuple[bool, float]:
-    train, weight = message.get("train"), message.get("weight")
-    train, weight = True if train is None else train, 1.0 if weight is None else weight
-    if not isinstance(train, bool):
-        raise RowError(f"{where}: train is true or false, this is {brief(train)}")
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not 0 <= weight <= MAX_WEIGHT:
-        raise RowError(f"{where}: weight is a number of 0 to {MAX_WEIGHT}, this is {brief(weight)}")
-    return train, float(weight)
+def _thought(message: Mapping[str, Any], content: Content, where: str) -> str:
+    """The thought of an assistant turn, from its parts or from one of several keys."""
+    texts = {content.reasoning} if content.reasoning else set()
+    for key in THOUGHT_KEYS:
+        if not is_blank(value := message.get(key)):
+            texts.add(require_text(value, f"{where}: {key}"))
+    if len(texts) > 1:
+        raise RowError(f"{where}: several different thoughts")
+    if texts and content.text.lstrip().startswith("<think>"):
+        raise RowError(f"{where}: two thoughts, in the content and under a key of its own")
+    return next(iter(texts), "")
 
 
-def _joined_parts(parts: list[Any], where: str) -> str:
-    for part in parts:
-        if (
-            not isinstance(part, Mapping)
-            or part.get("type") != "text"
-            or not isinstance(part.get("text"), str)
-        ):
-            raise RowError(f"{where}: only parts of type text can be trained")
-    return "".join(part["text"] for part in parts)
+def _that_ask_to_train(message: Mapping[str, Any]) -> list[str]:
+    """The keys that ask to train a turn of another role than assistant, which is never trained."""
+    return [key for key in LOSS_KEYS if message.get(key)]
 
 
-def _call(call: Any, where: str) -> Mapping[str, Any]:
-    """A tool call in OpenAI's form, from any spelling; its arguments become an object."""
-    if not isinstance(call, Mapping):
-        raise RowError(f"{where}: a tool call is an object with name and arguments")
-    function = call.get("function", call)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RowError(f"{where}: a tool call without a name")
-    arguments = decode_json_text(function.get("arguments"))
-    arguments = {} if arguments is None else arguments
-    check_json(function["name"], f"{where}: the name of a tool call")
-    check_json(arguments, f"{where}: the arguments of a tool call")
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+def _merged(answer: Turn, call: Turn, where: str) -> Turn:
+    """An answer and the call in the next message as one turn, which ends after the call."""
+    if (answer.train, answer.weight) != (call.train, call.weight):
+        raise RowError(f"{where}: a call continues the turn before it, but is trained differently")
+    if call.reasoning and (answer.reasoning or answer.content or answer.tool_calls):
+        raise RowError(f"{where}: a thought between the calls of one turn")
+    return replace(
+        answer,
+        tool_calls=(*answer.tool_calls, *call.tool_calls),
+        reasoning=answer.reasoning or call.reasoning,
+    )

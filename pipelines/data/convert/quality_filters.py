@@ -49,7 +49,8 @@ class QualityFilters:
         """The first expression that is false for a conversation, or None."""
         if not self._filters:
             return None
-        answer = "\n".join(t.content for t in conversation.turns if t.role == "assistant")
+        answers = [t for t in conversation.turns if t.role in ("assistant", "text")]
+        answer = "\n".join(t.content for t in answers)
         prompt = "\n".join(t.content for t in conversation.turns if t.role == "user")
         for text, code, names in self._filters:
             values: dict[str, Any] = {

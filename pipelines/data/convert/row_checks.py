@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines.chat import MARKS
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.data.convert.row_error import RowError
+from pipelines.data.convert.unused_keys import MEDIA, meaning
 
 MAX_TURNS = 1024  # masking renders once per turn, so the cost of a row is quadratic in this
+# At the start of a text or alone in a line: LLaVA, LLaMA-Factory, ms-swift. Elsewhere it may be HTML.
+_PLACEHOLDER = re.compile(
+    r"\A\s*<(image|video|audio)(_\d+)?>(?=\S|\s*\n|\s*\Z)|^[ \t]*<(image|video|audio)(_\d+)?>[ \t]*$"
+    r"|<\|(image_pad|video_pad|audio_pad|vision_start|image|audio)\|>",
+    re.MULTILINE,
+)
 _MAX_SHOWN_CHARS, _MAX_SHOWN_BITS = 60, 200
 
 
@@ -19,12 +27,14 @@ def require_text(value: Any, key: str) -> str:
     if value is None:
         raise RowError(f"{key}: missing")
     if not isinstance(value, str):
-        raise RowError(f"{key}: expected text, this is {type(value).__name__}")
+        raise RowError(f"{key}: expected text, this is {type(value).__name__} ({brief(value)})")
     return value
 
 
 def enters_loss(turn: Turn) -> bool:
-    """True if a turn is an answer with label positions."""
+    """True if a turn is an answer with label positions, or plain text."""
+    if turn.role == "text":
+        return True
     return turn.role == "assistant" and turn.train and turn.weight > 0 and not is_empty(turn)
 
 
@@ -34,20 +44,35 @@ def is_empty(turn: Turn) -> bool:
 
 
 def check_conversation(conversation: Conversation) -> None:
-    """Check the number of turns, their roles and their texts."""
+    """Check the number of turns, their roles and their texts. Raises RowError."""
     if len(conversation.turns) > MAX_TURNS:
         raise RowError(f"{len(conversation.turns)} turns, the limit is {MAX_TURNS}")
     has_answer, num_systems = False, 0
+    is_media_row = any(meaning(key) == MEDIA for key in conversation.unused_keys)
     for turn in conversation.turns:
         has_answer |= enters_loss(turn)
         num_systems += turn.role == "system"
         check_text(turn.content, turn.role)
+        if turn.role == "user" and "<" in turn.content and not is_media_row:
+            _check_placeholder(turn.content)
+        if turn.reasoning:
+            check_text(turn.reasoning, "a thought")
         if turn.name:
             check_text(turn.name, "name")
     if not has_answer:
         raise RowError("no assistant turn to train on")
     if num_systems > 1:
         raise RowError("more than one system turn")
+
+
+def _check_placeholder(text: str) -> None:
+    """Refuse a text that begins or ends with the placeholder of an image, a video or a sound."""
+    match = _PLACEHOLDER.search(text)
+    if match:
+        raise RowError(
+            f"the text has {match.group().strip()} in the place of media that a text base cannot "
+            "see: leave the row out, or remove the placeholder"
+        )
 
 
 def check_text(text: str, where: str) -> None:

@@ -7,68 +7,155 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.core.conversation import Conversation, Turn
-from pipelines.data.convert.format_keys import Row, detect_format, map_columns
-from pipelines.data.convert.messages import decode_json_text, tools_of, turns_of
+from pipelines.data.convert.content_parts import read_parts
+from pipelines.data.convert.format_keys import (
+    LISTS,
+    PAIRS,
+    Row,
+    map_columns,
+    standard_row,
+    unread_keys,
+)
+from pipelines.data.convert.messages import ROLES, turns_of
 from pipelines.data.convert.row_checks import check_conversation, is_empty, require_text
+from pipelines.data.convert.row_context import RowContext, is_blank
 from pipelines.data.convert.row_error import RowError
+from pipelines.data.convert.tool_calls import decode_json_text, tools_of
 
 
 def to_conversation(
-    row: Any, format: str = "auto", columns: Mapping[str, str] | None = None
+    row: Any,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    from_table: bool = False,
 ) -> Conversation:
-    """Convert one row; `columns` maps keys of the format to keys of the row.
+    """Convert one row.
 
-    Raises RowError when the row does not fit.
+    `columns` maps keys of the format to keys of the row, `roles` names of roles to user, assistant,
+    system or tool. `from_table` says that the row came from Arrow, which fills absent fields with
+    null. Raises RowError when the row does not fit.
     """
-    if not isinstance(row, Mapping):
+    if type(row) is not dict and not isinstance(row, Mapping):
         raise RowError(f"a row is an object, this is {type(row).__name__}")
-    if columns:
-        row = map_columns(row, columns)
-    conversation = _CONVERTERS[detect_format(row, columns) if format == "auto" else format](row)
+    columns = columns or {}
+    mapped = map_columns(row, columns) if columns else row
+    name, standard = standard_row(mapped, format, columns)
+    context = RowContext({**ROLES, **roles} if roles else ROLES, from_table)
+    if name != "text" and ("tools" in standard or "functions" in standard):
+        context.tools = tools_of(standard, context)
+    turns = _trained(_CONVERTERS[name](standard, context))
+    unused = _unused(standard, name, turns, context)
+    conversation = Conversation(turns, context.tools, unused_keys=unused)
     check_conversation(conversation)
-    if any(turn.train and is_empty(turn) for turn in conversation.turns):
-        # The stop token of an empty answer would teach the model to say nothing.
-        turns = (
-            replace(turn, train=turn.train and not is_empty(turn)) for turn in conversation.turns
-        )
-        return replace(conversation, turns=tuple(turns))
+    for key in unused:
+        if key in columns:
+            raise RowError(
+                f"columns: {key}: {columns[key]} does nothing, because rows of the format {name} "
+                f"have no {key}; remove it, or map the keys of another format"
+            )
     return conversation
 
 
-def _from_messages(row: Row) -> Conversation:
-    messages = row["messages"] if "messages" in row else row.get("conversations")
-    return Conversation(_with_system(row, turns_of(messages, "messages")), tools_of(row))
+def _trained(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns; answers that have nothing to learn are context.
 
-
-def _from_sharegpt(row: Row) -> Conversation:
-    turns = turns_of(row.get("conversations"), "conversations")
-    return Conversation(_with_system(row, turns), tools_of(row))
-
-
-def _from_prompt_completion(row: Row) -> Conversation:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    before = (
-        turns_of(prompt, "prompt")
-        if isinstance(prompt, list)
-        else (Turn("user", require_text(prompt, "prompt")),)
+    The stop token of an empty answer would teach the model to say nothing.
+    """
+    for turn in turns:
+        if turn.role == "assistant" and turn.train and _has_nothing_to_learn(turn):
+            break
+    else:
+        return turns
+    return tuple(
+        replace(turn, train=False, masked=())
+        if turn.role == "assistant" and _has_nothing_to_learn(turn)
+        else turn
+        for turn in turns
     )
-    # The prompt is context: only the answers of the completion enter the loss.
-    context = tuple(
-        replace(turn, train=False) if turn.role == "assistant" else turn for turn in before
-    )
-    after = (
-        turns_of(completion, "completion")
-        if isinstance(completion, list)
-        else (_answer(row, "completion"),)
-    )
-    return Conversation(_with_system(row, (*context, *after)), tools_of(row))
 
 
-def _from_alpaca(row: Row) -> Conversation:
-    turns = list(_system(row))
-    history = decode_json_text(row.get("history")) or ()
+def _has_nothing_to_learn(turn: Turn) -> bool:
+    """True if an answer is empty or no character of it is in the loss."""
+    if turn.masked == ((0, len(turn.content)),) and not turn.tool_calls:
+        return True
+    return is_empty(turn)
+
+
+def _unused(row: Row, name: str, turns: tuple[Turn, ...], context: RowContext) -> tuple[str, ...]:
+    """The keys that nothing read. A text that a turn repeats has been read elsewhere."""
+    unread = unread_keys(tuple(row), name)
+    for key in unread:
+        value = row[key]
+        if not is_blank(value) and not any(value == turn.content for turn in turns):
+            context.unused[str(key)] = None
+    return tuple(context.unused)
+
+
+def _from_list(key: str) -> Callable[[Row, RowContext], tuple[Turn, ...]]:
+    """The converter of a format whose turns are a list."""
+
+    def convert(row: Row, context: RowContext) -> tuple[Turn, ...]:
+        return _with_system(row, turns_of(row.get(key), key, context), context)
+
+    return convert
+
+
+def _from_pair(question_key: str, answer_key: str) -> Callable[[Row, RowContext], tuple[Turn, ...]]:
+    """The converter of a format with a question and an answer; both may be lists of turns."""
+
+    def convert(row: Row, context: RowContext) -> tuple[Turn, ...]:
+        question, answer = row.get(question_key), row.get(answer_key)
+        if isinstance(question, list) and question_key == "prompt":
+            # The prompt is context: only the answers of the completion enter the loss.
+            before = tuple(
+                replace(turn, train=False, masked=()) if turn.role == "assistant" else turn
+                for turn in turns_of(question, question_key, context)
+            )
+            _note(row, ("history", "context", "input"), context)
+        else:
+            text = _question(row, question_key)
+            before = (*_history(row, context), Turn("user", text))
+        if isinstance(answer, list) and answer_key == "completion":
+            after = turns_of(answer, answer_key, context)
+            _note(row, ("reasoning",), context)
+        else:
+            after = (_answer(row, answer_key),)
+        return _with_system(row, (*before, *after), context)
+
+    return convert
+
+
+def _from_text(row: Row, context: RowContext) -> tuple[Turn, ...]:
+    text = require_text(row.get("text"), "text")
+    if not text.strip():
+        raise RowError("text: empty, there is nothing to learn")
+    return (Turn("text", text),)
+
+
+def _question(row: Row, key: str) -> str:
+    """The question, after its context and before its additional input."""
+    parts = [require_text(row.get(key), key)]
+    if (context := row.get("context")) is not None:
+        parts.insert(0, require_text(context, "context"))
+    if (extra := row.get("input")) is not None:
+        parts.append(require_text(extra, "input"))
+    parts = [text for text in parts if text]
+    if not parts and key == "instruction":
+        raise RowError("instruction: empty, and there is no input")
+    return "\n\n".join(parts)
+
+
+def _history(row: Row, context: RowContext) -> list[Turn] | tuple[Turn, ...]:
+    """The turns of earlier exchanges: pairs of question and answer, or a list of turns."""
+    history = decode_json_text(row.get("history"))
+    if not history:
+        return ()
     if not isinstance(history, list | tuple):
         raise RowError(f"history: expected a list of pairs, this is {type(history).__name__}")
+    if all(isinstance(turn, Mapping) for turn in history):
+        return turns_of(list(history), "history", context)
+    turns = list[Turn]()
     for pair in history:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError("history: each entry is a pair of question and answer")
@@ -76,42 +163,62 @@ def _from_alpaca(row: Row) -> Conversation:
             Turn("user", require_text(pair[0], "history")),
             Turn("assistant", require_text(pair[1], "history")),
         ]
-    instruction = require_text(row.get("instruction"), "instruction")
-    extra = row.get("input")
-    question = (
-        f"{instruction}\n\n{require_text(extra, 'input')}"
-        if extra and instruction
-        else instruction or require_text(extra, "input")
-    )
-    return Conversation((*turns, Turn("user", question), _answer(row, "output")))
-
-
-def _from_question_answer(row: Row) -> Conversation:
-    question = Turn("user", require_text(row.get("question"), "question"))
-    return Conversation((*_system(row), question, _answer(row, "answer")))
-
-
-def _system(row: Row) -> tuple[Turn, ...]:
-    system = row.get("system")
-    return (Turn("system", require_text(system, "system")),) if system else ()
-
-
-def _with_system(row: Row, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The turns, after the row's system text unless they have a system turn of their own."""
-    return turns if any(turn.role == "system" for turn in turns) else (*_system(row), *turns)
+    return turns
 
 
 def _answer(row: Row, key: str) -> Turn:
-    answer = require_text(row.get(key), key)
+    answer = require_text(_only_text(row.get(key), key), key)
     if not answer.strip():
         raise RowError(f"{key}: empty, there is nothing to learn")
-    return Turn("assistant", answer)
+    thought = row.get("reasoning")
+    if is_blank(thought):
+        return Turn("assistant", answer)
+    if answer.lstrip().startswith("<think>"):
+        raise RowError(f"{key}: two thoughts, in the text and under a key of its own")
+    return Turn("assistant", answer, reasoning=require_text(thought, "reasoning"))
 
 
-_CONVERTERS: Mapping[str, Callable[[Row], Conversation]] = {
-    "messages": _from_messages,
-    "sharegpt": _from_sharegpt,
-    "prompt_completion": _from_prompt_completion,
-    "alpaca": _from_alpaca,
-    "question_answer": _from_question_answer,
+def _only_text(value: Any, key: str) -> Any:
+    """The text of an answer that is a list of equal texts, or SQuAD's object with such a list."""
+    if isinstance(value, str):
+        return value
+    texts = value.get("text") if isinstance(value, Mapping) else value
+    if not isinstance(texts, list):
+        return value
+    if len(different := {text for text in texts if isinstance(text, str)}) == 1:
+        return different.pop()
+    raise RowError(
+        f"{key}: expected one text, these are {len(texts)} values: {len(different)} texts"
+    )
+
+
+def _with_system(row: Row, turns: tuple[Turn, ...], context: RowContext) -> tuple[Turn, ...]:
+    """The turns, after the row's system text unless they have a system turn of their own."""
+    system = row.get("system")
+    if system is None or system == "":
+        return turns
+    if isinstance(system, Mapping) and isinstance(system.get("parts"), list):  # Gemini
+        system = system["parts"]
+    if isinstance(system, list):  # Anthropic and Bedrock
+        system = read_parts(system, "system", "system", context).text
+    system = require_text(system, "system")
+    own = [turn.content for turn in turns if turn.role == "system"]
+    if not own:
+        return (Turn("system", system), *turns)
+    if system not in own and system.strip():
+        context.unused["system"] = None
+    return turns
+
+
+def _note(row: Row, keys: tuple[str, ...], context: RowContext) -> None:
+    """Add the keys that are not read next to a list of turns, unless they are empty."""
+    for key in keys:
+        if not is_blank(row.get(key)):
+            context.unused[key] = None
+
+
+_CONVERTERS: Mapping[str, Callable[[Row, RowContext], tuple[Turn, ...]]] = {
+    **{name: _from_list(key) for name, key in LISTS.items()},
+    **{name: _from_pair(*keys) for name, keys in PAIRS.items()},
+    "text": _from_text,
 }

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 _PREFERENCE = "an answer of a preference pair"
 _VERDICT = "tells good answers from bad; where it is allowed, bad ones are trained too"
-_MEDIA = "media that a text base cannot see"
+MEDIA = "media that a text base cannot see"
 _LOSS = "which parts enter the loss"
 _THOUGHT = "a thought before the answer"
 _PROMPT = "a part of the prompt"
@@ -29,7 +29,7 @@ MEANINGFUL: Mapping[str, str] = {
             "image", "images", "video", "videos", "audio", "audios", "image_url", "image_path",
             "image_paths", "input_audio", "objects", "pixel_values",
         ),
-        _MEDIA,
+        MEDIA,
     ),
     **dict.fromkeys(
         (

@@ -93,7 +93,7 @@ def test_a_short_benchmark_question_is_found_with_any_system_turn_and_in_any_exc
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"text": "a"}', "unknown format: the row has the keys text"),
+        ('{"foo": "a"}', "unknown format: the row has the keys foo"),
         ("not a row", "not JSON"),
         ("[1]", "a row is an object"),
     ],

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipelines.chat import ChatRenderer
+from pipelines.config.schema.data import SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.convert.format_keys import check_columns, detect_format
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def sources(*columns: dict[str, str], format: Any = "auto") -> list[SourceConfig]:
+    return [SourceConfig(path="rows.jsonl", columns=each, format=format) for each in columns]
 
 
 def contents(row, **kwargs) -> list[str]:
@@ -127,7 +134,7 @@ def test_a_missing_mapped_column_costs_the_row_unless_it_is_optional():
     with pytest.raises(
         UserError, match=r"^data.sources.1.columns: no format has the key prmpt; valid: .*, prompt,"
     ):
-        check_columns([{"system": "s"}, {"completion": "output", "prmpt": "instruction"}])
+        check_columns(sources({"system": "s"}, {"completion": "output", "prmpt": "instruction"}))
 
 
 @pytest.mark.parametrize(
