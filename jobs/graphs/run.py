@@ -112,7 +112,7 @@ def check_trainable(recipe: Recipe, store: Store, dataset: PreparedDataset) -> N
     artifact = store.read(dataset.ref.uri)
     if artifact is None:
         raise UserError(f"{dataset.ref.uri}: the dataset is gone; run `loraforge prepare` again")
-    refuse(artifact, dataset, recipe.data.audit)
+    refuse(artifact, dataset, recipe.data)
     check_fits(recipe)
 
 

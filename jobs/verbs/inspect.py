@@ -26,6 +26,15 @@ def inspect(
     examples: Annotated[
         int, typer.Option("--examples", min=0, help="training samples to show")
     ] = 3,
+    worst: Annotated[
+        int,
+        typer.Option(
+            "--worst",
+            min=0,
+            metavar="N",
+            help="show the N samples that fail most checks or have the least in the loss",
+        ),
+    ] = 0,
     ids: Annotated[bool, typer.Option("--ids", help="show every token's id after it")] = False,
 ) -> None:
     """Show what the loss will see, preparing the dataset if needed; exit 1 if the audit fails."""
@@ -38,10 +47,13 @@ def inspect(
 
         with session.runner() as runner:
             dataset_id = runner.run(prepare_step(session.inputs)).ref.key
-        opened, progress, limits = session.store, session.progress, session.recipe.data.audit
+        opened, progress, data = session.store, session.progress, session.recipe.data
+        limits, allow_keys = data.audit, data.unused_keys.allow
     else:
-        (opened, progress), dataset_id, limits = open_store(store), target, None
+        (opened, progress), dataset_id, limits, allow_keys = open_store(store), target, None, ()
     from jobs.views.dataset_audit import show_audit
 
-    audit = show_audit(opened, dataset_id, progress.console, limits, html, examples, ids)
+    audit = show_audit(
+        opened, dataset_id, progress.console, limits, html, examples, ids, worst, allow_keys
+    )
     raise typer.Exit(1 if audit.problems else 0)

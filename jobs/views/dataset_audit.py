@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.chat import ChatRenderer
-from pipelines.chat.default_templates import layout_note
 from pipelines.config.schema import AuditConfig
 from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.errors import UserError
@@ -17,6 +17,7 @@ from pipelines.data.audit.audit import Audit, Histogram, audit
 from pipelines.data.audit.audit_page import render
 from pipelines.data.audit.summary import summary_of
 from pipelines.data.audit.token_text import glyphs, loss_runs
+from pipelines.data.audit.visible_text import visible
 from pipelines.data.stage import KIND, load_prepared
 from pipelines.packed.reader import PackedSample
 from pipelines.report.terminal import sparkline
@@ -31,6 +32,8 @@ def show_audit(
     page: Path | None = None,
     num_examples: int = 3,
     show_ids: bool = False,
+    num_worst: int = 0,
+    allow_keys: Collection[str] = (),
 ) -> Audit:
     """Print the audit of a prepared dataset and, with `page`, write it as an HTML page.
 
@@ -39,12 +42,16 @@ def show_audit(
     artifact = store.by_id(KIND, dataset_id)
     prepared = load_prepared(artifact)
     result = audit(
-        artifact, prepared, store.local_dir(artifact.ref), limits or AuditConfig(), num_examples
+        artifact,
+        prepared,
+        store.local_dir(artifact.ref),
+        limits or AuditConfig(),
+        allow_keys,
+        num_examples,
+        num_worst,
     )
     renderer = _renderer(artifact.metadata.get("base"), prepared, console)
     _show(result, renderer, console, show_ids)
-    if prepared.default_layout:
-        console.print(f"note: {layout_note(prepared.default_layout)}")
     if page is not None:
         try:
             page.write_text(render(result, renderer), encoding="utf-8", errors="backslashreplace")
@@ -83,7 +90,9 @@ def _show(result: Audit, renderer: ChatRenderer | None, console: Console, show_i
     for histogram in result.histograms:
         console.print(_line(histogram))
     for example in result.examples:
-        console.print(_coloured(example, renderer, show_ids, console.color_system is not None))
+        console.print(
+            _coloured(result, example, renderer, show_ids, console.color_system is not None)
+        )
     if result.rejects:
         rejects = Table(
             "rows",
@@ -94,8 +103,12 @@ def _show(result: Audit, renderer: ChatRenderer | None, console: Console, show_i
             title_justify="left",
         )
         for kind in result.rejects[:12]:
-            rejects.add_row(f"{kind.count:,}", kind.fate, Text(kind.reason), Text(kind.first))
+            rejects.add_row(
+                f"{kind.count:,}", kind.fate, Text(visible(kind.reason)), Text(kind.first)
+            )
         console.print(rejects)
+    for note in result.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
     for problem in result.problems:
         console.print(Text(f"wrong: {problem}", style="bold red"))
     if not result.problems:
@@ -115,11 +128,15 @@ def _line(histogram: Histogram) -> Text:
 
 
 def _coloured(
-    example: PackedSample, renderer: ChatRenderer | None, show_ids: bool, colours: bool
+    result: Audit,
+    example: PackedSample,
+    renderer: ChatRenderer | None,
+    show_ids: bool,
+    colours: bool,
 ) -> Text:
     """A sample's text with the tokens in the loss on green, or in brackets without colours."""
     ids = example.input_ids.tolist()
-    out = Text.assemble((f"\n{example.sample_id}, {len(ids)} tokens\n", "dim"))
+    out = Text.assemble((f"\n{result.heading(example)}\n", "dim"))
     for first, last, in_loss in loss_runs(example.loss_weights):
         style = "black on green" if in_loss else ""
         opening, closing = ("⟦", "⟧") if in_loss and not colours else ("", "")
@@ -131,9 +148,10 @@ def _coloured(
                 else [([token], "") for token in ids[first:last]]
             )
             for group, text in part:
-                out.append(text, style=style)
+                out.append(visible(text), style=style)
                 out.append(f"[{','.join(map(str, group))}]", style="dim cyan")
         else:
-            out.append(renderer.decode(ids[first:last], skip_special_tokens=False), style=style)
+            text = renderer.decode(ids[first:last], skip_special_tokens=False)
+            out.append(visible(text), style=style)
         out.append(closing)
     return out

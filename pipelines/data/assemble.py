@@ -148,6 +148,8 @@ class Assembler:
             "counts": dict(sorted(self.counts.items())),
             "checks": dict(self._checks.counts),
             "files": self._origins.names,
+            "kind": "text" if True in self._first_of_kind else "conversations",
+            "too_long": config.too_long,
         }
         return metadata | stats | facts
 

@@ -98,6 +98,7 @@ def _literals(inputs: Inputs) -> dict[str, Any]:
             "fast_tokenizer",
             "max_rejects_share",
             "chat_template",
+            "unused_keys",
         },
     )
     data["sources"] = [
@@ -136,6 +137,7 @@ def _chunk_keys(inputs: Inputs, chunks: Sequence[Chunk]) -> list[str]:
 
 def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> None:
     from pipelines.chat.default_templates import layout_note
+    from pipelines.data.audit.row_notes import row_notes
 
     recipe, progress = inputs.recipe, context.progress
     renderer = inputs.renderer
@@ -152,6 +154,8 @@ def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> 
     with context.store.create_artifact(KIND, context.key, _parents(inputs)) as draft:
         run_tasks = functools.partial(tokenize, renderer=renderer, config=recipe.data)
         draft.metadata = _write(context, inputs, run_tasks, draft.path)
+        for note in row_notes(draft.metadata, recipe.data.audit):
+            progress.note(f"prepare: {note}")
         num_failed = draft.metadata["checks"].get("texts_beside_calls_failed", 0)
         if num_failed:
             progress.note(

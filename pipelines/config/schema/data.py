@@ -105,6 +105,13 @@ class AuditConfig(Section):
         le=1,
         description="Largest share of assistant turns in the loss that do not end in a stop token.",
     )
+    max_typed_share: float = Field(
+        default=0.49,
+        ge=0,
+        le=1,
+        description="Largest share of rows with text of a chat template: answers that end in a "
+        "control token's text, or messages that have a template around them already.",
+    )
 
 
 class UnusedKeysConfig(Section):

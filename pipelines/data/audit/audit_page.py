@@ -6,6 +6,7 @@ from pipelines.chat import ChatRenderer
 from pipelines.data.audit.audit import Audit, Histogram
 from pipelines.data.audit.summary import summary_of
 from pipelines.data.audit.token_text import glyphs, loss_runs
+from pipelines.data.audit.visible_text import visible
 from pipelines.packed.reader import PackedSample
 from pipelines.report.charts import histogram_chart
 from pipelines.report.page import (
@@ -44,16 +45,17 @@ def render(audit: Audit, renderer: ChatRenderer | None) -> str:
         ". A thin line ends each token; hover over a token for its id and weight.",
     )
     rejects = [
-        (cell(f"{kind.count:,}", "number"), kind.fate, kind.reason, kind.first)
+        (cell(f"{kind.count:,}", "number"), kind.fate, visible(kind.reason), kind.first)
         for kind in audit.rejects
     ]
     return page(
         f"Audit of dataset {audit.prepared.ref.name}",
         _STYLE,
         verdict,
+        element("ul", *(element("li", note) for note in audit.notes)) if audit.notes else "",
         facts(summary_of(audit)),
         section("Distributions of the training split", charts(*map(_chart, audit.histograms))),
-        section("Examples", legend, *(_example(each, renderer) for each in audit.examples)),
+        section("Examples", legend, *(_example(audit, each, renderer) for each in audit.examples)),
         section(
             "Rejects",
             table(("rows", "fate", "reason", "first"), rejects)
@@ -77,7 +79,7 @@ def _chart(histogram: Histogram) -> Markup:
     return figure(svg, f"median {histogram.label(histogram.median)}{unit}")
 
 
-def _example(example: PackedSample, renderer: ChatRenderer | None) -> Markup:
+def _example(audit: Audit, example: PackedSample, renderer: ChatRenderer | None) -> Markup:
     """A sample's text with the loss tokens marked; a token's tooltip has its id and weight."""
     ids, weights = example.input_ids.tolist(), example.loss_weights
     runs = []
@@ -90,9 +92,7 @@ def _example(example: PackedSample, renderer: ChatRenderer | None) -> Markup:
         position, tokens = first, []
         for group, text in groups:
             tooltip = f"{', '.join(map(str, group))}, weight {weights[position]:g}"
-            tokens.append(element("span", text, class_="token", title=tooltip))
+            tokens.append(element("span", visible(text), class_="token", title=tooltip))
             position += len(group)
         runs.append(element("span", join(tokens), class_="loss" if in_loss else "context"))
-    share = float((weights > 0).mean())
-    heading = f"{example.sample_id}, {len(ids):,} tokens, {share:.0%} in the loss"
-    return join([element("p", heading), element("pre", join(runs))])
+    return join([element("p", audit.heading(example)), element("pre", join(runs))])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-from pipelines.config.schema import AuditConfig
+from pipelines.config.schema import AuditConfig, DataConfig
 from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.errors import UserError
+from pipelines.data.audit.row_notes import row_problems
 from pipelines.storage import Artifact
 
 _MIN_PACKS = 20  # the last packs are never full, so a small dataset says nothing about packing
 
 
-def refuse(artifact: Artifact, prepared: PreparedDataset, limits: AuditConfig) -> None:
+def refuse(artifact: Artifact, prepared: PreparedDataset, config: DataConfig) -> None:
     """Raise UserError, before any training, when the dataset has problems."""
-    problems = problems_of(artifact, prepared, limits)
+    problems = problems_of(artifact, prepared, config.audit, config.unused_keys.allow)
     if problems:
         raise UserError(
             f"dataset {prepared.ref.name}: {'; and '.join(problems)} "
@@ -23,22 +25,30 @@ def refuse(artifact: Artifact, prepared: PreparedDataset, limits: AuditConfig) -
 
 
 def problems_of(
-    artifact: Artifact, prepared: PreparedDataset, limits: AuditConfig
+    artifact: Artifact,
+    prepared: PreparedDataset,
+    limits: AuditConfig,
+    allow_keys: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """The crossed limits of `data.audit`, worst first; none when the dataset may be trained on."""
-    return tuple(_problems(prepared, artifact.metadata.get("checks", {}), limits))
+    """The crossed limits of `data.audit` and the unused keys that are not in `allow_keys`, worst
+    first; none when the dataset may be trained on.
+    """
+    rows = row_problems(artifact.metadata, limits, allow_keys)
+    return (*rows, *_problems(prepared, artifact.metadata, limits))
 
 
 def _problems(
-    prepared: PreparedDataset, checks: Mapping[str, int], limits: AuditConfig
+    prepared: PreparedDataset, metadata: Mapping[str, Any], limits: AuditConfig
 ) -> Iterator[str]:
+    checks: Mapping[str, int] = metadata.get("checks", {})
+    first_rows = metadata.get("first_rows", {}).get("checks", {})
     counts, train = prepared.counts, prepared.train
     missing = _failed_share(checks, "stop_trained")
     if missing > limits.max_stop_missing_share:
         yield (
             f"{missing:.1%} of the answers in the loss do not end in a stop token, above "
             f"data.audit.max_stop_missing_share={limits.max_stop_missing_share}: the model would "
-            "not learn to end; fix the base's chat template"
+            f"not learn to end; fix the base's chat template{_first(first_rows, 'stop_trained')}"
         )
     differs = _failed_share(checks, "prefix_matches")
     if differs > limits.max_prefix_differs_share:
@@ -46,7 +56,7 @@ def _problems(
             f"the training ids of {differs:.1%} of the checked rows do not begin with their "
             "generation prompt, above data.audit.max_prefix_differs_share="
             f"{limits.max_prefix_differs_share}: the chat template joins prompt and answer without "
-            "a token between them"
+            f"a token between them{_first(first_rows, 'prefix_matches')}"
         )
     share = train.num_loss_tokens / max(1, train.num_tokens)
     if share < limits.min_trained_share:
@@ -54,7 +64,10 @@ def _problems(
             f"only {share:.2%} of the tokens enter the loss, below data.audit.min_trained_share="
             f"{limits.min_trained_share}"
         )
-    too_long = (counts.get("too_long", 0) + counts.get("shortened", 0)) / max(1, counts["read"])
+    # Plain text that is split loses nothing.
+    is_split_text = metadata.get("kind") == "text" and metadata.get("too_long") == "split"
+    num_shortened = 0 if is_split_text else counts.get("shortened", 0)
+    too_long = (counts.get("too_long", 0) + num_shortened) / max(1, counts["read"])
     if too_long > limits.max_lost_share:
         yield (
             f"{too_long:.1%} of the rows are too long for a pack, above data.audit.max_lost_share="
@@ -66,6 +79,11 @@ def _problems(
             f"fill is {fill:.1%}, below data.audit.min_fill={limits.min_fill}: set data.row_tokens "
             "larger"
         )
+
+
+def _first(first_rows: Mapping[str, str], check: str) -> str:
+    """The first row that fails a check, for the end of a line."""
+    return f" (first: {first_rows[check]})" if check in first_rows else ""
 
 
 def _failed_share(checks: Mapping[str, int], name: str) -> float:

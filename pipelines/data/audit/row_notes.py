@@ -1,0 +1,93 @@
+"""Problems and notes of a dataset about its rows: unused keys, text of templates, fallbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pipelines.config.schema import AuditConfig
+from pipelines.data.audit.visible_text import visible
+from pipelines.data.convert.unused_keys import blocking, meaning
+
+_MAX_KEYS = 20
+_TYPED = {
+    "typed_ends": "have an answer that ends in the text {name}",
+    "typed_templates": "have the text of a chat template in a message, most often {name}",
+}
+_ADVICE = {
+    "typed_ends": "it is trained as letters before the real stop, and the model would print it: "
+    "remove it from the answers",
+    "typed_templates": "it is trained as letters, inside of the base's own template: give the "
+    "messages alone",
+}
+_FITTED = {
+    "tools": "tools are written into the system text",
+    "tool calls": "tool calls are written into the text of the answer",
+    "tool results": "tool results are written into user turns",
+    "system texts": "system texts are written into the first user turn",
+}
+
+
+def row_problems(
+    metadata: Mapping[str, Any], limits: AuditConfig, allow: Collection[str]
+) -> Iterator[str]:
+    """What is wrong with the rows of a dataset with this metadata, one line each.
+
+    `allow` has the keys that the recipe leaves out on purpose.
+    """
+    keys: Mapping[str, int] = metadata.get("unused_keys", {})
+    for key in blocking(keys, allow):
+        name = visible(key)
+        yield (
+            f"the key {name} is not used ({keys[key]:,} rows, {_first(metadata, 'unused_keys', key)}"
+            f"); its meaning elsewhere: {meaning(key)}; give it to a key that is used by the "
+            f"source's `columns`, remove it, or set data.unused_keys.allow=[{name}]"
+        )
+    for kind in _TYPED:
+        share = sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))
+        if share > limits.max_typed_share:
+            yield (
+                f"{_typed_line(metadata, kind)}: {_ADVICE[kind]}; more than "
+                f"data.audit.max_typed_share={limits.max_typed_share} of the rows do"
+            )
+
+
+def row_notes(metadata: Mapping[str, Any], limits: AuditConfig) -> Iterator[str]:
+    """Facts about the rows that stop nothing, one line each."""
+    if metadata.get("unused_keys"):
+        yield unused_keys_line(metadata["unused_keys"])
+    for kind in _TYPED:
+        share = sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))
+        if 0 < share <= limits.max_typed_share:
+            yield f"{_typed_line(metadata, kind)}: {_ADVICE[kind]}"
+    for name, count in metadata.get("fallbacks", {}).items():
+        yield (
+            f"{_FITTED[name]}: the base's chat template does not show them ({count:,} rows, "
+            f"{_first(metadata, 'fallbacks', name)})"
+        )
+
+
+def unused_keys_line(keys: Mapping[str, int]) -> str:
+    """`keys not used: label (300 rows), context (300)`, most frequent first."""
+    most = sorted(keys.items(), key=lambda item: -item[1])
+    texts = [f"{visible(key)} ({count:,})" for key, count in most[:_MAX_KEYS]]
+    texts[0] = texts[0].removesuffix(")") + (" rows)" if most[0][1] != 1 else " row)")
+    more = f" and {len(most) - _MAX_KEYS:,} more" if len(most) > _MAX_KEYS else ""
+    return f"keys not used: {', '.join(texts)}{more}"
+
+
+def _typed_line(metadata: Mapping[str, Any], kind: str) -> str:
+    name, *_ = names = list(metadata[kind])
+    num_rows = sum(metadata[kind].values())
+    shown = _TYPED[kind].format(name=visible(name))
+    others = f" or {', '.join(map(visible, names[1:3]))}" if len(names) > 1 else ""
+    return f"{num_rows:,} of {_num_rows(metadata):,} rows {shown}{others} ({_first(metadata, kind, name)})"
+
+
+def _num_rows(metadata: Mapping[str, Any]) -> int:
+    """Rows that became conversations or texts."""
+    return metadata["counts"]["read"] - metadata["counts"].get("rejected", 0)
+
+
+def _first(metadata: Mapping[str, Any], kind: str, name: str) -> str:
+    return f"first: {metadata['first_rows'][kind][name]}"
