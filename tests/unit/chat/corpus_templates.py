@@ -1,0 +1,276 @@
+"""Near-copies of published chat templates: own words, the published structure, and the tokens of
+the bases that have them.
+
+`templates/corpus/NAME.jinja` has what is written under which condition, what is cut from earlier
+turns and what is refused, as the published template of that kind does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.chat import TokenizerSpec
+from tests.unit.chat.tokenizer_kinds import LLAMA_WORDS, byte_level_bpe
+
+FOLDER = Path(__file__).parent / "templates" / "corpus"
+_TOOL_MARKS = "<tool_call> </tool_call> <tool_response> </tool_response>"
+_THINK = "<think> </think>"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The tokens of one published template, and how plain answers are trained on it.
+
+    `special` and `ordinary` are the added tokens with and without the flag special. `ends` end the
+    text of a turn; without a value, `eos` does. `variants` are the template arguments under
+    which the corpus runs besides none at all; `plain` are those under which an answer without a
+    thought is trained and served, None where none are.
+    """
+
+    special: str
+    ordinary: str = ""
+    bos: str | None = None
+    eos: str = "<|im_end|>"
+    ends: str = ""
+    variants: tuple[Mapping[str, Any], ...] = ()
+    plain: Mapping[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def end_texts(self) -> tuple[str, ...]:
+        return tuple(self.ends.split()) or (self.eos,)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        return {"eos_token": self.eos} | ({"bos_token": self.bos} if self.bos else {})
+
+
+_ON, _OFF = {"enable_thinking": True}, {"enable_thinking": False}
+_CHATML = "<|im_start|> <|im_end|> <|endoftext|>"
+_QWEN = Published(_CHATML, _TOOL_MARKS)
+_QWEN_THINKS = f"{_THINK} {_TOOL_MARKS}"
+_DEEPSEEK = "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>"
+_DEEPSEEK_ORDINARY = (
+    "<｜User｜> <｜Assistant｜> <think> </think> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> "
+    "<｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <｜tool▁outputs▁begin｜> "
+    "<｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
+)
+_DEEP = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>"}
+_LLAMA3 = "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>"
+_LLAMA = {"bos": "<|begin_of_text|>", "eos": "<|eot_id|>"}
+_GEMMA = "<bos> <eos> <start_of_turn> <end_of_turn>"
+_GEMMA_NAMES = {"bos": "<bos>", "eos": "<eos>", "ends": "<end_of_turn>"}
+_GEMMA4 = (
+    "<bos> <eos> <|turn> <turn|> <|tool> <tool|> <|tool_call> <tool_call|> <|tool_response> "
+    '<tool_response|> <|channel> <channel|> <|think|> <|"|>'
+)
+_MISTRAL = (
+    "<s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] "
+    "[/TOOL_RESULTS] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [ARGS] [THINK] [/THINK]"
+)
+_S = {"bos": "<s>", "eos": "</s>"}
+_PHI = "<|endoftext|> <|system|> <|user|> <|assistant|> <|end|> <|tool|> <|/tool|>"
+_PHI_NAMES = {"eos": "<|endoftext|>", "ends": "<|end|>"}
+_COHERE = (
+    "<BOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> <|USER_TOKEN|> "
+    "<|CHATBOT_TOKEN|> <|START_RESPONSE|> <|END_RESPONSE|> <|START_THINKING|> <|END_THINKING|> "
+    "<|START_ACTION|> <|END_ACTION|> <|START_TOOL_RESULT|> <|END_TOOL_RESULT|>"
+)
+_COHERE_NAMES = {"bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>"}
+_GLM = "<|endoftext|> [gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>"
+_GLM_NAMES = {"eos": "<|endoftext|>", "ends": "<|user|> <|observation|> <|endoftext|>"}
+_GRANITE = "<|end_of_text|> <|start_of_role|> <|end_of_role|> <|tool_call|>"
+_KIMI = (
+    "[BOS] [EOS] <|im_end|> <|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> "
+    "<|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> "
+    "<|tool_call_argument_begin|> <|tool_call_end|>"
+)
+_LFM = (
+    "<|startoftext|> <|im_start|> <|im_end|> <|tool_list_start|> <|tool_list_end|> "
+    "<|tool_call_start|> <|tool_call_end|> <|tool_response_start|> <|tool_response_end|>"
+)
+
+PUBLISHED: dict[str, Published] = {
+    "apertus": Published(
+        "<s> </s> <|system_start|> <|system_end|> <|developer_start|> <|developer_end|> "
+        "<|user_start|> <|user_end|> <|assistant_start|> <|assistant_end|> <|tools_prefix|> "
+        "<|tools_suffix|>",
+        bos="<s>",
+        eos="<|assistant_end|>",
+        ends="<|assistant_end|> <|tools_suffix|>",
+        plain=None,  # its last answer has no end
+    ),
+    "apriel15": Published(_PHI + " <|tool_result|>", **_PHI_NAMES, plain=None),
+    "aya_expanse": Published(_COHERE, **_COHERE_NAMES),
+    "baichuan2": Published("<s> </s> <reserved_106> <reserved_107>", **_S),
+    "command_a_reasoning": Published(
+        _COHERE,
+        **_COHERE_NAMES,
+        variants=({"reasoning": False},),
+        plain=None,  # its prompt writes a thought where an answer has none
+    ),
+    "command_r7b": Published(_COHERE, **_COHERE_NAMES),
+    "deepseek_r1_0528": Published(_DEEPSEEK, _DEEPSEEK_ORDINARY, **_DEEP),
+    "deepseek_v3": Published(_DEEPSEEK, _DEEPSEEK_ORDINARY, **_DEEP),
+    "deepseek_v31": Published(
+        _DEEPSEEK, _DEEPSEEK_ORDINARY, **_DEEP, variants=({"thinking": True},)
+    ),
+    "devstral": Published(_MISTRAL, **_S),
+    "dots_llm1": Published(
+        "<|endofresponse|> <|response|> <|userprompt|> <|endofuserprompt|> <|system|> "
+        "<|endofsystem|>",
+        eos="<|endofresponse|>",
+    ),
+    "ernie45": Published(
+        "<s> </s> <|begin_of_sentence|> <|end_of_sentence|>",
+        bos="<s>",
+        eos="<|end_of_sentence|>",
+    ),
+    "exaone35": Published(
+        "[BOS] [|system|] [|user|] [|assistant|] [|endofturn|]", bos="[BOS]", eos="[|endofturn|]"
+    ),
+    "exaone4": Published(
+        "[BOS] [|system|] [|user|] [|assistant|] [|tool|] [|endofturn|]",
+        _QWEN_THINKS,
+        bos="[BOS]",
+        eos="[|endofturn|]",
+        variants=(_ON,),
+    ),
+    "falcon3": Published(
+        "<|endoftext|> <|system|> <|user|> <|assistant|>", _TOOL_MARKS, eos="<|endoftext|>"
+    ),
+    "functionary32": Published(_LLAMA3, **_LLAMA),
+    "gemma2": Published(_GEMMA, **_GEMMA_NAMES),
+    "gemma3": Published(_GEMMA, **_GEMMA_NAMES),
+    "gemma4": Published(
+        _GEMMA4,
+        bos="<bos>",
+        eos="<eos>",
+        ends="<turn|> <|tool_response>",
+        variants=(_ON,),
+        plain=_ON,
+    ),
+    "gemma4_first": Published(_GEMMA4, bos="<bos>", eos="<eos>", ends="<turn|>"),
+    "glm4": Published(_GLM, **_GLM_NAMES),
+    "glm45": Published(_GLM, _QWEN_THINKS, **_GLM_NAMES, variants=(_OFF, _ON)),
+    "gpt_oss": Published(
+        "<|startoftext|> <|endoftext|> <|start|> <|end|> <|message|> <|channel|> <|return|> "
+        "<|call|> <|constrain|>",
+        bos="<|startoftext|>",
+        eos="<|return|>",
+        ends="<|return|> <|call|> <|end|>",
+    ),
+    "granite33": Published(_GRANITE, _THINK, eos="<|end_of_text|>"),
+    "granite4": Published(_GRANITE, _TOOL_MARKS, eos="<|end_of_text|>"),
+    "hermes3_tools": Published(_CHATML, _TOOL_MARKS),
+    "hunyuan_a13b": Published(
+        "<|startoftext|> <|extra_0|> <|extra_4|> <|eos|>", _QWEN_THINKS, eos="<|eos|>"
+    ),
+    "internlm25": Published(
+        "<s> </s> <|im_start|> <|im_end|> <|action_start|> <|action_end|> <|plugin|>", bos="<s>"
+    ),
+    "jamba": Published(
+        "<|startoftext|> <|endoftext|> <|bom|> <|eom|> <|system|> <|user|> <|assistant|> <|tool|>",
+        bos="<|startoftext|>",
+        eos="<|eom|>",
+    ),
+    "kimi_k2": Published(_KIMI, bos="[BOS]", eos="[EOS]", ends="<|im_end|>"),
+    "kimi_k2_thinking": Published(
+        _KIMI,
+        _THINK,
+        bos="[BOS]",
+        eos="[EOS]",
+        ends="<|im_end|>",
+    ),
+    "lfm2": Published(_LFM, bos="<|startoftext|>"),
+    "lfm25": Published(
+        _LFM,
+        _THINK,
+        bos="<|startoftext|>",
+    ),
+    "ling": Published(
+        "<|startoftext|> <|endoftext|> <|role_end|> <role> </role>",
+        eos="<|role_end|>",
+    ),
+    "llama32": Published(_LLAMA3, **_LLAMA),
+    "llama4": Published(
+        "<|begin_of_text|> <|header_start|> <|header_end|> <|eot|> <|python_start|> <|python_end|>",
+        bos="<|begin_of_text|>",
+        eos="<|eot|>",
+    ),
+    "llama_nemotron": Published(_LLAMA3, _THINK, **_LLAMA),
+    "longcat": Published("<longcat_s> </longcat_s>", eos="</longcat_s>"),
+    "magistral": Published(_MISTRAL, **_S),
+    "mimo_v2": Published(_CHATML, _QWEN_THINKS, variants=(_ON,), plain={}),
+    "minimax_m1": Published(
+        "<begin_of_document> <beginning_of_sentence> <end_of_sentence>", eos="<end_of_sentence>"
+    ),
+    "minimax_m2": Published(
+        "]~!b[ ]~b] [e~[",
+        f"{_THINK} <minimax:tool_call> </minimax:tool_call>",
+        bos="]~!b[",
+        eos="[e~[",
+        plain=None,  # its prompt opens a thought, which an answer without one does not show
+    ),
+    "ministral3_reasoning": Published(
+        _MISTRAL,
+        **_S,
+    ),
+    "mistral_nemo": Published(_MISTRAL, **_S),
+    "mistral_small31": Published(_MISTRAL, **_S),
+    "mixtral": Published("<s> </s>", **_S),
+    "nemotron3_nano": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,), plain=_OFF),
+    "nemotron_nano_v2": Published(
+        "<s> </s> <SPECIAL_10> <SPECIAL_11> <SPECIAL_12>", _THINK, bos="<s>", eos="<SPECIAL_12>"
+    ),
+    "olmo2": Published("<|endoftext|>", bos="<|endoftext|>", eos="<|endoftext|>"),
+    "olmo3_think": Published(_CHATML, _THINK, plain=None),
+    "olmo3_tools": Published(_CHATML, bos="<|endoftext|>"),
+    "openchat": Published("<s> </s> <|end_of_turn|>", bos="<s>", eos="<|end_of_turn|>"),
+    "phi35": Published(_PHI, **_PHI_NAMES),
+    "phi4_mini": Published(_PHI, **_PHI_NAMES),
+    "phi4_reasoning": Published("<|endoftext|> <|im_start|> <|im_end|> <|im_sep|>", _THINK),
+    "qwen25": _QWEN,
+    "qwen35_small": Published(_CHATML, _QWEN_THINKS, variants=(_ON,)),
+    "qwen36": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,), plain=_OFF),
+    "qwen3_coder": _QWEN,
+    "qwen3_instruct": _QWEN,
+    "qwen3_thinking": Published(
+        _CHATML,
+        _QWEN_THINKS,
+    ),
+    "qwq": Published(_CHATML, _QWEN_THINKS, plain=None),
+    "reka_flash3": Published("<|endoftext|> <sep>", eos="<sep>", plain=None),
+    "seed_oss": Published(
+        "<seed:bos> <seed:eos>",
+        "<seed:think> </seed:think> <seed:tool_call> </seed:tool_call> <seed:cot_budget_reflect>",
+        bos="<seed:bos>",
+        eos="<seed:eos>",
+        variants=({"thinking_budget": 0},),
+    ),
+    "smollm2": Published(_CHATML),
+    "smollm3": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,)),
+    "stablelm2": Published("<|endoftext|> <|system|> <|user|> <|assistant|>", eos="<|endoftext|>"),
+    "tiny_aya": Published(_COHERE, **_COHERE_NAMES),
+    "xlam_qwen": _QWEN,
+    "yi15": Published("<|startoftext|> <|endoftext|> <|im_start|> <|im_end|>"),
+}
+
+
+@functools.cache
+def _tokenizer_json(special: str, ordinary: str) -> str:
+    return byte_level_bpe(LLAMA_WORDS, special.split(), ordinary.split()).to_str()
+
+
+def spec_of(name: str, arguments: Mapping[str, Any]) -> TokenizerSpec:
+    """The tokenizer of a published template with the template arguments of a recipe."""
+    published = PUBLISHED[name]
+    return TokenizerSpec(
+        _tokenizer_json(published.special, published.ordinary),
+        (FOLDER / f"{name}.jinja").read_text(),
+        published.named_tokens,
+        arguments=arguments,
+    )
