@@ -6,6 +6,7 @@ ranks. Shapes: T tokens, M label positions, h hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,11 @@ class PackedLoss(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: MicroBatch) -> torch.Tensor:
+    def forward(self, batch: MicroBatch, per_token: bool = False) -> torch.Tensor:
+        """The summed loss or, with `per_token`, the losses [M] of the label positions, unweighted.
+
+        The losses of a frozen head have no gradient.
+        """
         causal = (
             self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         )
@@ -45,11 +50,12 @@ class PackedLoss(torch.nn.Module):
             losses = functional.cross_entropy(
                 head(hidden[batch.label_positions]).float(), batch.targets, reduction="none"
             )
-            return cast(torch.Tensor, losses @ batch.weights)
+            return losses if per_token else cast(torch.Tensor, losses @ batch.weights)
         # The head is called as a module with another forward, because ZeRO-3 gathers a module's
         # weights in the hooks of its call. Reading `head.weight` elsewhere would see an empty
         # shard.
-        cast(Any, head).forward = lambda states: _FrozenHeadLoss.apply(states, head.weight, batch)
+        compute = _frozen_head_losses if per_token else _FrozenHeadLoss.apply
+        cast(Any, head).forward = lambda states: compute(states, head.weight, batch)
         try:
             return cast(torch.Tensor, head(hidden))
         finally:
@@ -69,23 +75,15 @@ class _FrozenHeadLoss(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
-        size = min(size, max(_TILE_ROWS, len(batch.label_positions) // _MIN_CHUNKS))
-        size = size // _TILE_ROWS * _TILE_ROWS or size
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # This gradient exists before fp16's loss scale is applied in the backward; without a scale
         # of its own, small values would round to zero. Powers of two are exact.
         boost = 1024.0 if hidden.dtype == torch.float16 else 1.0
-        for index, targets, weights in zip(
-            batch.label_positions.split(size),
-            batch.targets.split(size),
-            batch.weights.split(size),
-            strict=True,
-        ):
-            logits = hidden[index] @ weight.T
-            total += kernels_for(logits).cross_entropy_(logits, targets, boost * weights) @ weights
+        for index, weights, losses, logits in _chunks(hidden, weight, batch, boost):
+            total += losses @ weights
             if gradient is not None:
                 gradient[index] = logits @ weight
+            del logits  # else it would exist beside the logits of the next chunk
         ctx.save_for_backward(gradient)
         ctx.boost = boost
         return total
@@ -96,3 +94,31 @@ class _FrozenHeadLoss(torch.autograd.Function):
         for rows in gradient.split(2048):  # in parts, for small fp32 copies
             rows.copy_(rows.float() * (grads[0] / ctx.boost))
         return gradient, None, None
+
+
+def _chunks(
+    hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch, boost: float
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Label positions, loss weights, losses and logits of one chunk after the other.
+
+    The logits are already their own gradient, times `boost` and the loss weights.
+    """
+    size = max(1, _CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
+    size = min(size, max(_TILE_ROWS, len(batch.label_positions) // _MIN_CHUNKS))
+    size = size // _TILE_ROWS * _TILE_ROWS or size
+    for index, targets, weights in zip(
+        batch.label_positions.split(size),
+        batch.targets.split(size),
+        batch.weights.split(size),
+        strict=True,
+    ):
+        logits = hidden[index] @ weight.T
+        losses = kernels_for(logits).cross_entropy_(logits, targets, boost * weights)
+        yield index, weights, losses, logits
+
+
+def _frozen_head_losses(
+    hidden: torch.Tensor, weight: torch.Tensor, batch: MicroBatch
+) -> torch.Tensor:
+    """The losses [M] of hidden [T, h] through a frozen head [V, h]."""
+    return torch.cat([losses for _, _, losses, _ in _chunks(hidden, weight, batch, 1.0)])

@@ -1,0 +1,184 @@
+"""The proof of a base: the packed path must compute what transformers' own forward computes.
+
+A few samples run through the packed path, and one at a time through transformers' own forward on
+the same weights, and the losses of their tokens are compared. In fp32 the mean absolute difference
+may be FP32_LIMIT. In other precisions it may be NOISE_FACTOR times the rounding noise that
+transformers itself shows on the same samples (`_noise`).
+
+A mean over many tokens hides a few wrong ones, such as those behind a window that the longest
+sample just crosses. Therefore no BLOCK_TOKENS neighbouring tokens may differ by more than
+BLOCK_FACTOR times that limit, or by as much more than their own noise.
+
+Samples of a pack must not see each other: a change of the first sample's tokens may move no other
+sample's loss. The control for that test is a change of the last sample's tokens. In a causal model
+it cannot reach the samples before, so what it moves is rounding. For most models that is exactly 0;
+experts, which multiply the tokens of all samples in one product, round a little differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipelines.train.loss import PackedLoss
+from pipelines.train.proof_losses import packed_losses, reference_losses
+from pipelines.train.proof_mode import (
+    EAGER,
+    EAGER_RECAST,
+    SDPA,
+    computes_in_fp32,
+    proof_mode,
+    supports_sdpa,
+)
+
+FP32_LIMIT = 1e-5
+NOISE_FACTOR = 3.0
+BLOCK_TOKENS, BLOCK_FACTOR = 32, 2.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two paths' losses are apart, in nats, and how far they may be.
+
+    `mean` and `largest` are absolute differences over all tokens. Of the blocks of BLOCK_TOKENS
+    neighbouring tokens, `block` is the mean of the one that exceeds its own `block_limit` most; it
+    begins at token `block_start` of sample number `block_sample`.
+    """
+
+    mean: float
+    largest: float
+    limit: float
+    block: float
+    block_limit: float
+    block_sample: int
+    block_start: int
+
+    @property
+    def is_small(self) -> bool:
+        """False for losses that are not finite, too."""
+        return self.mean <= self.limit and self.block <= self.block_limit
+
+
+@dataclass(frozen=True)
+class BaseProof:
+    """The result of `prove_base`.
+
+    `packed_loss` and `reference_loss` are the mean losses of the two paths. `leak` is the mean
+    change of the other samples' losses after the first sample of the pack was changed, and
+    `leak_limit` the largest change that rounding explains.
+    """
+
+    num_samples: int
+    num_tokens: int
+    difference: Difference
+    packed_loss: float
+    reference_loss: float
+    leak: float
+    leak_limit: float
+    seconds: float
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the samples of a pack see each other."""
+        return not self.leak <= self.leak_limit
+
+    @property
+    def holds(self) -> bool:
+        """Whether the packed path computes this base."""
+        return self.difference.is_small and not self.leaks
+
+    def __str__(self) -> str:
+        difference = self.difference
+        leak = f"leak {self.leak:.1e}" if self.leaks else "no leak"
+        return (
+            f"{self.num_samples} samples, mean difference {difference.mean:.1e} "
+            f"(limit {difference.limit:.1e}), {leak}"
+        )
+
+
+@torch.no_grad()
+def prove_base(loss: PackedLoss, samples: Sequence[np.ndarray]) -> BaseProof:
+    """Compare the packed path of `loss` with transformers' own forward on these samples.
+
+    A sample is its token ids, int [T] with T of at least 2. `loss` may have fused layers, adapters
+    and any quantization, and may be the module of a ZeRO-3 engine; then all ranks call this with
+    equal samples. Weights, modes, random states and attention are the same afterwards. Raises what
+    the base's forward raises.
+    """
+    started = time.perf_counter()
+    # A pack of one sample could show no leak.
+    samples = [*samples, *samples] if len(samples) == 1 else list(samples)
+    with proof_mode(loss):
+        packed = packed_losses(loss, samples)
+        reference = [reference_losses(loss, sample, EAGER) for sample in samples]
+        difference = _difference(packed, reference, _noise(loss, samples, reference))
+        changed = _changed(samples[0], samples)
+        leak = _moved(packed[1:], packed_losses(loss, [changed, *samples[1:]])[1:])
+        changed = _changed(samples[-1], samples)
+        rounding = _moved(packed[:-1], packed_losses(loss, [*samples[:-1], changed])[:-1])
+    return BaseProof(
+        num_samples=len(samples),
+        num_tokens=sum(len(sample) for sample in samples),
+        difference=difference,
+        packed_loss=float(torch.cat(packed).mean()),
+        reference_loss=float(torch.cat(reference).mean()),
+        leak=leak,
+        leak_limit=NOISE_FACTOR * rounding,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _noise(
+    loss: PackedLoss, samples: Sequence[np.ndarray], reference: Sequence[torch.Tensor]
+) -> list[torch.Tensor] | None:
+    """The rounding noise of each token of each sample, or None where everything is fp32."""
+    if computes_in_fp32(loss):
+        return None
+    # In fp32 with weights that round activations to 8 bits, the two attentions are so close that
+    # often nothing is rounded differently, so they do not show the noise of that rounding.
+    own_dtype = loss.model.get_input_embeddings().weight.dtype
+    other = SDPA if own_dtype != torch.float32 and supports_sdpa(loss.model) else EAGER_RECAST
+    return [
+        (losses - reference_losses(loss, sample, other)).abs()
+        for losses, sample in zip(reference, samples, strict=True)
+    ]
+
+
+def _difference(
+    packed: Sequence[torch.Tensor],
+    reference: Sequence[torch.Tensor],
+    noise: Sequence[torch.Tensor] | None,
+) -> Difference:
+    differences = [(a - b).abs() for a, b in zip(packed, reference, strict=True)]
+    together = torch.cat(differences)
+    limit = FP32_LIMIT if noise is None else NOISE_FACTOR * float(torch.cat(list(noise)).mean())
+    blocks = []
+    for number, losses in enumerate(differences):
+        for start, end in _blocks(len(losses)):
+            own = 0.0 if noise is None else NOISE_FACTOR * float(noise[number][start:end].mean())
+            block_limit = BLOCK_FACTOR * max(limit, own)
+            blocks.append((float(losses[start:end].mean()), block_limit, number, start))
+    worst = max(blocks, key=lambda block: block[0] / max(block[1], 1e-30))
+    return Difference(float(together.mean()), float(together.max()), limit, *worst)
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """Bounds of a sample's blocks, the last one moved back so that it is full, too."""
+    starts = [*range(0, max(1, length - BLOCK_TOKENS), BLOCK_TOKENS), max(0, length - BLOCK_TOKENS)]
+    return ((start, min(length, start + BLOCK_TOKENS)) for start in dict.fromkeys(starts))
+
+
+def _moved(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    return float((torch.cat(list(after)) - torch.cat(list(before))).abs().mean())
+
+
+def _changed(sample: np.ndarray, samples: Sequence[np.ndarray]) -> np.ndarray:
+    """A sample of the same length with another id, from any of the samples, at every position."""
+    ids = np.unique(np.concatenate(samples))
+    if len(ids) == 1:
+        return np.where(sample > 0, sample - 1, 1).astype(sample.dtype)
+    return ids[(np.searchsorted(ids, sample) + max(1, len(ids) // 2)) % len(ids)]
