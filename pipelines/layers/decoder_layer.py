@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -31,8 +32,23 @@ def fuse(model: Any, stack: bool, recompute: str) -> str:
         # Recomputing is part of the fused backward, so transformers must not do it as well.
         layer.gradient_checkpointing = False
         layer.forward = _FusedLayer(layer, stack, recompute)
-    base.model.norm.forward = _fused_norm(base.model.norm)
+    base.model.norm.forward = _FusedNorm(base.model.norm)
     return ""
+
+
+@contextmanager
+def without_fused_layers(model: Any) -> Iterator[None]:
+    """Inside, the modules that `fuse` changed run their own forward; nothing for other models."""
+    forwards = {
+        module: module.__dict__.pop("forward")
+        for module in model.modules()
+        if isinstance(module.__dict__.get("forward"), (_FusedLayer, _FusedNorm))
+    }
+    try:
+        yield
+    finally:
+        for module, forward in forwards.items():
+            module.forward = forward
 
 
 class _FusedLayer:
@@ -105,11 +121,14 @@ class _Layer(torch.autograd.Function):
         return dx, None, None, *attention_grads, *mlp_grads
 
 
-def _fused_norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+class _FusedNorm:
     """The final norm's forward, [1, T, h] -> [1, T, h]."""
-    return lambda hidden_states: cast(torch.Tensor, _Norm.apply(hidden_states.squeeze(0), norm))[
-        None
-    ]
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, _Norm.apply(hidden_states.squeeze(0), self.norm))[None]
 
 
 class _Norm(torch.autograd.Function):
