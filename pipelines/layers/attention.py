@@ -4,17 +4,39 @@ transformers attention function.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from pipelines.core.errors import UserError
 from pipelines.layers.bounds import SampleBounds
 from pipelines.layers.kernels import supports_kernels
 
 PACKED = "loraforge_packed"
 """The name under which transformers finds `packed_attention`."""
+
+_HARMLESS = {
+    "position_ids",  # already applied: the rotation happens before attention
+    "use_cache",  # training has no cache
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "num_items_in_batch",
+}
+"""Arguments of transformers' attention functions that do not change what attention computes."""
+
+_REASONS = {
+    "s_aux": "has attention sinks (s_aux), which packed attention does not compute",
+    "sinks": "has attention sinks, which packed attention does not compute",
+    "softcap": "caps its scores (softcap), which packed attention does not compute",
+    "indices": "reads selected tokens only (indices), which packed attention does not compute",
+    "position_bias": "adds a bias per position, which packed attention does not compute",
+    "is_causal": "reads later tokens, too, which packed attention does not compute",
+    "attention_mask": "has a mask of its own, which packed attention does not compute",
+}
 
 
 def packed_attention(
@@ -26,18 +48,46 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     bounds: SampleBounds | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of query [1, H, T, D] to key and value [1, K, T, D] -> [1, T, H, D].
 
-    Raises ValueError when `bounds` is missing: without it samples would attend to each other.
+    Raises UserError when `bounds` is missing, because samples would attend to each other, and for
+    every argument with which the base's own attention would compute something else.
     """
     if bounds is None:
-        raise ValueError("packed attention needs the micro-batch's sample bounds")
+        raise UserError(
+            f"model.base: {type(module).__name__} does not pass on where the samples of a pack "
+            "begin (bounds), so they would attend to each other: choose a base of another "
+            "architecture"
+        )
+    _check_arguments(module, others | {"attention_mask": attention_mask}, bounds.max_seqlen)
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
     if supports_flash(query):
         return cast(torch.Tensor, _Flash.apply(query, key, value, bounds, scaling))[None], None
     return padded_attention(query, key, value, bounds, scaling)[None], None
+
+
+def _check_arguments(module: Any, arguments: Mapping[str, Any], max_seqlen: int) -> None:
+    """Check the arguments that a layer passes to its attention and `packed_attention` does not use.
+
+    Raises UserError for one that would change the result, such as sinks, or a window that is
+    shorter than `max_seqlen`, the longest sample of the pack in tokens.
+    """
+    given = {"is_causal": getattr(module, "is_causal", True), **arguments}
+    for name, value in given.items():
+        if value is None or name in _HARMLESS or (name == "is_causal" and value):
+            continue
+        reason = _REASONS.get(name, f"takes {name}, which packed attention does not know")
+        advice = "choose a base of another architecture"
+        if name == "sliding_window":
+            if value >= max_seqlen:
+                continue
+            reason = f"reads the last {value} tokens only, and a sample has {max_seqlen}"
+            advice = f"set data.row_tokens={value} or less"
+        raise UserError(
+            f"model.base cannot be trained in packs: its {type(module).__name__} {reason}: {advice}"
+        )
 
 
 def supports_flash(tensor: torch.Tensor) -> bool:
