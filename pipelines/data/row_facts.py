@@ -35,9 +35,8 @@ class RowFacts:
     """Writes the facts of a row as one text, for the column `facts` of tokenized_table.SCHEMA."""
 
     def __init__(self, renderer: ChatRenderer) -> None:
-        self._template_text = TemplateText(renderer)
+        self._text = TemplateText(renderer)
         shown = renderer.capabilities
-        # The parts that the template shows only after a fallback, by role and by field.
         self._fitted_roles = {
             role: name
             for role, name, is_shown in (
@@ -47,35 +46,43 @@ class RowFacts:
             if not is_shown
         }
         self._fits_tools, self._fits_calls = not shown.tools, not shown.tool_calls
+        self._fits_any = self._fitted_roles or self._fits_tools or self._fits_calls
 
     def of(self, conversation: Conversation) -> str | None:
         """The facts of a conversation; None without any."""
         facts = _joined_keys(conversation.unused_keys) if conversation.unused_keys else ""
-        others = {name: None for name in self._others(conversation)}  # each once, in order
-        return facts + "".join(others) or None
+        end, template = self._typed(conversation)
+        if end:
+            facts += _fact(TYPED_ENDS, end)
+        if template:
+            facts += _fact(TYPED_TEMPLATES, template)
+        if self._fits_any:
+            facts += "".join(_fact(FALLBACKS, name) for name in self._fitted(conversation))
+        return facts or None
 
-    def _others(self, conversation: Conversation) -> Iterator[str]:
-        text = self._template_text
-        if self._fits_tools and conversation.tools:
-            yield _fact(FALLBACKS, "tools")
+    def _typed(self, conversation: Conversation) -> tuple[str | None, str | None]:
+        """The first control token that ends an answer, and the first text of a template."""
+        text, end, template = self._text, None, None
         for turn in conversation.turns:
             role, content = turn.role, turn.content
             if role == "assistant":
-                if not enters_loss(turn):
-                    continue
-                if end := text.end_of(content):
-                    yield _fact(TYPED_ENDS, end)
-                if start := text.at_start_of(content):
-                    yield _fact(TYPED_TEMPLATES, start)
-                if self._fits_calls and turn.tool_calls:
-                    yield _fact(FALLBACKS, "tool calls")
-                continue
-            if role == "text" and (end := text.end_of(content)):
-                yield _fact(TYPED_ENDS, end)
-            if role != "tool" and (name := text.anywhere_in(content)):
-                yield _fact(TYPED_TEMPLATES, name)
-            if role in self._fitted_roles:
-                yield _fact(FALLBACKS, self._fitted_roles[role])
+                if enters_loss(turn):
+                    end = end or text.end_of(content)
+                    template = template or text.at_start_of(content)
+            elif role == "text":
+                end, template = text.end_of(content), text.anywhere_in(content)
+            elif role != "tool":
+                template = template or text.anywhere_in(content)
+        return end, template
+
+    def _fitted(self, conversation: Conversation) -> Iterator[str]:
+        """The parts that the template shows only after a fallback."""
+        roles = {turn.role for turn in conversation.turns}
+        if self._fits_tools and conversation.tools:
+            yield "tools"
+        if self._fits_calls and any(turn.tool_calls for turn in conversation.turns):
+            yield "tool calls"
+        yield from (name for role, name in self._fitted_roles.items() if role in roles)
 
 
 class FactCounts:

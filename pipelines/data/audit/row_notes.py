@@ -39,9 +39,9 @@ def row_problems(
     for key in blocking(keys, allow):
         name = visible(key)
         yield (
-            f"the key {name} is not used ({keys[key]:,} rows, {_first(metadata, 'unused_keys', key)}"
-            f"); its meaning elsewhere: {meaning(key)}; give it to a key that is used by the "
-            f"source's `columns`, remove it, or set data.unused_keys.allow=[{name}]"
+            f"the key {name} ({_rows(keys[key])}, {_first(metadata, 'unused_keys', key)}) is not "
+            f"used; its meaning elsewhere: {meaning(key)}; map it in the source's `columns`, remove "
+            f"it, or set data.unused_keys.allow=[{name}]"
         )
     for kind in _TYPED:
         share = sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))
@@ -62,26 +62,29 @@ def row_notes(metadata: Mapping[str, Any], limits: AuditConfig) -> Iterator[str]
             yield f"{_typed_line(metadata, kind)}: {_ADVICE[kind]}"
     for name, count in metadata.get("fallbacks", {}).items():
         yield (
-            f"{_FITTED[name]}: the base's chat template does not show them ({count:,} rows, "
-            f"{_first(metadata, 'fallbacks', name)})"
+            f"{_FITTED[name]}: the base's chat template does not show them "
+            f"({_rows(count)}, {_first(metadata, 'fallbacks', name)})"
         )
 
 
 def unused_keys_line(keys: Mapping[str, int]) -> str:
     """`keys not used: label (300 rows), context (300)`, most frequent first."""
     most = sorted(keys.items(), key=lambda item: -item[1])
-    texts = [f"{visible(key)} ({count:,})" for key, count in most[:_MAX_KEYS]]
-    texts[0] = texts[0].removesuffix(")") + (" rows)" if most[0][1] != 1 else " row)")
+    texts = [f"{visible(key)} ({count:,})" for key, count in most[1:_MAX_KEYS]]
+    texts.insert(0, f"{visible(most[0][0])} ({_rows(most[0][1])})")
     more = f" and {len(most) - _MAX_KEYS:,} more" if len(most) > _MAX_KEYS else ""
     return f"keys not used: {', '.join(texts)}{more}"
 
 
 def _typed_line(metadata: Mapping[str, Any], kind: str) -> str:
-    name, *_ = names = list(metadata[kind])
-    num_rows = sum(metadata[kind].values())
-    shown = _TYPED[kind].format(name=visible(name))
-    others = f" or {', '.join(map(visible, names[1:3]))}" if len(names) > 1 else ""
-    return f"{num_rows:,} of {_num_rows(metadata):,} rows {shown}{others} ({_first(metadata, kind, name)})"
+    name, *others = metadata[kind]
+    shown = _TYPED[kind].format(name=" or ".join(map(visible, (name, *others[:2]))))
+    num_rows, first = sum(metadata[kind].values()), _first(metadata, kind, name)
+    return f"{num_rows:,} of {_num_rows(metadata):,} rows {shown} ({first})"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
 
 
 def _num_rows(metadata: Mapping[str, Any]) -> int:
