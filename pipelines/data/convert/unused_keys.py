@@ -5,64 +5,82 @@ A key inside of a row's messages is spelled with its path, such as `messages.los
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
-_PREFERENCE = "an answer of a preference pair"
-_VERDICT = "tells good answers from bad; where it is allowed, bad ones are trained too"
 MEDIA = "media that a text base cannot see"
-_LOSS = "which parts enter the loss"
-_THOUGHT = "a thought before the answer"
-_PROMPT = "a part of the prompt"
 
 MEANINGFUL: Mapping[str, str] = {
     **dict.fromkeys(
         (
-            "chosen", "rejected", "chosen_response", "rejected_response", "chosen_messages",
-            "rejected_messages", "preferred_output", "non_preferred_output", "rejected_answer",
+            "chosen", "rejected", "preferred_output", "non_preferred_output", "margin",
+            "better_response_id", "winner",
         ),
-        _PREFERENCE,
+        "a preference between two answers",
     ),
-    **dict.fromkeys(("label", "labels", "kto_tag", "is_chosen", "is_good"), _VERDICT),
-    "margin": "the distance of a preference pair",
     **dict.fromkeys(
         (
-            "image", "images", "video", "videos", "audio", "audios", "image_url", "image_path",
-            "image_paths", "input_audio", "objects", "pixel_values",
+            "label", "labels", "kto_tag", "is_chosen", "is_good", "is_correct", "correct",
+            "desirable", "reward", "rewards",
+        ),
+        "tells good answers from bad; where it is allowed, bad ones are trained too",
+    ),
+    **dict.fromkeys(
+        (
+            "image", "images", "video", "videos", "audio", "audios", "input_audio", "img", "imgs",
+            "objects", "pixel_values", "attachments", "files", "file",
         ),
         MEDIA,
     ),
     **dict.fromkeys(
         (
-            "loss", "loss_mask", "loss_weight", "loss_scale", "loss_weights", "mask", "train",
-            "train_detail", "train_mask", "training", "training_detail", "trainable", "weight",
-            "weights", "sample_weight",
+            "loss", "loss_mask", "loss_masks", "loss_weight", "loss_weights", "loss_scale", "mask",
+            "masked", "ignore_loss", "train", "train_detail", "train_mask", "training",
+            "training_detail", "trainable", "weight", "weights", "sample_weight",
         ),
-        _LOSS,
+        "which parts enter the loss",
     ),
     **dict.fromkeys(
         (
-            "reasoning", "reasoning_content", "reasoning_details", "thinking", "thought",
-            "thoughts", "chain_of_thought", "cot", "rationale",
+            "reasoning", "reasoning_content", "reasoning_details", "reasoning_text", "thinking",
+            "thinking_blocks", "thought", "thoughts", "chain_of_thought", "cot", "rationale",
+            "tool_plan", "channel",
         ),
-        _THOUGHT,
+        "a thought before the answer",
     ),
     **dict.fromkeys(
         (
-            "choices", "options", "context", "contexts", "document", "documents", "passage",
-            "passages", "article", "background", "evidence", "schema", "sql_context", "system",
+            "function_call", "function_calls", "tool_calls", "recipient", "tool_responses",
+            "tool_results", "refusal",
+        ),
+        "a part of the conversation",
+    ),
+    **dict.fromkeys(
+        (
+            "choices", "options", "alternatives", "A", "B", "C", "D", "context", "contexts",
+            "document", "documents", "passage", "passages", "paragraph", "article", "background",
+            "evidence", "schema", "db_schema", "sql_context", "table", "tables", "system",
             "system_prompt", "system_message", "system_instruction", "systemInstruction",
             "instruction", "instructions", "input", "history", "tools", "functions",
-            "tool_choice", "chat_template_kwargs", "prefix", "suffix", "refusal",
+            "tool_choice", "chat_template_kwargs", "prefix", "suffix",
         ),
-        _PROMPT,
+        "a part of the prompt",
     ),
 }  # fmt: skip
 """The keys that block training while nothing reads them, each with its meaning elsewhere."""
+# The answers of a preference pair and the places of media have names of many endings.
+_ENDINGS = (
+    (re.compile(r"(chosen|rejected)_\w+"), MEANINGFUL["chosen"]),
+    (re.compile(r"(image|img|video|audio)s?_(path|url|uri|file|bytes|base64)s?"), MEDIA),
+)
 
 
 def meaning(key: str) -> str | None:
     """The meaning elsewhere of a key, given with its path; None for a key without one."""
-    return MEANINGFUL.get(key.rpartition(".")[2])
+    name = key.rpartition(".")[2]
+    if name in MEANINGFUL:
+        return MEANINGFUL[name]
+    return next((text for ending, text in _ENDINGS if ending.fullmatch(name)), None)
 
 
 def blocking(counts: Mapping[str, int], allow: Collection[str]) -> list[str]:

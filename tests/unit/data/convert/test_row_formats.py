@@ -8,7 +8,9 @@ import pytest
 
 from pipelines.chat import ChatRenderer
 from pipelines.config.schema.data import SourceConfig
+from pipelines.core.conversation import Turn
 from pipelines.core.errors import UserError
+from pipelines.data.convert.content_keys import content_id, prompt_keys, question_keys, text_of
 from pipelines.data.convert.format_keys import check_columns, detect_format
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
@@ -135,6 +137,191 @@ def test_a_missing_mapped_column_costs_the_row_unless_it_is_optional():
         UserError, match=r"^data.sources.1.columns: no format has the key prmpt; valid: .*, prompt,"
     ):
         check_columns(sources({"system": "s"}, {"completion": "output", "prmpt": "instruction"}))
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"query": "q", "response": "a"}, ["q", "a"]),
+        ({"prompt": "q", "response": "a"}, ["q", "a"]),
+        ({"instruction": "q", "response": "a"}, ["q", "a"]),
+        ({"question": "q", "response": "a"}, ["q", "a"]),
+        ({"input": "q", "output": "a"}, ["q", "a"]),
+        ({"problem": "q", "solution": "a"}, ["q", "a"]),
+        ({"user": "q", "assistant": "a"}, ["q", "a"]),
+        ({"query": "q", "answer": "a"}, ["q", "a"]),
+        ({"inputs": "q", "targets": "a"}, ["q", "a"]),
+        ({"instruction": "q", "input": "x", "response": "a"}, ["q\n\nx", "a"]),
+        ({"question": "q", "input": "x", "answer": "a"}, ["q\n\nx", "a"]),
+        ({"query": "q", "response": "a", "history": [["b", "c"]]}, ["b", "c", "q", "a"]),
+        ({"query": "q", "response": "a", "history": [], "system": "s"}, ["s", "q", "a"]),
+        ({"system_prompt": "s", "question": "q", "response": "a"}, ["s", "q", "a"]),
+        ({"messages": TALK, "system_message": "s"}, ["s", "a", "b"]),
+        ({"conversation": TALK}, ["a", "b"]),
+        ({"question": "q", "context": "c", "answer": "a"}, ["c\n\nq", "a"]),
+        ({"instruction": "q", "context": "", "response": "a"}, ["q", "a"]),
+        (
+            {"context": "c", "question": "q", "answers": {"text": ["a", "a"], "answer_start": [0]}},
+            ["c\n\nq", "a"],
+        ),
+        ({"prompt": None, "completion": None, "query": "q", "response": "a"}, ["q", "a"]),
+    ],
+)
+def test_other_names_of_questions_answers_and_systems_are_read(row, turns):
+    assert contents(row) == turns
+    assert to_conversation(row).unused_keys == ()
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
+def test_a_thought_next_to_an_answer_is_its_reasoning(key):
+    for row in (
+        {"prompt": "q", "completion": "a"},
+        {"instruction": "q", "output": "a"},
+        {"query": "q", "response": "a"},
+    ):
+        talk = to_conversation({**row, key: "t"})
+        assert talk.turns[-1].reasoning == "t" and talk.unused_keys == ()
+    with pytest.raises(RowError, match="two thoughts"):
+        to_conversation({"prompt": "q", "completion": "<think>u</think>a", key: "t"})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"instruction": "i", "output": "o", "question": "q", "answer": "a"},
+            r"fits several formats: alpaca \(.*\); question_answer \(.*\); set the source's `format`",
+        ),
+        ({"messages": TALK, "conversations": TALK[:1]}, "fits several formats"),
+        ({"question": "q", "response": "a", "system": "s", "system_prompt": "t"}, "differ"),
+        ({"question": "q", "answers": ["a", "b"]}, "expected one text, these are 2 values"),
+        ({"question": "q", "answers": {"text": [], "answer_start": []}}, "expected one text"),
+        ({"question": "q", "answer": None, "query": "p", "response": "a"}, "answer: missing"),
+        ({"problem": "q", "solution": "a", "answer": "3"}, "unknown format"),
+        ({"question": "q", "answer": 0}, r"answer: expected text, this is int \(0\)"),
+        ({"question": "q", "answer": False}, "answer: expected text, this is bool"),
+        ({"question": "q", "answer": float("nan")}, r"expected text, this is float \(nan\)"),
+        ({"question": "q", "answer": "a", "context": ["c"]}, "context: expected text"),
+        ({"instruction": "", "output": "a"}, "instruction: empty"),
+        ({"text": " "}, "text: empty"),
+        ({"text": 5}, "text: expected text"),
+    ],
+)
+def test_rows_that_would_need_a_guess_are_refused(row, reason):
+    with pytest.raises(RowError, match=reason):
+        to_conversation(row)
+
+
+def test_equal_values_under_two_names_are_no_contradiction():
+    row = {"question": "q", "response": "a", "system": "s", "system_prompt": "s"}
+    assert contents(row) == ["s", "q", "a"]
+    assert contents({"messages": TALK, "conversations": TALK}) == ["a", "b"]
+
+
+def test_plain_text_is_one_turn_of_its_own_role():
+    for row, format in (
+        ({"text": "t"}, "auto"),
+        ({"text": "t", "id": 1, "url": "u", "meta": {"a": 1}}, "auto"),
+        ({"text": "t", "messages": None, "label": None}, "auto"),
+        ({"text": "t", "label": 1}, "text"),
+        ({"content": "t"}, "text"),
+    ):
+        talk = to_conversation(row, format)
+        assert talk.is_text and talk.turns == (Turn("text", "t"),)
+    assert to_conversation({"body": "t"}, columns={"text": "body"}).is_text
+    assert not to_conversation({"text": "t", "instruction": "i", "output": "o"}).is_text
+
+
+def test_plain_texts_have_keys_of_their_own(pocket_base):
+    """The split and the search for leaks compare questions, which plain text lacks."""
+    first, second = to_conversation({"text": "a b"}), to_conversation({"text": "c d"})
+    assert prompt_keys(first) != prompt_keys(second)
+    assert question_keys(first) == question_keys(
+        to_conversation({"question": "A  b", "answer": "x"})
+    )
+    assert content_id(first) != content_id(second)
+
+
+def test_thoughts_and_masks_are_part_of_the_content():
+    plain = to_conversation({"messages": TALK})
+    thought = to_conversation({"messages": [TALK[0], {**TALK[1], "reasoning": "r"}]})
+    assert content_id(plain) != content_id(thought)
+    assert text_of(thought) == "a\nr\nb"
+    parts = [{"text": "b", "train": False}, {"text": "c"}]
+    masked = to_conversation({"messages": [TALK[0], {**TALK[1], "content": parts}]})
+    plain_part = to_conversation({"messages": [TALK[0], {**TALK[1], "content": "bc"}]})
+    assert content_id(masked) != content_id(plain_part)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "turns"),
+    [
+        ({"question": "q", "context": "t", "answer": "a"}, {"input": "context"}, ["q\n\nt", "a"]),
+        ({"question": "q", "passage": "t", "answer": "a"}, {"context": "passage"}, ["t\n\nq", "a"]),
+        ({"prompt": "q", "text": "a"}, {"completion": "text"}, ["q", "a"]),
+        ({"messages": TALK, "persona": "s"}, {"system": "persona"}, ["s", "a", "b"]),
+        ({"chat": TALK}, {"messages": "chat"}, ["a", "b"]),
+        ({"chat": TALK}, {"conversations": "chat"}, ["a", "b"]),
+        ({"f": "q", "g": "a"}, {"query": "f", "response": "g"}, ["q", "a"]),
+        ({"f": "q", "g": "a", "h": "t"}, {"prompt": "f", "completion": "g", "reasoning": "h"},
+         ["q", "a"]),
+        ({"prompt": "a", "completion": "q"}, {"prompt": "completion", "completion": "prompt"},
+         ["q", "a"]),
+        ({"text": "q", "summary": "a"}, {"prompt": "text", "completion": "summary"}, ["q", "a"]),
+        ({"problem": "q", "solution": "a", "answer": "3"}, {"completion": "solution"}, ["q", "a"]),
+    ],
+)  # fmt: skip
+def test_columns_are_honoured_in_every_format(row, columns, turns):
+    assert contents(row, columns=columns) == turns
+    leftover = to_conversation(row, columns=columns).unused_keys
+    assert leftover == (("answer",) if "problem" in row else ())
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"messages": TALK, "notes": "n"}, {"input": "notes"}),
+        ({"conversations": TALK, "past": [["a", "b"]]}, {"history": "past"}),
+        ({"messages": TALK, "body": "t"}, {"text": "body"}),
+        ({"prompt": TALK[:1], "completion": "b", "notes": "n"}, {"context": "notes"}),
+        ({"instruction": "i", "output": "o", "q": "q"}, {"question": "q"}),
+    ],
+)
+def test_mapped_keys_that_do_nothing_cost_the_row(row, columns):
+    key = next(iter(columns))
+    with pytest.raises(RowError, match=f"columns: {key}: {columns[key]} does nothing"):
+        to_conversation(row, columns=columns)
+
+
+def test_a_misspelled_optional_column_costs_the_row():
+    row = {"question": "q", "answer": "a", "context": "c"}
+    with pytest.raises(RowError, match="columns: the row has no contxt for input"):
+        to_conversation(row, columns={"input": "contxt"})
+    assert contents(row, columns={"system": "persona"}) == ["c\n\nq", "a"]
+
+
+@pytest.mark.parametrize(
+    ("format", "columns"),
+    [
+        ("messages", {"input": "context"}),
+        ("sharegpt", {"prompt": "q"}),
+        ("question_answer", {"messages": "chat"}),
+        ("text", {"system": "s"}),
+        ("alpaca", {"text": "body"}),
+    ],
+)
+def test_columns_that_a_set_format_lacks_are_refused_before_any_row_is_read(format, columns):
+    with pytest.raises(
+        UserError,
+        match=rf"^data.sources.0.columns: the format {format} has no key {next(iter(columns))}; valid",
+    ):
+        check_columns(sources(columns, format=format))
+
+
+def test_columns_of_every_spelling_are_valid():
+    keys = ("query", "response", "system_prompt", "context", "reasoning", "conversation", "text")
+    check_columns(sources(*({key: "x"} for key in keys)))
+    check_columns(sources({"instruction": "x", "response": "y", "context": "z"}, format="alpaca"))
 
 
 @pytest.mark.parametrize(
