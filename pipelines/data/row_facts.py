@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,43 +46,35 @@ class RowFacts:
             if not is_shown
         }
         self._fits_tools, self._fits_calls = not shown.tools, not shown.tool_calls
-        self._fits_any = self._fitted_roles or self._fits_tools or self._fits_calls
 
     def of(self, conversation: Conversation) -> str | None:
         """The facts of a conversation; None without any."""
         facts = _joined_keys(conversation.unused_keys) if conversation.unused_keys else ""
-        end, template = self._typed(conversation)
+        if self._fits_tools and conversation.tools:
+            facts += _fact(FALLBACKS, "tools")
+        text, end, template, fitted = self._text, None, None, set[str]()
+        for turn in conversation.turns:
+            role, content = turn.role, turn.content
+            if role == "assistant":
+                own_end, own_start = text.end_of(content), text.at_start_of(content)
+                if (own_end or own_start) and enters_loss(turn):
+                    end, template = end or own_end, template or own_start
+                if self._fits_calls and turn.tool_calls:
+                    fitted.add("tool calls")
+                continue
+            if role == "text":
+                end = text.end_of(content)
+            if role != "tool":
+                template = template or text.anywhere_in(content)
+            if role in self._fitted_roles:
+                fitted.add(self._fitted_roles[role])
         if end:
             facts += _fact(TYPED_ENDS, end)
         if template:
             facts += _fact(TYPED_TEMPLATES, template)
-        if self._fits_any:
-            facts += "".join(_fact(FALLBACKS, name) for name in self._fitted(conversation))
+        if fitted:
+            facts += "".join(_fact(FALLBACKS, name) for name in sorted(fitted))
         return facts or None
-
-    def _typed(self, conversation: Conversation) -> tuple[str | None, str | None]:
-        """The first control token that ends an answer, and the first text of a template."""
-        text, end, template = self._text, None, None
-        for turn in conversation.turns:
-            role, content = turn.role, turn.content
-            if role == "assistant":
-                if enters_loss(turn):
-                    end = end or text.end_of(content)
-                    template = template or text.at_start_of(content)
-            elif role == "text":
-                end, template = text.end_of(content), text.anywhere_in(content)
-            elif role != "tool":
-                template = template or text.anywhere_in(content)
-        return end, template
-
-    def _fitted(self, conversation: Conversation) -> Iterator[str]:
-        """The parts that the template shows only after a fallback."""
-        roles = {turn.role for turn in conversation.turns}
-        if self._fits_tools and conversation.tools:
-            yield "tools"
-        if self._fits_calls and any(turn.tool_calls for turn in conversation.turns):
-            yield "tool calls"
-        yield from (name for role, name in self._fitted_roles.items() if role in roles)
 
 
 class FactCounts:

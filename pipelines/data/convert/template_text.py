@@ -27,7 +27,7 @@ _TEMPLATE = re.compile(
     r"|^### ?(?:Instruction|Response|Human|Assistant|User|System):",
     re.MULTILINE,
 )
-_TEMPLATE_AT_START = re.compile(rf"\s*(?:{_TEMPLATE.pattern})", re.MULTILINE)
+_FIRST_CHARACTERS = frozenset("<[#")
 _OPENINGS, _GENERATION_PROMPTS = ("USER:", "Human:", "User:"), ("ASSISTANT:", "Assistant:")
 
 
@@ -41,19 +41,32 @@ class TemplateText:
         self._tokens = tokens = renderer.special_tokens
         self._learned = set(renderer.encoder.added_texts) - tokens.ids.keys()
         self._read = self._learned - tokens.marker_ids.keys()
+        # Nearly all texts are passed by their first or last character.
+        self._last = _LAST_CHARACTERS | {token[-1] for token in tokens.ids}
+        self._first = _FIRST_CHARACTERS | {token[0] for token in tokens.ids}
+        self._other_tokens = any(token[0] not in _FIRST_CHARACTERS for token in tokens.ids)
 
     def end_of(self, answer: str) -> str | None:
         """The control token whose text ends an answer, or None."""
-        text = answer.rstrip()
-        if text[-1:] in _LAST_CHARACTERS:
-            match = _END.search(text, max(0, len(text) - _MAX_END_CHARS))
-            if match:
-                return None if match.group() in self._learned else match.group()
-        tail = text[-_MAX_END_CHARS:]
-        if not self._tokens.occur_in(tail, by_assistant=True):
+        if answer[-1:].isspace():
+            answer = answer.rstrip()
+        if answer[-1:] not in self._last:
             return None
-        *_, last = self._tokens.pattern.finditer(tail)
-        return last.group() if last.end() == len(tail) else None
+        match = _END.search(answer, max(0, len(answer) - _MAX_END_CHARS))
+        if match:
+            return None if match.group() in self._learned else match.group()
+        tail = answer[-_MAX_END_CHARS:]
+        last = [match for match in self._tokens.pattern.finditer(tail) if match.end() == len(tail)]
+        return last[0].group() if last else None
+
+    def at_start_of(self, answer: str) -> str | None:
+        """The text of a chat template that begins an answer, or None."""
+        if answer[:1].isspace():
+            answer = answer.lstrip()
+        if answer[:1] not in self._first:
+            return None
+        match = _TEMPLATE.match(answer) or self._tokens.pattern.match(answer)
+        return None if match is None or match.group() in self._learned else match.group()
 
     def anywhere_in(self, prompt: str) -> str | None:
         """The first text of a chat template in a prompt, or None."""
@@ -61,15 +74,11 @@ class TemplateText:
             for match in _TEMPLATE.finditer(prompt):
                 if match.group() not in self._read:
                     return match.group()
-        if ":" in prompt[-_MAX_END_CHARS:] and prompt.rstrip().endswith(_GENERATION_PROMPTS):
-            return next((opening for opening in _OPENINGS if opening in prompt), None)
-        if not self._tokens.occur_in(prompt, by_assistant=True):
+        elif not self._other_tokens and prompt[-1:] != ":" and not prompt[-1:].isspace():
             return None
+        if prompt.rstrip().endswith(_GENERATION_PROMPTS):
+            opening = next((text for text in _OPENINGS if text in prompt), None)
+            if opening:
+                return opening
         match = self._tokens.pattern.search(prompt)
         return match and match.group()
-
-    def at_start_of(self, answer: str) -> str | None:
-        """The text of a chat template that begins an answer, or None."""
-        match = _TEMPLATE_AT_START.match(answer)
-        text = match and match.group().strip()
-        return None if text in self._learned else text
