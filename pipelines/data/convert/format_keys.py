@@ -169,7 +169,7 @@ def _detected(row: Row, mapped: Collection[str]) -> tuple[str, dict[str, str]] |
 
 @functools.lru_cache(4096)
 def _fitting(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The formats, apart from text, whose keys a row has."""
+    """The formats except text whose keys a row has."""
     names = frozenset(keys)
     return tuple(name for name, own in FORMAT_KEYS.items() if own <= names and name != "text")
 

@@ -13,9 +13,11 @@ from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.unused_keys import MEDIA, meaning
 
 MAX_TURNS = 1024  # masking renders once per turn, so the cost of a row is quadratic in this
-# At the start of a text or alone in a line: LLaVA, LLaMA-Factory, ms-swift. Elsewhere it may be HTML.
+_MEDIA = r"<(?:image|video|audio)(?:_\d+)?>"
+# LLaVA, LLaMA-Factory and ms-swift put placeholders at the start of a text or on a line of their
+# own. Elsewhere `<video>` may be HTML.
 _PLACEHOLDER = re.compile(
-    r"\A\s*<(image|video|audio)(_\d+)?>(?=\S|\s*\n|\s*\Z)|^[ \t]*<(image|video|audio)(_\d+)?>[ \t]*$"
+    rf"\A\s*{_MEDIA}(?=\S|\s*\n|\s*\Z)|^[ \t]*{_MEDIA}[ \t]*$"
     r"|<\|(image_pad|video_pad|audio_pad|vision_start|image|audio)\|>",
     re.MULTILINE,
 )

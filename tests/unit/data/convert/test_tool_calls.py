@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,7 @@ def test_calls_one_after_another_are_one_turn():
     talk = to_conversation({"messages": [{"role": r, "content": text} for r, text in roles]})
     assert [turn.role for turn in talk.turns] == ["user", "assistant", "tool", "tool", "assistant"]
     assert talk.turns[1].content == "I look." and len(talk.turns[1].tool_calls) == 2
-    messages = [{"role": r, "content": text} for r, text in roles]
+    messages: list[dict[str, Any]] = [{"role": r, "content": text} for r, text in roles]
     messages[2]["loss"] = False
     with pytest.raises(RowError, match="but is trained differently"):
         to_conversation({"messages": messages})
