@@ -16,6 +16,7 @@ import tokenizers
 from pipelines.chat.special_tokens import SpecialTokens
 from pipelines.chat.token_offsets import build_token_lengths
 from pipelines.chat.tokenizer_spec import TokenizerSpec
+from pipelines.core.errors import UserError
 
 # L: texts, T: tokens of all texts
 
@@ -203,6 +204,13 @@ class Encoder:
     def decode_token(self, token: int) -> str:
         """One token's text, for display; bytes of a split character show as U+FFFD."""
         return self._tokenizer.decode([int(token)], skip_special_tokens=False)
+
+    def check_fastokens(self, text: str) -> None:
+        """Raise UserError when this encoder gives other ids than the tokenizers library."""
+        if not np.array_equal(self.encode([text]).ids, self.encode_reference(text)):
+            raise UserError(
+                f"fastokens encodes {text[:60]!r}... differently; set data.fast_tokenizer=false"
+            )
 
     def encode_reference(self, text: str) -> np.ndarray:
         """Ids from the tokenizers library, even if `fast`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError
+from pipelines.core.conversation import Turn
 
 _TOOLS_INTRO = "You can call these functions, each given as JSON:"
 # The same form as `_call_text` writes, line breaks included.
@@ -140,3 +141,12 @@ def _tools_text(tools: Sequence[Any]) -> str:
 def _call_text(call: Mapping[str, Any]) -> str:
     function = json.dumps(call.get("function", call), ensure_ascii=False)
     return f"<tool_call>\n{function}\n</tool_call>"
+
+
+def message_weights(turns: Sequence[Turn], message_index: Sequence[int], count: int) -> list[float]:
+    """The loss weight of each of `count` messages, as fallbacks may merge turns or add messages."""
+    weights = [0.0] * count
+    for turn, i in zip(turns, message_index, strict=True):
+        if turn.role == "assistant" and turn.train:
+            weights[i] = turn.weight
+    return weights

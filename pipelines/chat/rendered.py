@@ -54,6 +54,24 @@ class RenderedBatch:
     errors: Mapping[int, str]
     texts: Sequence[RenderedText | None]
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[RenderedBatch]) -> RenderedBatch:
+        """The conversations of all parts as one batch."""
+        firsts = np.cumsum([0, *(len(part.texts) for part in parts)])
+        lengths = [np.diff(part.offsets) for part in parts]
+        errors = {
+            int(first) + i: error
+            for first, part in zip(firsts, parts, strict=False)
+            for i, error in part.errors.items()
+        }
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            LossMasks.concatenate([part.masks for part in parts]),
+            np.concatenate(([0], np.cumsum(np.concatenate(lengths), dtype=np.int64))),
+            errors,
+            [text for part in parts for text in part.texts],
+        )
+
     @property
     def weights(self) -> np.ndarray:
         """Loss weights float32 [T]."""

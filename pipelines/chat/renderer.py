@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,29 @@ from pipelines.chat.assistant_spans import AssistantSpanFinder, find_stop
 from pipelines.chat.compiled import CompiledTemplates
 from pipelines.chat.default_templates import default_layout, effective_template, with_choice
 from pipelines.chat.encoder import Encoded, Encoder, byte_offsets, fastokens_mismatch
-from pipelines.chat.fallbacks import TemplateCapabilities, apply_fallbacks, probe_capabilities
+from pipelines.chat.fallbacks import (
+    TemplateCapabilities,
+    apply_fallbacks,
+    message_weights,
+    probe_capabilities,
+)
 from pipelines.chat.loss_mask import LossMasks, loss_masks
 from pipelines.chat.prompt_prefix import begins_with_prompt
 from pipelines.chat.rendered import Rendered, RenderedBatch, RenderedText
 from pipelines.chat.spans import ByteSpans, RenderedSpans
 from pipelines.chat.special_tokens import InjectionGuard, SpecialTokens, plain_text
-from pipelines.chat.template import MARKS, ROW_FAULTS, ChatTemplate, Messages, TemplateError
+from pipelines.chat.template import (
+    ROW_FAULTS,
+    ChatTemplate,
+    Messages,
+    TemplateError,
+    replace_marks,
+    spells_marks,
+)
 from pipelines.chat.tokenizer_spec import TokenizerSpec, added_tokens, load_spec
 from pipelines.core.artifacts import TemplateChoice
-from pipelines.core.conversation import Conversation, Turn
+from pipelines.core.conversation import Conversation
 from pipelines.core.errors import UserError
-
-_OWN_TEMPLATE = TemplateChoice()
 
 
 class ChatRenderer:
@@ -35,26 +46,34 @@ class ChatRenderer:
     masked.
 
     `fast` encodes with fastokens. `compiled` False switches the fast path of rendering off, which
-    changes nothing but the time.
+    changes nothing but the time. `for_tools`: every conversation has tools.
     """
 
-    def __init__(self, spec: TokenizerSpec, fast: bool = False, compiled: bool = True) -> None:
-        self.spec = spec
-        self.fast = fast
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        fast: bool = False,
+        compiled: bool = True,
+        for_tools: bool = False,
+    ) -> None:
+        self.spec, self.fast = spec, fast
         self.default_layout = "" if spec.template else default_layout(spec)
         self.template = effective_template(spec)
         source = self.template.text or ""
         try:
-            template = ChatTemplate(source, spec.variables)
+            template = ChatTemplate(source, spec.variables, [] if for_tools else None)
             self.special_tokens = SpecialTokens(
                 added_tokens(spec), spec.named_tokens.values(), plain_text(template), source
             )
             self.encoder = Encoder(spec, fast, self.special_tokens)
             stop = find_stop(template, self.special_tokens)
         except TemplateError as error:
-            raise UserError(
-                f"{spec.template_key}: its chat template cannot be used: {error}"
-            ) from error
+            problem = f"{spec.template_key}: its chat template cannot be used: {error}"
+            raise UserError(f"{problem}; set data.chat_template to another") from error
+        self._tool_renderer: ChatRenderer | None = None
+        if spec.tool_template:
+            tool_spec = replace(spec, template=spec.tool_template, tool_template=None)
+            self._tool_renderer = ChatRenderer(tool_spec, fast, False, for_tools=True)
         self.stop_ids = self._all_stop_ids(stop)
         self._stops = np.array(self.stop_ids, np.int64)
         self._template = template
@@ -75,14 +94,14 @@ class ChatRenderer:
 
     @classmethod
     def load(
-        cls, base: str, revision: str | None = None, choice: TemplateChoice = _OWN_TEMPLATE
+        cls, base: str, revision: str | None = None, choice: TemplateChoice | None = None
     ) -> ChatRenderer:
         """Read a base's tokenizer and template from a folder or the Hub.
 
         `choice` replaces the template and gives variables to it. Raises UserError when they cannot
         be read or used.
         """
-        return cls(with_choice(load_spec(base, revision), choice))
+        return cls(with_choice(load_spec(base, revision), choice or TemplateChoice()))
 
     def with_fastokens(self, texts: Sequence[str] = ()) -> tuple[ChatRenderer, str | None]:
         """This renderer on fastokens if that gives the same ids for probes and `texts`; else this
@@ -107,12 +126,13 @@ class ChatRenderer:
     @property
     def capabilities(self) -> TemplateCapabilities:
         """The parts of a conversation that the template renders without a fallback."""
-        return self._capabilities
+        own, with_tools = self._capabilities, self._renderer_for(True)._capabilities
+        return replace(with_tools, system=own.system)
 
     @property
     def shows_text_with_calls(self) -> bool:
         """True if the text of a turn with tool calls is rendered; Llama-3.1's template drops it."""
-        return self._capabilities.text_with_calls
+        return self.capabilities.text_with_calls
 
     def render(self, conversation: Conversation) -> Rendered:
         """Ids and loss weights of one conversation. Raises TemplateError when it is refused."""
@@ -126,6 +146,11 @@ class ChatRenderer:
 
         A conversation that cannot be rendered has its error in `errors` and no tokens.
         """
+        if self._tool_renderer and any(c.tools for c in conversations):
+            runs = groupby(conversations, lambda conversation: bool(conversation.tools))
+            return RenderedBatch.concatenate(
+                [self._renderer_for(tools).render_batch([*run]) for tools, run in runs]
+            )
         texts: list[RenderedText | None] = []
         errors: dict[int, str] = {}
         for i, conversation in enumerate(conversations):
@@ -149,7 +174,9 @@ class ChatRenderer:
 
         Raises TemplateError when the template refuses them.
         """
-        messages = [_replace_marks(m) for m in messages]
+        if tools and self._tool_renderer:
+            return self._tool_renderer.prompt_ids(messages, tools)
+        messages = [replace_marks(m) for m in messages]
         messages, tools, _ = apply_fallbacks(messages, tools, self._capabilities)
         try:
             if self._guard.contains_special_tokens(messages, tools):
@@ -180,10 +207,11 @@ class ChatRenderer:
 
     def text(self, conversation: Conversation) -> str:
         """The complete rendered text. Raises TemplateError when the template refuses it."""
+        own = self._renderer_for(bool(conversation.tools))
         messages, tools, _ = apply_fallbacks(
-            conversation.messages(), conversation.tools, self._capabilities
+            conversation.messages(), conversation.tools, own._capabilities
         )
-        return self._template.render(messages, tools).text
+        return own._template.render(messages, tools).text
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """Text of token ids, without special tokens unless `skip_special_tokens` is False."""
@@ -198,12 +226,7 @@ class ChatRenderer:
 
         Raises UserError when their ids differ.
         """
-        text = self.text(conversation)
-        ids = self.encoder.encode([text]).ids
-        if not np.array_equal(ids, self.encoder.encode_reference(text)):
-            raise UserError(
-                f"fastokens encodes {text[:60]!r}... differently; set data.fast_tokenizer=false"
-            )
+        self.encoder.check_fastokens(self.text(conversation))
 
     def _all_stop_ids(self, stop: tuple[str, int] | None) -> tuple[int, ...]:
         """Ids that end an answer: the template's stop, the tokenizer's end, the generation's."""
@@ -211,7 +234,12 @@ class ChatRenderer:
         end = self.spec.named_tokens.get("eos_token")
         if end in self.special_tokens.ids:
             ids.append(self.special_tokens.ids[end])
-        return tuple(dict.fromkeys([*ids, *self.spec.extra_stop_ids]))
+        with_tools = self._tool_renderer.stop_ids if self._tool_renderer else ()
+        return tuple(dict.fromkeys([*ids, *self.spec.extra_stop_ids, *with_tools]))
+
+    def _renderer_for(self, tools: bool) -> ChatRenderer:
+        """The renderer of conversations with tools, or of those without."""
+        return self._tool_renderer if tools and self._tool_renderer else self
 
     # -- text and spans --------------------------------------------------------------------------
 
@@ -221,12 +249,11 @@ class ChatRenderer:
             rendered = self.compiled.render(turns)
             if rendered is not None:
                 return rendered
-        if any(_contains_marks(turn) for turn in turns) or (tools and MARKS.search(_json(tools))):
+        messages = conversation.messages()
+        if spells_marks([messages, tools]):
             raise TemplateError("the text contains a Unicode noncharacter of U+FDD0 to U+FDD3")
-        messages, tools, message_index = apply_fallbacks(
-            conversation.messages(), tools, self._capabilities
-        )
-        weights = _message_weights(turns, message_index, len(messages))
+        messages, tools, message_index = apply_fallbacks(messages, tools, self._capabilities)
+        weights = message_weights(turns, message_index, len(messages))
         spans = self._finder.locate(messages, tools)
         to_byte = byte_offsets(spans.text)
         label_spans: list[float] = []
@@ -270,34 +297,3 @@ class ChatRenderer:
         return RenderedBatch(
             np.concatenate(ids), LossMasks.concatenate(masks), offsets, errors, texts
         )
-
-
-def _message_weights(
-    turns: Sequence[Turn], message_index: Sequence[int], count: int
-) -> list[float]:
-    """The loss weight of each of `count` messages, as fallbacks may merge turns or add messages."""
-    weights = [0.0] * count
-    for turn, i in zip(turns, message_index, strict=True):
-        if turn.role == "assistant" and turn.train:
-            weights[i] = turn.weight
-    return weights
-
-
-def _contains_marks(turn: Turn) -> bool:
-    if not turn.content.isascii() and MARKS.search(turn.content):
-        return True
-    return (
-        bool(turn.tool_calls or turn.name)
-        and MARKS.search(_json([turn.tool_calls, turn.name])) is not None
-    )
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _replace_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    content = message.get("content")
-    if isinstance(content, str) and MARKS.search(content):
-        return {**message, "content": MARKS.sub("\ufffd", content)}
-    return message

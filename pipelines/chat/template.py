@@ -120,9 +120,15 @@ def prepare_environment(environment: jinja2.Environment) -> None:
 
 
 class ChatTemplate:
-    """A template and its variables: named special tokens (bos, eos and so on) and arguments."""
+    """A template and its variables: named special tokens (bos, eos and so on) and arguments.
 
-    def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+    `no_tools` is the variable `tools` of a conversation without tools.
+    """
+
+    def __init__(
+        self, source: str, variables: Mapping[str, Any], no_tools: list[Any] | None = None
+    ) -> None:
+        self._no_tools = no_tools
         self._template = parse_template(source)
         self._variables = {"strftime_now": strftime_now({}), **variables}
 
@@ -186,7 +192,7 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=messages,
-                tools=list(tools) or None,
+                tools=list(tools) or self._no_tools,
                 add_generation_prompt=prompt,
                 **self._variables,
             )
@@ -245,3 +251,17 @@ def parse_marks(marked: str) -> MarkedText:
         )
     pieces.append(marked[position:])
     return MarkedText("".join(pieces), tuple(generations), contents)
+
+
+def spells_marks(value: Any) -> bool:
+    """True if a text in a JSON-like value has a character that is used as a mark."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return not text.isascii() and MARKS.search(text) is not None
+
+
+def replace_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message, with U+FFFD for each character of its content that is used as a mark."""
+    content = message.get("content")
+    if isinstance(content, str) and MARKS.search(content):
+        return {**message, "content": MARKS.sub("\ufffd", content)}
+    return message

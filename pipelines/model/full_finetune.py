@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_TEXT_PATTERNS = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json")
+_TEXT_PATTERNS = (
+    "tokenizer*",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def unfreeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -39,7 +45,9 @@ def save_full(
     model.config._attn_implementation = attention
     for pattern in _TEXT_PATTERNS:
         for file in local_base_dir(base).glob(pattern):
-            shutil.copy(file, folder / file.name)
+            target = folder / file.relative_to(local_base_dir(base))
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(file, target)
 
 
 def verify_saved_full(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.core.artifacts import TemplateChoice
 from pipelines.core.errors import UserError
 from pipelines.core.noun_json import from_json, to_json
 from pipelines.registry.registry import Registry
@@ -40,8 +41,6 @@ def test_a_version_keeps_every_optional_field_and_its_files_stay_relative_to_the
         "parents": {"merged": "cat@0123456789ab"},
         "quantization": "nf4",
         "dtype": "bf16",
-        "template_digest": "t" * 64,
-        "template_arguments": {"enable_thinking": False},
         "engine": "transformers",
         "row_ids_uri": f"{store.uri}/rows/ids.txt",
         "canonical_uri": f"{store.uri}/canonical",
@@ -52,6 +51,33 @@ def test_a_version_keeps_every_optional_field_and_its_files_stay_relative_to_the
     manifest = Path(store.uri, "models", version.digest[:12], "manifest.json").read_text()
     assert str(tmp_path) not in manifest
     assert json.loads(manifest)["metadata"]["row_ids_uri"] == "rows/ids.txt"
+
+
+def test_a_version_keeps_the_template_that_trained_it(
+    registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tmp_path / "a")
+    plain = register(registry, adapter)
+    assert registry.template(plain) == TemplateChoice()
+    template = TemplateChoice("{{ messages }}\r\n", "{{ tools }}", {"enable_thinking": False})
+    version = register(registry, adapter, template=template)
+    assert registry.template(registry.get(version.id)) == template
+    assert version.template_digest == template.digest
+    assert version.template_arguments == {"enable_thinking": False}
+    folder = Path(store.uri, "models", version.digest[:12])
+    assert (folder / "chat_template.jinja").read_bytes() == b"{{ messages }}\r\n"
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    # The same weights are another version under another template or other arguments.
+    others = [
+        TemplateChoice("{{ messages }}"),
+        TemplateChoice("{{ messages }}", None, {"tone": 1}),
+        TemplateChoice("{{ messages }}", None, {"tone": True}),
+    ]
+    ids = {register(registry, adapter, template=other).id for other in [*others, template, None]}
+    assert len({*ids, version.id, plain.id}) == 5
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}")
+    with pytest.raises(UserError, match=r"chat_template.jinja.*damaged"):
+        registry.template(version)
 
 
 def test_the_same_adapter_is_one_version_and_other_weights_names_or_bases_are_others(
