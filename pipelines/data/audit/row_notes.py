@@ -40,8 +40,8 @@ def row_problems(
         name = visible(key)
         yield (
             f"the key {name} ({_rows(keys[key])}, {_first(metadata, 'unused_keys', key)}) is not "
-            f"used; its meaning elsewhere: {meaning(key)}; map it in the source's `columns`, remove "
-            f"it, or set data.unused_keys.allow=[{name}]"
+            f"used; its meaning elsewhere: {meaning(key)}; map it in the source's `columns`, "
+            f"remove it, or set data.unused_keys.allow=[{name}]"
         )
     for kind in _TYPED:
         share = sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))

@@ -49,12 +49,16 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_each_sample_has_the_file_and_line_of_its_row(sources, pocket_base, tmp_path):
+    weights = [1, 2, *[1] * (len(sources) - 2)]
     section = {
-        "sources": [{"path": str(path), "weight": 2 if i == 1 else 1} for i, path in enumerate(sources)],
+        "sources": [
+            {"path": str(path), "weight": weight}
+            for path, weight in zip(sources, weights, strict=True)
+        ],
         "row_tokens": 128,
         "heldout_share": 0.2,
         "max_rejects_share": 0.1,
-    }  # fmt: skip
+    }
     recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": section})
     assert len(cut_chunks(find_files(recipe.data.sources))) > 16
     store, renderer = Store(tmp_path / "store"), ChatRenderer.load(pocket_base)

@@ -21,7 +21,10 @@ def test_an_invisible_character_is_shown_by_its_code(code: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["plain", "", "a\nb\tc", "naïve café", "e\u0301", "東京\u3000都", "नमस्ते", "👩‍👩‍👧 ❤️‍🔥 1️⃣ ☀️", "⟨x⟩ \ufffd"],
+    [
+        "plain", "", "a\nb\tc", "naïve café", "e\u0301", "東京\u3000都", "नमस्ते",
+        "👩\u200d👩\u200d👧 ❤\ufe0f\u200d🔥 1\ufe0f\u20e3 ☀\ufe0f", "⟨x⟩ \ufffd",
+    ],
 )  # fmt: skip
 def test_other_text_stays(text: str) -> None:
     assert visible(text) == text
