@@ -144,7 +144,8 @@ def default_layout(spec: TokenizerSpec) -> str:
 
 def layout_note(layout: str) -> str:
     """The note for a base that has no chat template, where the built-in `layout` is used."""
-    return f"the base has no chat template: the {layout} layout is used; data.chat_template sets another"
+    note = f"the base has no chat template: the {layout} layout is used"
+    return f"{note}; data.chat_template sets another"
 
 
 def _read(name: str) -> str:

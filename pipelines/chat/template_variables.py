@@ -1,4 +1,4 @@
-"""Variables of chat templates: the arguments that a recipe may give, and the date that is printed"""
+"""Variables of chat templates: the arguments of a recipe, and the date that is printed"""
 
 from __future__ import annotations
 

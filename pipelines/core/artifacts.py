@@ -74,8 +74,9 @@ class TemplateChoice:
 class PreparedDataset:
     """Packed Parquet shards of the train and held-out splits, and the held-out samples to score.
 
-    `template` is the chat template that rendered them, its text included. `default_layout` names the
-    built-in template that was used because the base has none, "" otherwise.
+    `template` is the chat template that rendered them, its text included. `default_layout` names
+    the built-in template that was used because the base has none, "" otherwise. `kind` is "text"
+    for plain text, whose held-out samples have a loss but no question to answer.
     """
 
     ref: ArtifactRef
@@ -87,6 +88,7 @@ class PreparedDataset:
     template_digest: str
     template: TemplateChoice = TemplateChoice()
     default_layout: str = ""
+    kind: str = "conversations"
 
 
 @dataclass(frozen=True)

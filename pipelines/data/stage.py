@@ -141,8 +141,6 @@ def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> 
 
     recipe, progress = inputs.recipe, context.progress
     renderer = inputs.renderer
-    if renderer.default_layout:
-        progress.note(f"prepare: {layout_note(renderer.default_layout)}")
     if recipe.data.fast_tokenizer:
         renderer, reason = renderer.with_fastokens()
         if reason:
@@ -154,6 +152,10 @@ def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> 
     with context.store.create_artifact(KIND, context.key, _parents(inputs)) as draft:
         run_tasks = functools.partial(tokenize, renderer=renderer, config=recipe.data)
         draft.metadata = _write(context, inputs, run_tasks, draft.path)
+        # Plain text has no layout.
+        layout = "" if draft.metadata.get("kind") == "text" else renderer.default_layout
+        if layout:
+            progress.note(f"prepare: {layout_note(layout)}")
         for note in row_notes(draft.metadata, recipe.data.audit):
             progress.note(f"prepare: {note}")
         num_failed = draft.metadata["checks"].get("texts_beside_calls_failed", 0)
@@ -166,7 +168,7 @@ def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> 
             "tokenizer_digest": renderer.tokenizer_digest,
             "template_digest": renderer.template_digest,
             "template": to_json(renderer.template),
-            "default_layout": renderer.default_layout,
+            "default_layout": layout,
         }
 
 

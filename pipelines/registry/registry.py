@@ -36,7 +36,7 @@ class Registry:
     ) -> ModelVersion:
         """Check an adapter and copy its files in as an immutable version.
 
-        `template` is the chat template that trained it, which is stored beside it. `optional` are
+        `template` is the chat template that trained it, which is stored with it. `optional` are
         further fields of ModelVersion (quantization, dtype, ...). The same weights and template
         give the same version, whose first registration stays. Raises UserError for an adapter that
         `check_adapter` refuses.

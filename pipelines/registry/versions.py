@@ -1,6 +1,6 @@
 """Model versions: immutable copies of an adapter with its base and its ancestry.
 
-STORE/models/<digest12>/    a version `name@digest12`: manifest, adapter files and the chat template,
+STORE/models/<digest12>/    a version `name@digest12`: manifest, adapter files and chat template,
                             never changed
 """
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.schema.section import Section
 
-BUILT_IN_TEMPLATES = ("alpaca", "chatml", "inst")  # what data.chat_template may name beside files
+BUILT_IN_TEMPLATES = ("alpaca", "chatml", "inst")  # the names that data.chat_template knows
 # Variables of chat templates that the renderer sets; no argument may replace one.
 RESERVED_VARIABLES = frozenset(
     (

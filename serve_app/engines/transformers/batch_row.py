@@ -18,9 +18,9 @@ Answer = Delta | Exception
 class Row:
     """A request in the batch.
 
-    `stop_ids` are the tokens that end an answer. `answer` is called from the engine's thread. `limit` is the number of tokens that the answer may
-    have, 0 once it has ended. `pieces` are texts that wait for the end of an answer that is not
-    streamed. `last` is the last token, of the prompt or the answer.
+    `stop_ids` end an answer. `answer` is called from the engine's thread. `limit` is the number of
+    tokens that the answer may have, 0 once it has ended. `pieces` are texts that wait for the end
+    of an answer that is not streamed. `last` is the last token, of the prompt or the answer.
     """
 
     request: GenerationRequest

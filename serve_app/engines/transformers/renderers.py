@@ -35,8 +35,9 @@ class Renderers:
         self._lock = threading.Lock()
 
     async def get(self, adapter: AdapterRef | None) -> ChatRenderer:
-        """The renderer of an adapter, or of the base for None. Raises UserError for an adapter whose
-        template cannot be read.
+        """The renderer of an adapter, or of the base for None.
+
+        Raises UserError for an adapter whose template cannot be read.
         """
         if adapter is None:
             return self._own
