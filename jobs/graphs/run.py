@@ -92,6 +92,11 @@ def run_recipe(inputs: Inputs, runner: Runner) -> RunResult:
             "set data.heldout_share above 0, give a source with split: heldout, or run `loraforge "
             "train` alone"
         )
+    if prepared.kind == "text" and recipe.gate.metric == "exact_match":
+        raise UserError(
+            f"gate.metric=exact_match: dataset {prepared.ref.name} is plain text, which has no "
+            "questions to answer: set gate.metric=heldout_loss"
+        )
     decision = runner.run(graph.promote)
     version = Registry(store).get(decision.version_id) if decision.passed else None
     return RunResult(

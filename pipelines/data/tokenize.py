@@ -40,6 +40,7 @@ from pipelines.data.sample import (
     num_copies,
     only_last_answer,
 )
+from pipelines.data.text_pieces import Pieces, text_pieces
 from pipelines.data.tokenized_table import (
     FILTERED,
     HELDOUT,
@@ -117,12 +118,14 @@ class ChunkTokenizer:
                 rejects.append(reject)
             else:
                 samples.append(sample)
-        table, pieces = self._rendered(number, samples, rejects)
-        if pieces:
-            piece_table, _ = self._rendered(number, pieces, [])
-            table = pa.concat_tables([table, piece_table])
-        if rejects or pieces:
-            return table.sort_by([("row", "ascending"), ("piece", "ascending")])
+        rendered = self._renderer.render_batch([sample.conversation for sample in samples])
+        first = next((s for i, s in enumerate(samples) if i not in rendered.errors), None)
+        if self._renderer.fast and first:
+            self._renderer.check_fastokens(first.conversation)
+        table, shortened = self._sample_table(number, samples, rendered, rejects)
+        tables = [table, *(self._sample_table(number, *batch, [])[0] for batch in shortened)]
+        if rejects or shortened:
+            return pa.concat_tables(tables).sort_by([("row", "ascending"), ("piece", "ascending")])
         return table
 
     def _sample(self, source: SourceConfig, raw: RawRow, from_table: bool) -> Sample:
@@ -160,25 +163,21 @@ class ChunkTokenizer:
             return _left_out(sample, LEAKED, "its text is in a benchmark", text)
         return None
 
-    def _rendered(
-        self, number: int, samples: list[Sample], rejects: list[dict[str, Any]]
-    ) -> tuple[pa.Table, list[Sample]]:
+    def _sample_table(
+        self,
+        number: int,
+        samples: Sequence[Sample],
+        rendered: RenderedBatch,
+        rejects: list[dict[str, Any]],
+    ) -> tuple[pa.Table, list[Pieces]]:
         """The table of rejects and samples, and the pieces of samples that were too long."""
-        conversations = [sample.conversation for sample in samples]
-        rendered = self._renderer.render_batch(conversations)
-        first = next((s for i, s in enumerate(samples) if i not in rendered.errors), None)
-        if self._renderer.fast and first:
-            self._renderer.check_fastokens(first.conversation)
         lengths, num_loss_tokens = np.diff(rendered.offsets), _num_loss_tokens(rendered)
         fits = (num_loss_tokens > 0) & (lengths <= self._config.row_tokens)
-        rows = np.flatnonzero(fits).tolist()
-        matches = dict(
-            zip(rows, self._renderer.begin_with_prompts(conversations, rendered, rows), strict=True)
-        )
-        lines, pieces = list(rejects), list[Sample]()
+        matches = self._prefix_matches(samples, rendered, fits)
+        lines, pieces, shortened = list(rejects), list[Sample](), list[Pieces]()
         for i, sample in enumerate(samples):
             if fits[i]:
-                lines.append(self._sample_line(sample, rendered, i, matches[i]))
+                lines.append(self._sample_line(sample, rendered, i, matches.get(i)))
                 continue
             text = as_text(sample.conversation.messages())
             if i in rendered.errors or not num_loss_tokens[i]:
@@ -186,16 +185,30 @@ class ChunkTokenizer:
                 lines.append(_left_out(sample, REJECTED, reason, text))
                 continue
             reason = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
-            own_pieces = self._pieces(sample)
-            fate = SHORTENED if own_pieces else TOO_LONG
+            row_tokens, policy = self._config.row_tokens, self._config.too_long
+            if sample.conversation.is_text:
+                own = text_pieces(sample, rendered[i], self._renderer, row_tokens, policy)
+                shortened += [own] if own[0] else []
+                num_pieces = len(own[0])
+            else:
+                parts = shorten(sample.conversation, self._renderer, row_tokens, policy)
+                pieces += [replace(sample, conversation=c, piece=k) for k, c in enumerate(parts, 1)]
+                num_pieces = len(parts)
+            fate = SHORTENED if num_pieces else TOO_LONG
             lines.append(_left_out(sample, fate, reason, text))
-            pieces += own_pieces
-        return build_table(number, lines, rendered, fits), pieces
+        if pieces:
+            conversations = [piece.conversation for piece in pieces]
+            shortened.append((pieces, self._renderer.render_batch(conversations)))
+        return build_table(number, lines, rendered, fits), shortened
 
-    def _pieces(self, sample: Sample) -> list[Sample]:
-        config = self._config
-        pieces = shorten(sample.conversation, self._renderer, config.row_tokens, config.too_long)
-        return [replace(sample, conversation=piece, piece=i) for i, piece in enumerate(pieces, 1)]
+    def _prefix_matches(
+        self, samples: Sequence[Sample], rendered: RenderedBatch, fits: np.ndarray
+    ) -> dict[int, bool | None]:
+        """See ChatRenderer.begin_with_prompts; plain text has no prompt."""
+        conversations = [sample.conversation for sample in samples]
+        rows = [i for i in np.flatnonzero(fits).tolist() if not conversations[i].is_text]
+        matches = self._renderer.begin_with_prompts(conversations, rendered, rows)
+        return dict(zip(rows, matches, strict=True))
 
     def _sample_line(
         self, sample: Sample, rendered: RenderedBatch, i: int, prefix_matches: bool | None
@@ -227,6 +240,8 @@ class ChunkTokenizer:
 
     def _prompt(self, sample: Sample) -> dict[str, Any]:
         """The prompt and reference answer by which evaluation scores a held-out row."""
+        if sample.conversation.is_text:
+            return {}
         messages = sample.conversation.messages()
         last = last_answer([message["role"] for message in messages])
         before = messages[:last]

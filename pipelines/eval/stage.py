@@ -177,7 +177,8 @@ def _summary(report: EvalReport) -> str:
     return ", ".join(
         f"{s.label} failed"
         if s.error
-        else f"{s.label} loss {s.heldout_loss:.4f} exact {s.exact_match:.0%}"
+        else f"{s.label} loss {s.heldout_loss:.4f}"
+        + (f" exact {s.exact_match:.0%}" if math.isfinite(s.exact_match) else "")
         for s in report.scores
     )
 

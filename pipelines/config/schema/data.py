@@ -151,8 +151,7 @@ class DataConfig(Section):
     too_long: Literal["drop", "truncate", "split"] = Field(
         default="drop",
         description="A conversation longer than row_tokens: drop it, truncate its oldest turns, or "
-        "split it "
-        "into several that fit.",
+        "split it into several that fit. Of plain text, truncate takes the first row_tokens.",
     )
     duplicates: Literal["drop", "keep"] = Field(
         default="drop",

@@ -65,7 +65,7 @@ def _problems(
             f"{limits.min_trained_share}"
         )
     # Plain text that is split loses nothing.
-    is_split_text = metadata.get("kind") == "text" and metadata.get("too_long") == "split"
+    is_split_text = prepared.kind == "text" and metadata.get("too_long") == "split"
     num_shortened = 0 if is_split_text else counts.get("shortened", 0)
     too_long = (counts.get("too_long", 0) + num_shortened) / max(1, counts["read"])
     if too_long > limits.max_lost_share:

@@ -1,9 +1,9 @@
-"""Shorten conversations longer than a packed row: by complete exchanges, plain text by words."""
+"""Shorten conversations longer than a packed row by leaving out complete exchanges."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.chat import ChatRenderer, TemplateError
@@ -22,11 +22,8 @@ def shorten(
     conversations that together have every exchange with loss, each with the system turn; exchanges
     without loss precede the next exchange with loss, as many of the latest as fit. drop: none. An
     exchange that does not fit alone is left out. Each conversation has at least one answer in the
-    loss. Plain text is cut between lines or words: truncate takes the first piece, split all.
+    loss.
     """
-    if conversation.is_text:
-        pieces = _text_pieces(conversation, renderer, row_tokens)
-        return list(itertools.islice(pieces, {"drop": 0, "truncate": 1}.get(policy)))
     system, exchanges = _exchanges(conversation.turns)
     if policy == "drop" or len(exchanges) < 2:
         return []
@@ -59,42 +56,6 @@ def shorten(
             pieces.append(joined(first, end))
             first = last = end
     return pieces
-
-
-def _text_pieces(
-    conversation: Conversation, renderer: ChatRenderer, row_tokens: int
-) -> Iterator[Conversation]:
-    """Pieces of a plain text that fit, which together are the text."""
-
-    def piece_of(text: str) -> Conversation:
-        return replace(conversation, turns=(replace(conversation.turns[0], content=text),))
-
-    def num_tokens(piece: Conversation) -> int:
-        return len(renderer.render(piece).input_ids)
-
-    rest = conversation.turns[0].content
-    chars = int(len(rest) * row_tokens / num_tokens(conversation))
-    while rest.strip():
-        # The estimate is of the complete text; a piece of denser text is shortened until it fits.
-        size = max(1, chars)
-        while num_tokens(piece := piece_of(rest[: _cut_before(rest, size)])) > row_tokens:
-            if size == 1:
-                return
-            size = int(size * 0.9)
-        if piece.turns[0].content.strip():
-            yield piece
-        rest = rest[len(piece.turns[0].content) :]
-
-
-def _cut_before(text: str, size: int) -> int:
-    """The end of the last line, or word, in the second half of the first `size` characters."""
-    if size >= len(text):
-        return len(text)
-    for separator in ("\n", " "):
-        end = text.rfind(separator, size // 2, size)
-        if end >= 0:
-            return end + 1
-    return size
 
 
 def _exchanges(turns: Sequence[Turn]) -> tuple[Exchange, list[Exchange]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -93,39 +91,3 @@ def test_an_empty_or_weightless_answer_has_no_loss(renderer):
         for t in conversation.turns
     ]
     assert pieces(renderer, replace(conversation, turns=tuple(turns)), 2) == ["01", "23"]
-
-
-class WordCounter:
-    """A renderer whose tokens are words, and a first and a last token of a text."""
-
-    def render(self, conversation: Conversation) -> SimpleNamespace:
-        words = conversation.turns[0].content.split()
-        return SimpleNamespace(input_ids=["<s>", *words, "</s>"])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "word " * 1000,
-        "a b c\n" * 300,
-        "short " * 500 + "a-much-longer-word " * 50,
-        "x " * 40 + "\n" * 5000 + "y " * 40,
-        "tail without an end" + " of words" * 70,
-    ],
-)
-def test_plain_text_is_split_between_lines_or_words_and_nothing_is_lost(text):
-    whole_text = Conversation((Turn("text", text),), origin="a:1")
-    counter: Any = WordCounter()
-    parts = shorten(whole_text, counter, 32, "split")
-    assert all(piece.is_text and piece.origin == "a:1" for piece in parts)
-    assert all(len(counter.render(piece).input_ids) <= 32 for piece in parts)
-    assert " ".join(p.turns[0].content for p in parts).split() == text.split()
-    full = [len(counter.render(piece).input_ids) for piece in parts[:-1]]
-    assert not full or sum(full) / len(full) > 12  # pieces are not needlessly small
-    assert shorten(whole_text, counter, 32, "truncate") == parts[:1]
-    assert shorten(whole_text, counter, 32, "drop") == []
-
-
-def test_a_text_of_which_no_piece_fits_has_none():
-    counter: Any = WordCounter()
-    assert shorten(Conversation((Turn("text", "a b c d"),)), counter, 2, "split") == []
