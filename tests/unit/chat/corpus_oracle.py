@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
 from pipelines.chat.fallbacks import apply_fallbacks
-from pipelines.core.conversation import Conversation
+from pipelines.core.conversation import Conversation, Turn
 
 FIXED_DATE = datetime(2024, 7, 26)  # what templates print that print today's date
 _THOUGHT_ENDS = ("</think>", "[/THINK]", "</seed:think>", "<channel|>")
@@ -38,9 +38,10 @@ class Reference:
         from transformers import PreTrainedTokenizerFast
 
         spec = self.renderer.spec
+        templates = {"default": spec.template, "tool_use": spec.tool_template or spec.template}
         return PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer.from_str(spec.tokenizer_json),
-            chat_template=self.renderer.template.text,
+            chat_template=templates,
             **spec.named_tokens,
         )
 
@@ -267,3 +268,22 @@ def serving_faults(reference: Reference, conversation: Conversation) -> Iterator
             yield f"serving renders a prompt before turn {k} that transformers refuses"
         elif prompt != reference.encode(expected)[0].tolist():
             yield f"serving's prompt before turn {k} is not transformers': {expected!r}"
+
+
+def injection_faults(reference: Reference) -> Iterator[str]:
+    """Tokens that the text of a user turn becomes: special ones, or those that the template writes."""
+    renderer = reference.renderer
+    source = str(renderer.spec.template)
+    added = reference.tokenizer.added_tokens_decoder.items()
+    written = {i: t.content for i, t in added if t.special or t.content in source}
+    spelled = "x " + " y ".join(written.values())
+    clean, injected = (
+        Conversation((Turn("user", text), Turn("assistant", "fine"))) for text in ("x", spelled)
+    )
+    batch = renderer.render_batch([clean, injected])
+    if batch.errors:
+        yield f"text that spells tokens is refused: {batch.errors}"
+        return
+    ids = [[i for i in batch[row].input_ids.tolist() if i in written] for row in (0, 1)]
+    if ids[0] != ids[1]:
+        yield f"text of a user turn becomes tokens: {ids[1]}, not {ids[0]}"

@@ -28,7 +28,8 @@ class Published:
     `special` and `ordinary` are the added tokens with and without the flag special. `ends` end the
     text of a turn; without a value, `eos` does. `variants` are the template arguments under
     which the corpus runs besides none at all; `plain` are those under which an answer without a
-    thought is trained and served, None where none are.
+    thought is trained and served, None where none are. `with_tools` names the base's second
+    template, for conversations with tools.
     """
 
     special: str
@@ -38,6 +39,7 @@ class Published:
     ends: str = ""
     variants: tuple[Mapping[str, Any], ...] = ()
     plain: Mapping[str, Any] | None = field(default_factory=dict)
+    with_tools: str = ""
 
     @property
     def end_texts(self) -> tuple[str, ...]:
@@ -58,11 +60,17 @@ _DEEPSEEK_ORDINARY = (
     "<｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <｜tool▁outputs▁begin｜> "
     "<｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜>"
 )
-_DEEP = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>"}
+_deepseek = functools.partial(
+    Published,
+    _DEEPSEEK,
+    _DEEPSEEK_ORDINARY,
+    bos="<｜begin▁of▁sentence｜>",
+    eos="<｜end▁of▁sentence｜>",
+)
 _LLAMA3 = "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>"
-_LLAMA = {"bos": "<|begin_of_text|>", "eos": "<|eot_id|>"}
+_llama3 = functools.partial(Published, _LLAMA3, bos="<|begin_of_text|>", eos="<|eot_id|>")
 _GEMMA = "<bos> <eos> <start_of_turn> <end_of_turn>"
-_GEMMA_NAMES = {"bos": "<bos>", "eos": "<eos>", "ends": "<end_of_turn>"}
+_gemma = functools.partial(Published, _GEMMA, bos="<bos>", eos="<eos>", ends="<end_of_turn>")
 _GEMMA4 = (
     "<bos> <eos> <|turn> <turn|> <|tool> <tool|> <|tool_call> <tool_call|> <|tool_response> "
     '<tool_response|> <|channel> <channel|> <|think|> <|"|>'
@@ -71,17 +79,19 @@ _MISTRAL = (
     "<s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] "
     "[/TOOL_RESULTS] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [ARGS] [THINK] [/THINK]"
 )
-_S = {"bos": "<s>", "eos": "</s>"}
+_mistral = functools.partial(Published, _MISTRAL, bos="<s>", eos="</s>")
 _PHI = "<|endoftext|> <|system|> <|user|> <|assistant|> <|end|> <|tool|> <|/tool|>"
-_PHI_NAMES = {"eos": "<|endoftext|>", "ends": "<|end|>"}
+_phi = functools.partial(Published, _PHI, eos="<|endoftext|>", ends="<|end|>")
 _COHERE = (
     "<BOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> <|USER_TOKEN|> "
     "<|CHATBOT_TOKEN|> <|START_RESPONSE|> <|END_RESPONSE|> <|START_THINKING|> <|END_THINKING|> "
     "<|START_ACTION|> <|END_ACTION|> <|START_TOOL_RESULT|> <|END_TOOL_RESULT|>"
 )
-_COHERE_NAMES = {"bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>"}
+_cohere = functools.partial(Published, _COHERE, bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>")
 _GLM = "<|endoftext|> [gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>"
-_GLM_NAMES = {"eos": "<|endoftext|>", "ends": "<|user|> <|observation|> <|endoftext|>"}
+_glm = functools.partial(
+    Published, _GLM, eos="<|endoftext|>", ends="<|user|> <|observation|> <|endoftext|>"
+)
 _GRANITE = "<|end_of_text|> <|start_of_role|> <|end_of_role|> <|tool_call|>"
 _KIMI = (
     "[BOS] [EOS] <|im_end|> <|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> "
@@ -103,22 +113,18 @@ PUBLISHED: dict[str, Published] = {
         ends="<|assistant_end|> <|tools_suffix|>",
         plain=None,  # its last answer has no end
     ),
-    "apriel15": Published(_PHI + " <|tool_result|>", **_PHI_NAMES, plain=None),
-    "aya_expanse": Published(_COHERE, **_COHERE_NAMES),
-    "baichuan2": Published("<s> </s> <reserved_106> <reserved_107>", **_S),
-    "command_a_reasoning": Published(
-        _COHERE,
-        **_COHERE_NAMES,
+    "apriel15": _phi("<|tool_result|>", plain=None),
+    "aya_expanse": _cohere(),
+    "baichuan2": Published("<s> </s> <reserved_106> <reserved_107>", bos="<s>", eos="</s>"),
+    "command_a_reasoning": _cohere(
         variants=({"reasoning": False},),
         plain=None,  # its prompt writes a thought where an answer has none
     ),
-    "command_r7b": Published(_COHERE, **_COHERE_NAMES),
-    "deepseek_r1_0528": Published(_DEEPSEEK, _DEEPSEEK_ORDINARY, **_DEEP),
-    "deepseek_v3": Published(_DEEPSEEK, _DEEPSEEK_ORDINARY, **_DEEP),
-    "deepseek_v31": Published(
-        _DEEPSEEK, _DEEPSEEK_ORDINARY, **_DEEP, variants=({"thinking": True},)
-    ),
-    "devstral": Published(_MISTRAL, **_S),
+    "command_r7b": _cohere(),
+    "deepseek_r1_0528": _deepseek(),
+    "deepseek_v3": _deepseek(),
+    "deepseek_v31": _deepseek(variants=({"thinking": True},)),
+    "devstral": _mistral(),
     "dots_llm1": Published(
         "<|endofresponse|> <|response|> <|userprompt|> <|endofuserprompt|> <|system|> "
         "<|endofsystem|>",
@@ -142,9 +148,9 @@ PUBLISHED: dict[str, Published] = {
     "falcon3": Published(
         "<|endoftext|> <|system|> <|user|> <|assistant|>", _TOOL_MARKS, eos="<|endoftext|>"
     ),
-    "functionary32": Published(_LLAMA3, **_LLAMA),
-    "gemma2": Published(_GEMMA, **_GEMMA_NAMES),
-    "gemma3": Published(_GEMMA, **_GEMMA_NAMES),
+    "functionary32": _llama3(),
+    "gemma2": _gemma(),
+    "gemma3": _gemma(),
     "gemma4": Published(
         _GEMMA4,
         bos="<bos>",
@@ -154,8 +160,8 @@ PUBLISHED: dict[str, Published] = {
         plain=_ON,
     ),
     "gemma4_first": Published(_GEMMA4, bos="<bos>", eos="<eos>", ends="<turn|>"),
-    "glm4": Published(_GLM, **_GLM_NAMES),
-    "glm45": Published(_GLM, _QWEN_THINKS, **_GLM_NAMES, variants=(_OFF, _ON)),
+    "glm4": _glm(),
+    "glm45": _glm(_QWEN_THINKS, variants=(_OFF, _ON)),
     "gpt_oss": Published(
         "<|startoftext|> <|endoftext|> <|start|> <|end|> <|message|> <|channel|> <|return|> "
         "<|call|> <|constrain|>",
@@ -165,7 +171,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     "granite33": Published(_GRANITE, _THINK, eos="<|end_of_text|>"),
     "granite4": Published(_GRANITE, _TOOL_MARKS, eos="<|end_of_text|>"),
-    "hermes3_tools": Published(_CHATML, _TOOL_MARKS),
+    "hermes3": Published(_CHATML, _TOOL_MARKS, with_tools="hermes3_tools"),
     "hunyuan_a13b": Published(
         "<|startoftext|> <|extra_0|> <|extra_4|> <|eos|>", _QWEN_THINKS, eos="<|eos|>"
     ),
@@ -195,15 +201,15 @@ PUBLISHED: dict[str, Published] = {
         "<|startoftext|> <|endoftext|> <|role_end|> <role> </role>",
         eos="<|role_end|>",
     ),
-    "llama32": Published(_LLAMA3, **_LLAMA),
+    "llama32": _llama3(),
     "llama4": Published(
         "<|begin_of_text|> <|header_start|> <|header_end|> <|eot|> <|python_start|> <|python_end|>",
         bos="<|begin_of_text|>",
         eos="<|eot|>",
     ),
-    "llama_nemotron": Published(_LLAMA3, _THINK, **_LLAMA),
+    "llama_nemotron": _llama3(_THINK),
     "longcat": Published("<longcat_s> </longcat_s>", eos="</longcat_s>"),
-    "magistral": Published(_MISTRAL, **_S),
+    "magistral": _mistral(),
     "mimo_v2": Published(_CHATML, _QWEN_THINKS, variants=(_ON,), plain={}),
     "minimax_m1": Published(
         "<begin_of_document> <beginning_of_sentence> <end_of_sentence>", eos="<end_of_sentence>"
@@ -215,13 +221,10 @@ PUBLISHED: dict[str, Published] = {
         eos="[e~[",
         plain=None,  # its prompt opens a thought, which an answer without one does not show
     ),
-    "ministral3_reasoning": Published(
-        _MISTRAL,
-        **_S,
-    ),
-    "mistral_nemo": Published(_MISTRAL, **_S),
-    "mistral_small31": Published(_MISTRAL, **_S),
-    "mixtral": Published("<s> </s>", **_S),
+    "ministral3_reasoning": _mistral(),
+    "mistral_nemo": _mistral(),
+    "mistral_small31": _mistral(),
+    "mixtral": Published("<s> </s>", bos="<s>", eos="</s>"),
     "nemotron3_nano": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,), plain=_OFF),
     "nemotron_nano_v2": Published(
         "<s> </s> <SPECIAL_10> <SPECIAL_11> <SPECIAL_12>", _THINK, bos="<s>", eos="<SPECIAL_12>"
@@ -230,8 +233,8 @@ PUBLISHED: dict[str, Published] = {
     "olmo3_think": Published(_CHATML, _THINK, plain=None),
     "olmo3_tools": Published(_CHATML, bos="<|endoftext|>"),
     "openchat": Published("<s> </s> <|end_of_turn|>", bos="<s>", eos="<|end_of_turn|>"),
-    "phi35": Published(_PHI, **_PHI_NAMES),
-    "phi4_mini": Published(_PHI, **_PHI_NAMES),
+    "phi35": _phi(),
+    "phi4_mini": _phi(),
     "phi4_reasoning": Published("<|endoftext|> <|im_start|> <|im_end|> <|im_sep|>", _THINK),
     "qwen25": _QWEN,
     "qwen35_small": Published(_CHATML, _QWEN_THINKS, variants=(_ON,)),
@@ -254,7 +257,7 @@ PUBLISHED: dict[str, Published] = {
     "smollm2": Published(_CHATML),
     "smollm3": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,)),
     "stablelm2": Published("<|endoftext|> <|system|> <|user|> <|assistant|>", eos="<|endoftext|>"),
-    "tiny_aya": Published(_COHERE, **_COHERE_NAMES),
+    "tiny_aya": _cohere(),
     "xlam_qwen": _QWEN,
     "yi15": Published("<|startoftext|> <|endoftext|> <|im_start|> <|im_end|>"),
 }
@@ -265,12 +268,18 @@ def _tokenizer_json(special: str, ordinary: str) -> str:
     return byte_level_bpe(LLAMA_WORDS, special.split(), ordinary.split()).to_str()
 
 
+def read(name: str) -> str:
+    """The source of a template of the corpus."""
+    return (FOLDER / f"{name}.jinja").read_text()
+
+
 def spec_of(name: str, arguments: Mapping[str, Any]) -> TokenizerSpec:
     """The tokenizer of a published template with the template arguments of a recipe."""
     published = PUBLISHED[name]
     return TokenizerSpec(
         _tokenizer_json(published.special, published.ordinary),
-        (FOLDER / f"{name}.jinja").read_text(),
+        read(name),
         published.named_tokens,
+        tool_template=read(published.with_tools) if published.with_tools else None,
         arguments=arguments,
     )
