@@ -30,10 +30,21 @@ class PickledFeed:
     folder: Path
     split: str
 
+    def rows(self) -> list[dict[str, Any]]:
+        return pickle.loads((self.folder / f"{self.split}.pickle").read_bytes())
+
+    def sample_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        lengths = [np.asarray(row["sample_lengths"], np.int64) for row in self.rows()]
+        return np.concatenate(lengths), np.repeat(np.arange(len(lengths)), list(map(len, lengths)))
+
+    def read_samples(self, row: int) -> list[np.ndarray]:
+        ends = np.cumsum(self.rows()[row]["sample_lengths"])
+        return np.split(self.rows()[row]["input_ids"][: ends[-1]], ends[:-1])
+
     def batches(
         self, order: np.ndarray, batch_size: int, start: int = 0
     ) -> Iterator[dict[str, Any]]:
-        rows = pickle.loads((self.folder / f"{self.split}.pickle").read_bytes())
+        rows = self.rows()
         for at in range(start, len(order), batch_size):
             batch = [rows[i] for i in order[at : at + batch_size]]
             yield {key: [row[key] for row in batch] for key in batch[0]}

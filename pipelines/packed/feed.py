@@ -41,6 +41,14 @@ class RowFeed:
     def num_rows(self) -> int:
         return RowReader(self.folder, self.split).num_rows
 
+    def sample_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """As RowReader's."""
+        return RowReader(self.folder, self.split).sample_lengths()
+
+    def read_samples(self, row: int) -> list[np.ndarray]:
+        """As RowReader's."""
+        return RowReader(self.folder, self.split).read_samples(row)
+
     def batches(
         self, order: np.ndarray, batch_size: int, start: int = 0
     ) -> Iterator[dict[str, Any]]:

@@ -76,6 +76,33 @@ class RowReader:
         within = rows - (self._ends[group_of] - self._groups[group_of, 2])
         return pa.concat_tables(tables).combine_chunks().take(pa.array(firsts[position] + within))
 
+    def sample_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each sample and the number of its row, int64 [N], in the rows' order."""
+        columns = [pq.read_table(path, columns=["sample_lengths"])[0] for path in self._paths]
+        lists = pa.chunked_array(
+            [chunk for column in columns for chunk in column.chunks], pa.list_(pa.int32())
+        ).combine_chunks()
+        counts = np.diff(lists.offsets.to_numpy())
+        lengths = lists.flatten().to_numpy().astype(np.int64)
+        return lengths, np.repeat(np.arange(len(counts)), counts)
+
+    def read_samples(self, row: int) -> list[np.ndarray]:
+        """The token ids int32 of each sample of a row."""
+        table = self.read(np.array([row]))
+        ends = np.cumsum(table["sample_lengths"][0].as_py())
+        return np.split(token_arrays(table)[0][0][: ends[-1]], ends[:-1])
+
+    def max_id(self) -> int:
+        """The largest token id in any row; the padding has id 0."""
+        tables = (self._read_group(number, ["input_ids"]) for number in range(len(self._groups)))
+        return max(
+            (
+                int(table["input_ids"].combine_chunks().flatten().to_numpy().max())
+                for table in tables
+            ),
+            default=0,
+        )
+
     def packs(self) -> Iterator[list[PackedSample]]:
         """The samples of each packed row, in order; one row group at a time is in memory."""
         for number in range(len(self._groups)):

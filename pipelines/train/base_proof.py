@@ -3,7 +3,7 @@
 A few samples run through the packed path, and one at a time through transformers' own forward on
 the same weights, and the losses of their tokens are compared. In fp32 the mean absolute difference
 may be FP32_LIMIT. In other precisions it may be NOISE_FACTOR times the rounding noise that
-transformers itself shows on the same samples (`_noise`).
+transformers itself shows on the same samples (`proof_losses`).
 
 A mean over many tokens hides a few wrong ones, such as those behind a window that the longest
 sample just crosses. Therefore no BLOCK_TOKENS neighbouring tokens may differ by more than
@@ -25,24 +25,20 @@ import numpy as np
 import torch
 
 from pipelines.train.loss import PackedLoss
-from pipelines.train.proof_losses import packed_losses, reference_losses
-from pipelines.train.proof_mode import (
-    EAGER,
-    EAGER_RECAST,
-    SDPA,
-    computes_in_fp32,
-    proof_mode,
-    supports_sdpa,
+from pipelines.train.proof_losses import (
+    FP32_LIMIT,
+    NOISE_FACTOR,
+    packed_losses,
+    reference_and_noise,
 )
+from pipelines.train.proof_mode import proof_mode
 
-FP32_LIMIT = 1e-5
-NOISE_FACTOR = 3.0
 BLOCK_TOKENS, BLOCK_FACTOR = 32, 2.0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two paths' losses are apart, in nats, and how far they may be.
+    """The difference of the losses of two paths in nats, with its limits.
 
     `mean` and `largest` are absolute differences over all tokens. Of the blocks of BLOCK_TOKENS
     neighbouring tokens, `block` is the mean of the one that exceeds its own `block_limit` most; it
@@ -101,51 +97,42 @@ class BaseProof:
 
 
 @torch.no_grad()
-def prove_base(loss: PackedLoss, samples: Sequence[np.ndarray]) -> BaseProof:
+def prove_base(
+    loss: PackedLoss, samples: Sequence[np.ndarray], device: torch.device | None = None
+) -> BaseProof:
     """Compare the packed path of `loss` with transformers' own forward on these samples.
 
-    A sample is its token ids, int [T] with T of at least 2. `loss` may have fused layers, adapters
-    and any quantization, and may be the module of a ZeRO-3 engine; then all ranks call this with
-    equal samples. Weights, modes, random states and attention are the same afterwards. Raises what
-    the base's forward raises.
+    A sample is its token ids, int [T] with T of at least 2; the first sample should be the longest.
+    `loss` may have fused layers, adapters and any quantization, and may be the module of a ZeRO-3
+    engine; then all ranks call this with equal samples. `device` is that of the input embeddings by
+    default. Weights, modes, random states and attention are the same afterwards. Raises what the
+    base's forward raises.
     """
     started = time.perf_counter()
+    on: torch.device = device or loss.model.get_input_embeddings().weight.device
     # A pack of one sample could show no leak.
     samples = [*samples, *samples] if len(samples) == 1 else list(samples)
-    with proof_mode(loss):
-        packed = packed_losses(loss, samples)
-        reference = [reference_losses(loss, sample, EAGER) for sample in samples]
-        difference = _difference(packed, reference, _noise(loss, samples, reference))
-        changed = _changed(samples[0], samples)
-        leak = _moved(packed[1:], packed_losses(loss, [changed, *samples[1:]])[1:])
-        changed = _changed(samples[-1], samples)
-        rounding = _moved(packed[:-1], packed_losses(loss, [*samples[:-1], changed])[:-1])
+    with proof_mode(loss), torch.random.fork_rng([on] if on.type == "cuda" else []):
+        packed = packed_losses(loss, samples, on)
+        reference, noise = reference_and_noise(loss, samples, on)
+        changed = [_changed(samples[0], samples), *samples[1:]]
+        leak = _moved(packed[1:], packed_losses(loss, changed, on)[1:])
+        changed = [*samples[:-1], _changed(samples[-1], samples)]
+        rounding = _moved(packed[:-1], packed_losses(loss, changed, on)[:-1])
+    if on.type == "cuda":
+        torch.cuda.empty_cache()  # the buffers of attention without flash are large
+        torch.cuda.reset_peak_memory_stats(on)  # the peak that a run reports is that of its steps
+    compared = [losses[: len(other)] for losses, other in zip(packed, reference, strict=True)]
     return BaseProof(
         num_samples=len(samples),
         num_tokens=sum(len(sample) for sample in samples),
-        difference=difference,
-        packed_loss=float(torch.cat(packed).mean()),
+        difference=_difference(compared, reference, noise),
+        packed_loss=float(torch.cat(compared).mean()),
         reference_loss=float(torch.cat(reference).mean()),
         leak=leak,
         leak_limit=NOISE_FACTOR * rounding,
         seconds=time.perf_counter() - started,
     )
-
-
-def _noise(
-    loss: PackedLoss, samples: Sequence[np.ndarray], reference: Sequence[torch.Tensor]
-) -> list[torch.Tensor] | None:
-    """The rounding noise of each token of each sample, or None where everything is fp32."""
-    if computes_in_fp32(loss):
-        return None
-    # In fp32 with weights that round activations to 8 bits, the two attentions are so close that
-    # often nothing is rounded differently, so they do not show the noise of that rounding.
-    own_dtype = loss.model.get_input_embeddings().weight.dtype
-    other = SDPA if own_dtype != torch.float32 and supports_sdpa(loss.model) else EAGER_RECAST
-    return [
-        (losses - reference_losses(loss, sample, other)).abs()
-        for losses, sample in zip(reference, samples, strict=True)
-    ]
 
 
 def _difference(
@@ -159,7 +146,8 @@ def _difference(
     blocks = []
     for number, losses in enumerate(differences):
         for start, end in _blocks(len(losses)):
-            own = 0.0 if noise is None else NOISE_FACTOR * float(noise[number][start:end].mean())
+            own_noise = noise[number][start:end] if noise else torch.empty(0)
+            own = NOISE_FACTOR * float(own_noise.mean()) if len(own_noise) else 0.0
             block_limit = BLOCK_FACTOR * max(limit, own)
             blocks.append((float(losses[start:end].mean()), block_limit, number, start))
     worst = max(blocks, key=lambda block: block[0] / max(block[1], 1e-30))

@@ -83,7 +83,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             total += losses @ weights
             if gradient is not None:
                 gradient[index] = logits @ weight
-            del logits  # else it would exist beside the logits of the next chunk
+            del logits  # else two chunks of logits would exist at a time
         ctx.save_for_backward(gradient)
         ctx.boost = boost
         return total

@@ -1,10 +1,13 @@
 """Per-token losses for the proof of a base: by the packed path, and by transformers' own forward.
 
-Both run on the same weights.
+Both run on the same weights. The reference is transformers' eager attention, which defines what a
+base computes. Its scores grow with the square of a sample's length, so the end of a very long
+sample is compared with sdpa attention instead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,28 +19,97 @@ from torch.nn import functional
 from pipelines.layers.decoder_layer import without_fused_layers
 from pipelines.train.batch import collate
 from pipelines.train.loss import PackedLoss
-from pipelines.train.proof_mode import attention_named
+from pipelines.train.proof_mode import (
+    EAGER,
+    EAGER_RECAST,
+    SDPA,
+    attention_named,
+    computes_in_fp32,
+    supports_sdpa,
+)
 
+FP32_LIMIT = 1e-5
+NOISE_FACTOR = 3.0
 _CHUNK_TOKENS = 256  # of which the logits exist in fp32 at a time
+_EAGER_SCORES = 2**27  # of one layer that may exist, about 10 bytes each
+_LOGITS = 2**30  # that may exist
 
 
-def packed_losses(loss: PackedLoss, samples: Sequence[np.ndarray]) -> list[torch.Tensor]:
+def packed_losses(
+    loss: PackedLoss, samples: Sequence[np.ndarray], device: torch.device
+) -> list[torch.Tensor]:
     """The losses fp32 [T - 1] of each sample's tokens but the first, all samples in one pack."""
-    losses = loss(collate([_row(samples)], _device(loss)), per_token=True)
+    losses = loss(collate([_row(samples)], device), per_token=True)
     return list(losses.float().cpu().split([len(sample) - 1 for sample in samples]))
 
 
-def reference_losses(loss: PackedLoss, sample: np.ndarray, attention: str) -> torch.Tensor:
-    """The losses fp32 [T - 1] of one sample's tokens but the first, by transformers' own forward.
+def reference_and_noise(
+    loss: PackedLoss, samples: Sequence[np.ndarray], device: torch.device
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    """Losses like those of `packed_losses`, by transformers' own forward of one sample at a time.
+
+    Of a sample that is too long for the reference, the first tokens only. Also returns the rounding
+    noise of tokens, which is None where everything is computed in fp32: the absolute difference
+    between transformers' eager and sdpa attention. Where the base has no sdpa, or one that computes
+    something else, it is the difference between eager attention in two precisions. So it is in fp32
+    with weights that round activations to 8 or 16 bits: two attentions in fp32 are so close that
+    often no activation is rounded differently, which does not show the noise of that rounding.
+    """
+
+    def losses_of(sample: np.ndarray, attention: str) -> torch.Tensor:
+        return _reference_losses(loss, sample, attention, device)
+
+    num_eager, num_sdpa = _num_tokens(loss.model)
+    eager = [losses_of(sample[:num_eager], EAGER) for sample in samples]
+    in_fp32 = loss.model.get_input_embeddings().weight.dtype == torch.float32
+    exact, has_sdpa = computes_in_fp32(loss), supports_sdpa(loss.model)
+    recast = {}
+    if not exact:
+        # With sdpa, one sample is enough to see that sdpa computes the same as eager attention.
+        needed = samples if in_fp32 or not has_sdpa else samples[:1]
+        for i, sample in enumerate(needed):
+            recast[i] = (eager[i] - losses_of(sample[:num_eager], EAGER_RECAST)).abs()
+    sdpa = {}
+    for i, sample in enumerate(samples if has_sdpa else ()):
+        if not in_fp32 or len(sample) > num_eager:
+            sdpa[i] = losses_of(sample[:num_sdpa], SDPA)
+    apart = {i: (losses[: len(eager[i])] - eager[i]).abs() for i, losses in sdpa.items()}
+    tolerance = NOISE_FACTOR * float(recast[0].mean()) if recast else FP32_LIMIT
+    if any(float(apart[i].mean()) > tolerance for i in (recast or apart) if i in apart):
+        sdpa = {}
+    reference = [
+        torch.cat([losses, sdpa[i][len(losses) :]]) if i in sdpa else losses
+        for i, losses in enumerate(eager)
+    ]
+    if exact:
+        return reference, None
+    noise = apart if sdpa and not in_fp32 else recast
+    # A sample without a measure of its own has the mean noise of the others.
+    mean = torch.cat(list(noise.values())).mean()
+    return reference, [noise.get(i, mean.expand(len(losses))) for i, losses in enumerate(eager)]
+
+
+def _num_tokens(model: Any) -> tuple[int, int]:
+    """The most tokens of a sample for eager attention, and for any other."""
+    config = model.config.get_text_config()
+    num_logits = max(2, _LOGITS // config.vocab_size)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    heads = max(heads) if isinstance(heads, (list, tuple)) else heads
+    return min(num_logits, max(2, math.isqrt(_EAGER_SCORES // heads))), num_logits
+
+
+def _reference_losses(
+    loss: PackedLoss, sample: np.ndarray, attention: str, device: torch.device
+) -> torch.Tensor:
+    """The losses fp32 [T - 1] of one sample by the forward of transformers and PEFT.
 
     That is the forward of the complete model: its own layers instead of fused ones, its head and
-    what it does to the logits, with PEFT's own adapters. `attention` is a name of transformers'
-    attention functions.
+    what it does to the logits, with PEFT's own adapters.
     """
-    ids = torch.from_numpy(np.asarray(sample, np.int64)).to(_device(loss))
+    ids = torch.from_numpy(np.asarray(sample, np.int64)).to(device)
 
-    def forward(_: None) -> torch.Tensor:
-        logits = loss.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+    def forward(input_ids: torch.Tensor) -> torch.Tensor:
+        logits = loss.model(input_ids=input_ids, use_cache=False).logits[0, :-1]
         chunks = zip(logits.split(_CHUNK_TOKENS), ids[1:].split(_CHUNK_TOKENS), strict=True)
         losses = (
             functional.cross_entropy(part.float(), targets, reduction="none")
@@ -51,11 +123,13 @@ def reference_losses(loss: PackedLoss, sample: np.ndarray, attention: str) -> to
         _running(forward, loss),
     ):
         # Called as a module: under ZeRO-3 the hooks of this call start a new pass over the weights.
-        return loss(None).cpu()
+        return loss(ids[None]).cpu()
 
 
 @contextmanager
-def _running(forward: Callable[[None], torch.Tensor], module: torch.nn.Module) -> Iterator[None]:
+def _running(
+    forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module
+) -> Iterator[None]:
     """Inside, a call of `module` runs `forward` between the hooks of the module."""
     module.forward = forward
     try:
@@ -72,7 +146,3 @@ def _row(samples: Sequence[np.ndarray]) -> dict[str, Any]:
         "sample_lengths": [len(sample) for sample in samples],
         "sample_ids": [],
     }
-
-
-def _device(loss: PackedLoss) -> torch.device:
-    return loss.model.get_input_embeddings().weight.device

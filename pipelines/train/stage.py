@@ -26,7 +26,8 @@ from pipelines.storage import Artifact, Store, as_user_error, claimed
 from pipelines.train.row_order import RowOrder
 
 if TYPE_CHECKING:
-    from pipelines.train.worker import Feed, WorkerArgs
+    from pipelines.train.row_feed import Feed
+    from pipelines.train.worker import WorkerArgs
 
 KIND = "trained"
 OpenFeed = Callable[[Path, str], "Feed"]
@@ -79,6 +80,7 @@ def _build(
     from pipelines.train import ray_workers
     from pipelines.train.checkpoint.files import largest_bytes, latest_verified
     from pipelines.train.checkpoint.retention import discard_after
+    from pipelines.train.track.proof_log import discard_proof
     from pipelines.train.track.run_progress import RunProgress
     from pipelines.train.worker import WorkerArgs
 
@@ -114,6 +116,7 @@ def _build(
             progress.note(
                 f"train: run {short(run_id)} resumes from step {resumed_from.step} of {num_steps}"
             )
+        discard_proof(folder)
         with RunProgress(folder, num_steps, progress), _own_interrupt():
             (fit or ray_workers.fit)(args)
         _write_run(args)
@@ -176,6 +179,7 @@ def _write_run(args: WorkerArgs) -> None:
     from pipelines.train.checkpoint.files import count_trainable_parameters, list_checkpoints
     from pipelines.train.checkpoint.retention import prune
     from pipelines.train.track.metrics_log import read_metrics
+    from pipelines.train.track.proof_log import read_proof
 
     store, run_id, recipe = args.store, args.run_id, args.recipe
     checkpoints = prune(store, run_id, recipe.train.keep)
@@ -203,6 +207,7 @@ def _write_run(args: WorkerArgs) -> None:
             "saved_bytes": saved_bytes,
             "gpu_seconds": seconds * num_gpus,
             "save_every": recipe.train.save_every,
+            "base_proof": read_proof(args.folder),
         }
 
 

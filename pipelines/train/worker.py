@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.core.artifacts import PreparedDataset
 from pipelines.plan.memory import device_bytes, resolve_auto
 from pipelines.storage import Store, as_user_error
+from pipelines.train.base_proof import prove_base
 from pipelines.train.batch import Row
 from pipelines.train.build_model import build_model
 from pipelines.train.checkpoint.files import (
@@ -38,21 +39,15 @@ from pipelines.train.faults.failures import FailureLog
 from pipelines.train.faults.preemption import Action, PreemptionPolicy
 from pipelines.train.faults.watchdog import Watchdog
 from pipelines.train.loop import heldout_loss, train_steps
+from pipelines.train.proof_errors import base_errors_as_user_errors, check_proof
+from pipelines.train.proof_samples import choose_samples
+from pipelines.train.row_feed import Feed
 from pipelines.train.row_order import RowOrder
 from pipelines.train.track.metrics_log import MetricsLog, SampleLog
+from pipelines.train.track.proof_log import write_proof
 from pipelines.train.track.throughput import ThroughputMeter, matmul_rate
 
 _HELDOUT_READ = 32  # held-out rows that a worker reads at a time
-
-
-class Feed(Protocol):
-    """Streams packed rows of one split."""
-
-    def batches(
-        self, order: np.ndarray, batch_size: int, start: int = 0
-    ) -> Iterator[Mapping[str, Any]]:
-        """The rows `order[start:]`, by index, `batch_size` at a time as columns."""
-        ...
 
 
 class Channel(Protocol):
@@ -143,7 +138,7 @@ class _Rank:
         self._row_order = RowOrder(args.prepared.train.num_rows, recipe.train)
         self._first_step = start_state.step if start_state else 0
         self._data = args.store.local_dir(args.prepared.ref)
-        with raise_on_all_ranks(device):
+        with raise_on_all_ranks(device), base_errors_as_user_errors(recipe.model.base):
             self._built = build_model(
                 recipe,
                 self._row_order,
@@ -164,6 +159,7 @@ class _Rank:
     def run(self) -> bool:
         """Train to the end, or until a node will be reclaimed; whether training has ended."""
         engine, recipe = self._engine, self._recipe
+        self._prove_base()
         self._open()
         order = self._row_order.rows_of_rank(self._first_step, engine.rank, engine.world_size)
         rows = self._rows("train", order, recipe.train.micro_batch)
@@ -179,6 +175,22 @@ class _Rank:
             if self._log:
                 self._log.close()
         return self._has_ended
+
+    def _prove_base(self) -> None:
+        """Compare the packed path with transformers' own forward, on the live weights. Collective.
+
+        Raises UserError on all ranks if they differ.
+        """
+        base, feed = self._recipe.model.base, self._args.open_feed(self._data, "train")
+        self._watchdog.restart()
+        with self._disk_errors(), base_errors_as_user_errors(base):
+            samples = choose_samples(feed, self._args.prepared.row_tokens)
+            if not samples:
+                return
+            proof = prove_base(self._engine.packed_loss, samples, self._engine.device)
+            check_proof(proof, base, self._built.model)
+            if not self._engine.rank:
+                write_proof(self._args.folder, proof)
 
     def _open(self) -> None:
         """Open what the end of a step needs: held-out rows, logs, saver, meter and preemption."""

@@ -96,6 +96,11 @@ class DeepSpeedEngine:
         self.scale_lowered = False
         return self._clip.norm if self._clip else float(self._engine.get_global_grad_norm())
 
+    @property
+    def packed_loss(self) -> PackedLoss:
+        """The module that DeepSpeed trains. Under ZeRO-3 its hooks gather the weights."""
+        return self._engine.module
+
     @torch.no_grad()
     def loss_sum(self, batch: MicroBatch) -> float:
         """The summed loss without gradients and dropout. Collective under ZeRO-3 only."""

@@ -1,4 +1,4 @@
-"""A run's progress bar, drawn from metrics.jsonl and failures.jsonl while workers write them."""
+"""A run's progress bar, drawn from its files while workers write them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Any
 from pipelines.core.progress import Progress
 from pipelines.train.faults.failures import read_failures
 from pipelines.train.track.metrics_log import last_metrics
+from pipelines.train.track.proof_log import read_proof
 
 _POLL_S = 0.5
 
 
 class RunProgress:
-    """Inside, shows the progress of the run in `folder` and notes each new failure once.
+    """Inside, shows the progress of the run in `folder`, and notes the proof of its base and each
+    new failure once.
 
     After a restart of the workers the bar goes back to the step that they resumed from.
     """
 
     def __init__(self, folder: Path, num_steps: int, progress: Progress) -> None:
         self._folder, self._num_steps, self._progress = folder, num_steps, progress
-        self._num_noted = len(read_failures(folder))
+        self._num_noted, self._noted_proof = len(read_failures(folder)), ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._draw, daemon=True)
 
@@ -43,9 +45,16 @@ class RunProgress:
                 if metrics and metrics["step"] != shown_step:
                     advance(metrics["step"] - shown_step, describe_metrics(metrics))
                     shown_step = metrics["step"]
+                self._note_proof()
                 self._note_failures()
                 if done:
                     return
+
+    def _note_proof(self) -> None:
+        line = (read_proof(self._folder) or {}).get("line", "")
+        if line != self._noted_proof:
+            self._progress.note(f"train: {line}")
+        self._noted_proof = line
 
     def _note_failures(self) -> None:
         failures = read_failures(self._folder)

@@ -1,0 +1,33 @@
+"""The samples of a dataset on which a base is proven."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipelines.train.row_feed import Feed
+
+MAX_SAMPLES = 8
+_SHARES = (0.5, 0.25, 0.75, 0.1, 0.9, 0.98)
+_SPARE_ROWS = 4  # all samples but the longest have at most a row's tokens divided by this
+
+
+def choose_samples(feed: Feed, row_tokens: int) -> list[np.ndarray]:
+    """Token ids of up to MAX_SAMPLES samples, the longest first; empty if none has two tokens.
+
+    The longest sample crosses every window that a sample of the dataset crosses. The shortest one
+    and some between follow while they fit a small part of a row, so that the proof stays cheap.
+    """
+    lengths, rows = feed.sample_lengths()
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] >= 2]  # the first token of a sample has no loss
+    if not len(order):
+        return []
+    chosen = dict.fromkeys([int(order[-1]), int(order[0])])
+    spare = row_tokens // _SPARE_ROWS
+    for share in _SHARES:
+        sample = int(order[int(share * (len(order) - 1))])
+        if sample not in chosen and lengths[sample] <= spare:
+            chosen[sample] = None
+            spare -= int(lengths[sample])
+    firsts = np.searchsorted(rows, rows)  # of each sample's row
+    return [feed.read_samples(int(rows[i]))[i - int(firsts[i])] for i in chosen]
