@@ -94,6 +94,8 @@ def _templates(folder: Path, configured: Any) -> dict[str, str]:
         files["default"] = folder / "chat_template.jinja"
     if files:
         return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    # Bases with a processor for images may have their template only there.
+    configured = configured or _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(configured, list):
         return {each["name"]: each["template"] for each in configured}
     return configured if isinstance(configured, dict) else {"default": configured}
@@ -126,9 +128,7 @@ def _from_transformers(base: str, folder: Path) -> TokenizerSpec:
             "offsets are unknown; set model.base to a base with a tokenizer.json"
         )
     named = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    template = tokenizer.chat_template
-    templates = template if isinstance(template, dict) else {"default": template}
-    return _spec(backend.to_str(), templates, named, folder)
+    return _spec(backend.to_str(), _templates(folder, tokenizer.chat_template), named, folder)
 
 
 def _generation_stops(folder: Path) -> tuple[int, ...]:

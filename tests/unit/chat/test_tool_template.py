@@ -95,6 +95,17 @@ def test_a_mixed_batch_equals_its_conversations_alone(
     assert len(batch.masks.num_loss_turns) == len(mixed)
 
 
+def test_a_template_that_only_the_processor_has_is_the_bases_own(
+    tmp_path: Path, byte_level: Tokenizer
+) -> None:
+    base = Path(write_base(tmp_path / "base", byte_level, "list"))
+    path = base / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": None}))
+    assert load_spec(str(base)).template is None
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": DEFAULT}))
+    assert load_spec(str(base)).template == DEFAULT
+
+
 def test_a_chosen_template_replaces_both(tmp_path: Path, byte_level: Tokenizer) -> None:
     spec = load_spec(write_base(tmp_path / "base", byte_level, "files"))
     assert (spec.template, spec.tool_template) == (DEFAULT, TOOL_USE)
