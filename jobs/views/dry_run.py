@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import Recipe
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
+from pipelines.data.first_look import check_first_rows
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.stage import prepare_step
 from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.data.tokenized_table import REJECTED
 from pipelines.model.base import meta_model, resolve_dtype
 from pipelines.model.supported import check_base
 from pipelines.plan.flops import RECOMPUTED_SHARE, step_flops
@@ -67,15 +70,22 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
 
 
 def _rows_table(recipe: Recipe, renderer: ChatRenderer) -> Table:
-    chunks = cut_chunks(find_files(recipe.data.sources))
-    if not chunks:
-        raise UserError(
-            f"data.sources: {', '.join(source.path for source in recipe.data.sources)}: no row "
-            "in it"
-        )
-    rows: pa.Table = next(iter(ChunkTokenizer(renderer, recipe.data).tables(0, chunks[0]))).slice(
-        0, NUM_ROWS
+    files = find_files(recipe.data.sources)
+    check_first_rows(files, recipe.data.max_rejects_share)
+    tokenizer = ChunkTokenizer(renderer, recipe.data)
+    first: pa.Table = next(
+        table
+        for number, chunk in enumerate(cut_chunks(files))
+        for table in tokenizer.tables(number, chunk)
+        if len(table) and table["fate"][0].as_py() >= 0  # no end of a chunk
     )
+    if set(first["fate"].to_pylist()) == {REJECTED}:
+        reason = Counter(first["reason"].to_pylist()).most_common(1)[0][0]
+        raise UserError(
+            f"data.sources: none of the first {len(first)} rows can be used, most often because: "
+            f"{reason}"
+        )
+    rows = first.slice(0, NUM_ROWS)
     table = Table(
         "row",
         "tokens",

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from pipelines.core.errors import UserError
+from pipelines.sources.saved_datasets import DESCRIPTIONS, saved_files, saved_splits
 
 _TEXTS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 _TABLES = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+COMPRESSIONS = (".gz", ".bz2", ".zst", ".xz")
 SUFFIXES = {
     **_TEXTS,
     **_TABLES,
@@ -38,13 +39,6 @@ _KEYWORDS = {
     "dev": "validation", "val": "validation", "test": "test", "testing": "test", "eval": "test",
     "evaluation": "test",
 }  # fmt: skip
-_DESCRIPTIONS = {
-    "config.json",
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-}
 _REPOSITORY = re.compile(
     r"(datasets/[^/]+/[^/@]+(?:@(?:refs/(?:convert|pr)/[^/]+|[^/]+))?)(?:/(.+))?"
 )
@@ -59,10 +53,7 @@ def is_data_file(path: str) -> bool:
     parts = PurePosixPath(path).parts
     hidden = any(part.startswith((".", "__")) for part in parts)
     return (
-        bool(parts)
-        and not hidden
-        and suffix_of(path) in SUFFIXES
-        and parts[-1] not in _DESCRIPTIONS
+        bool(parts) and not hidden and suffix_of(path) in SUFFIXES and parts[-1] not in DESCRIPTIONS
     )
 
 
@@ -101,26 +92,46 @@ def folder_files(
 ) -> list[str]:
     """Sorted names of the files in a folder that is no Hub repository, and in its subfolders.
 
-    If the folder's README.md has `configs:`, only the files of `split`; the same for a path that
-    names a configuration of the parent's README.md. With `own_first`, files in subfolders count
-    only if the folder itself has none. Raises OSError if the folder cannot be listed, and UserError
-    beginning with `where` if the path must name a configuration or the files; also if a README.md
-    defines splits and `split` is None.
+    If the folder's README.md has `configs:`, or `save_to_disk` wrote the folder with several
+    splits, only the files of `split`; the same for a path that names a configuration of the
+    parent's README.md. With `own_first`, files in subfolders count only if the folder itself has
+    none. Raises OSError if the folder cannot be listed, and UserError beginning with `where` if the
+    path must name a configuration or the files; also if there are splits and `split` is None.
     """
     path = path.rstrip("/")
     parent, _, name = path.rpartition("/")
+    if splits := saved_splits(fs, path):
+        split = _required(split, "dataset_dict.json", where)
+        return [f"{path}/{name}" for name in _of_split(splits, split, where)]
+    if names := saved_files(fs, path):
+        return [f"{path}/{name}" for name in names]
     configs, config = _configs_at(fs, path), _configs_at(fs, parent).get(name)
     if not configs and config is None:
         names = _names(fs, path) if fs.isdir(path) else []
         own = [name for name in names if "/" not in name] if own_first else []
+        if names and not own and (saved := _saved_within(fs, path)):
+            raise UserError(f"{where}: {saved} has splits of its own; name that folder")
         return [f"{path}/{name}" for name in own or names]
-    if split is None:
-        raise UserError(
-            f"{where}: its README.md defines splits, and none is chosen here; name the files"
-        )
+    split = _required(split, "README.md", where)
     if configs:
         return _of_config(fs, path, _default(configs, where), split, where)
     return _of_config(fs, parent, config, split, where)
+
+
+def _saved_within(fs: Any, top: str) -> str:
+    """The first folder below `top` that is a saved DatasetDict, relative to it; "" without one."""
+    ends = (name.removeprefix(f"{top}/") for name in sorted(fs.find(top)))
+    return next(
+        (str(PurePosixPath(n).parent) for n in ends if n.endswith("/dataset_dict.json")), ""
+    )
+
+
+def _required(split: str | None, description: str, where: str) -> str:
+    if split is None:
+        raise UserError(
+            f"{where}: its {description} defines splits, and none is chosen here; name the files"
+        )
+    return split
 
 
 def _names(fs: Any, top: str) -> list[str]:

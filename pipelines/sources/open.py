@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import PurePosixPath
-from typing import IO, Any
+import lzma
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, cast
 
 from pipelines.core.errors import UserError, one_line
-from pipelines.sources.hub_datasets import COMPRESSIONS
 
 REASON_CHARS = 200  # of a library's error text inside a message of ours
+# By the first bytes: names of files do not always have the ending of their compression.
+_COMPRESSED = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "bz2": re.compile(rb"BZh[1-9]1AY"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
+}
 
 
 @contextmanager
@@ -27,25 +34,37 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_rows(path: str) -> Iterator[IO[bytes]]:
-    """A file's bytes, decompressed if its name ends in a known compression.
+def open_rows(path: str, compressions: Sequence[str] = ()) -> Iterator[IO[bytes]]:
+    """A file's bytes without its compressions, the outermost first.
 
     Reading a damaged compressed file raises UserError.
     """
-    compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
-    with open_binary(path) as stream:
-        if compression is None:
+    with ExitStack() as stack:
+        stream = stack.enter_context(open_binary(path))
+        if not compressions:
             yield stream
             return
-        import pyarrow
-
         try:
-            with pyarrow.CompressedInputStream(stream, compression) as plain:
-                yield io.BufferedReader(plain)
-        except OSError as error:
+            for name in compressions:
+                stream = stack.enter_context(_decompressed(stream, name))
+            yield stream
+        except (OSError, EOFError, lzma.LZMAError) as error:
             raise UserError(
                 f"{path}: damaged ({one_line(error, REASON_CHARS)}); fix or replace the file"
             ) from error
+
+
+def compression_of(first_bytes: bytes) -> str | None:
+    """The compression of a file by its first bytes: gzip, bz2, zstd, xz or None."""
+    return next((name for name, magic in _COMPRESSED.items() if magic.match(first_bytes)), None)
+
+
+def _decompressed(stream: IO[bytes], compression: str) -> IO[bytes]:
+    if compression == "xz":
+        return cast("IO[bytes]", lzma.LZMAFile(stream))
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(stream, compression))
 
 
 def file_system_of(uri: str, key: str = "data.sources") -> tuple[Any, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,34 +11,46 @@ from pathlib import Path
 from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError, one_line
 from pipelines.sources.hub_datasets import (
+    COMPRESSIONS,
     KNOWN_TYPES,
     SUFFIXES,
     folder_files,
     repository_files,
     suffix_of,
 )
-from pipelines.sources.open import REASON_CHARS, file_system_of, open_rows
+from pipelines.sources.open import REASON_CHARS, file_system_of
 from pipelines.storage import client_errors
 
-# The beginning of a JSON array. A file named after lines counts as one only if its first element is
-# an object, and if no line ends a value where the next begins one: no JSON array has that.
-_ARRAYS = {
-    "json": re.compile(rb"(?:\xef\xbb\xbf)?\s*\["),
-    "jsonl": re.compile(
-        rb"(?:\xef\xbb\xbf)?\s*\[\s*\{(?!.*[}\]][ \t\r]*\n\s*[\[{])", flags=re.DOTALL
-    ),
+# Files with these endings, and no other unknown ones, may hold rows: their first bytes decide.
+_BY_CONTENT = {"", ".txt"}
+_BY_CONTENT |= {f"{ending}{end}" for ending in _BY_CONTENT for end in COMPRESSIONS}
+_ADVICE = {
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "save the sheet as CSV (UTF-8)"),
+    **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz"), "unpack it"),
 }
-_BEGINNING_BYTES = 4096
+NO_KEYS = SourceConfig(path="-")
+"""The entry of files that no source names, such as benchmarks."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source; `source` is the number of the source in the recipe."""
+    """One file of a source; `source` is the number of the source in the recipe, -1 without one.
+
+    `kind` is its type by its name: json, jsonl, csv, tsv, parquet, arrow, or empty where the name
+    does not tell. `config` is the source's entry and `key` where it is in the recipe.
+    """
 
     source: int
     path: str
     kind: str
     num_bytes: int
+    key: str = "data.sources"
+    config: SourceConfig = NO_KEYS
+
+    @property
+    def name(self) -> str:
+        """Key and path, with which messages about the file begin."""
+        return f"{self.key}={self.path}"
 
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
@@ -47,7 +58,7 @@ def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
     return [
         file
         for i, source in enumerate(sources)
-        for file in files_at(source.path, f"data.sources.{i}.path", i, source.split)
+        for file in files_at(source.path, f"data.sources.{i}.path", i, source.split, source)
     ]
 
 
@@ -60,7 +71,13 @@ def benchmark_files(paths: Sequence[str]) -> list[SourceFile]:
     ]
 
 
-def files_at(path: str, key: str, source: int = -1, split: str | None = None) -> list[SourceFile]:
+def files_at(
+    path: str,
+    key: str,
+    source: int = -1,
+    split: str | None = None,
+    config: SourceConfig = NO_KEYS,
+) -> list[SourceFile]:
     """The files at one path of the recipe; of a dataset repository only those of `split`.
 
     Raises UserError naming `key`, also when the path has several splits and `split` is None.
@@ -70,18 +87,24 @@ def files_at(path: str, key: str, source: int = -1, split: str | None = None) ->
         if "://" in path
         else [(str(p), p.stat().st_size) for p in _local_files(path, key, split)]
     )
-    files = []
-    for name, size in names:
-        suffix = suffix_of(name)
-        kind = SUFFIXES.get(suffix)
-        if kind is None:
-            raise UserError(
-                f"{key}={name}: unknown file type {suffix or '(none)'}; valid: {KNOWN_TYPES}"
-            )
-        if kind in ("json", "jsonl"):
-            kind = "json" if _ARRAYS[kind].match(_beginning(name)) else "jsonl"
-        files.append(SourceFile(source, name, kind, size))
-    return files
+    return [
+        SourceFile(source, name, _kind_of(name, f"{key}={name}"), size, key, config)
+        for name, size in names
+    ]
+
+
+def _kind_of(name: str, where: str) -> str:
+    """The type of a file by its name. Raises UserError for a name that no file of rows has."""
+    suffix = suffix_of(name)
+    kind = SUFFIXES.get(suffix, "" if suffix in _BY_CONTENT else None)
+    if kind is None:
+        advice = _ADVICE.get(suffix)
+        raise UserError(
+            f"{where}: unknown file type {suffix}; "
+            + (f"{advice}; " if advice else "")
+            + f"valid: {KNOWN_TYPES}"
+        )
+    return kind
 
 
 def _local_files(text: str, key: str, split: str | None) -> list[Path]:
@@ -147,8 +170,3 @@ def _remote_files(uri: str, key: str, split: str) -> list[tuple[str, int]]:
             f"{key}={uri}: no file of a known type ({KNOWN_TYPES}); check the {scheme}:// path"
         )
     return files
-
-
-def _beginning(path: str) -> bytes:
-    with open_rows(path) as stream:
-        return stream.read(_BEGINNING_BYTES)

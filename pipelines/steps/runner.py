@@ -116,6 +116,7 @@ class Runner:
                 f"{outdated.ref.uri}: does not match the store any more, because one of its inputs "
                 "was built again; delete that folder and give the same command again"
             )
+        step.check(*inputs)
         if step.needs_ray:
             self.start_cluster()
         with self._moved_aside(step, outdated):

@@ -34,6 +34,8 @@ class Step(Generic[T]):
 
     - `key(*inputs)`: hex SHA-256 of all that decides the result. Compute it from the normalised
       values of the recipe and the keys of the inputs, never from the machine or from an outcome.
+    - `check(*inputs)`: raise UserError for what can be seen to fail before Ray starts. It is called
+      only when the artifact must be built.
     - `build(context, *inputs)`: make the artifact of `context.key`. Raises UserError.
     - `load(store, artifact)`: the artifact as a `T`. Raises UserError when the recipe's present
       limits refuse it.
@@ -53,6 +55,7 @@ class Step(Generic[T]):
     load: Callable[[Store, Artifact], T]
     summary: Callable[[T], str]
     needs_ray: bool = True
+    check: Callable[..., None] = lambda *inputs: None
     is_intact: Callable[[Store, Artifact], bool] = lambda store, artifact: True
 
 

@@ -9,17 +9,27 @@ from collections.abc import Iterator
 from typing import IO
 
 from pipelines.core.errors import UserError
-from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken, printable
+from pipelines.data.read.csv_header import column_names, sep_of
+from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken
+
+_MARK = "\ufeff"  # the byte order mark
 
 
 def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
-    """The rows, numbered by their first line. Raises UserError for an invalid header."""
+    """The rows of a CSV file in UTF-8, numbered by their first line.
+
+    Columns without a name are left out: the first is an index, others must be empty. Raises
+    UserError for an invalid header.
+    """
     csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB a field
     lines = _Lines(
         io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     )
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = _header(rows, path)
+    header = _header(lines, rows, path)
+    names = column_names(header, path)
+    unnamed = [i for i in range(1, len(header)) if not names[i : i + 1] or not names[i]]
+    is_plain = len(names) == len(header) and "" not in names
     while True:
         lines.begin()
         try:
@@ -28,28 +38,35 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
             return
         except csv.Error as error:
             # Most often a quote is not closed: the record's other lines may be good rows.
-            yield broken(lines.number, f"not CSV: {error}", lines.give_back())
+            yield broken(lines.number, f"not CSV: {error}{lines.at_end()}", lines.give_back())
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
             continue
-        if len(row) == len(header):
-            yield RawRow(lines.number, dict(zip(header, row, strict=True)))
-        elif row:
-            reason = f"{len(row)} fields, the header has {len(header)}"
+        if row == header:
+            yield broken(lines.number, "the header again", "".join(lines.record))
+        elif is_plain and len(row) == len(names):
+            yield RawRow(lines.number, dict(zip(names, row, strict=False)))
+        elif not row:
+            continue
+        # Excel leaves out empty fields at the end of some rows.
+        elif not len(names) <= len(row) <= len(header):
+            reason = f"{len(row)} fields, the header has {len(header)}{lines.at_end()}"
             yield broken(lines.number, reason, "".join(lines.record))
+        elif nameless := next((i for i in unnamed if i < len(row) and row[i].strip()), None):
+            reason = f"field {nameless + 1} is not empty, but its column has no name"
+            yield broken(lines.number, reason, "".join(lines.record))
+        else:
+            yield RawRow(lines.number, {name: row[i] for i, name in enumerate(names) if name})
 
 
-def _header(rows: Iterator[list[str]], path: str) -> list[str]:
+def _header(lines: _Lines, rows: Iterator[list[str]], path: str) -> list[str]:
     try:
         header = next(filter(None, rows), [])  # skips blank lines
+        if sep_of("".join(lines.record).lstrip("\r\n")):
+            header = next(filter(None, rows), [])
     except csv.Error as error:
         raise UserError(
             f"{path}: its first line is not a CSV header ({error}); fix the file"
         ) from error
-    repeated = [name for name in header if header.count(name) > 1]
-    if repeated:
-        raise UserError(
-            f"{path}: the header names {printable(repeated[0])!r} twice; rename one of the columns"
-        )
     return header
 
 
@@ -73,6 +90,8 @@ class _Lines:
         line = self._returned.popleft() if self._returned else self._read()
         if not line:
             raise StopIteration
+        if line >= _MARK and line[0] == _MARK and not self.record:
+            line = line[1:]  # files that were put together, each with its byte order mark
         self.record.append(line)
         self._size += len(line)
         if self._size > MAX_ROW_BYTES:
@@ -90,6 +109,12 @@ class _Lines:
         """Begin a new record with the next line."""
         self.number += len(self.record)
         self.record, self._size = [], 0
+
+    def at_end(self) -> str:
+        """A note when the record's last line has no end, which a complete file has."""
+        last = self.record[-1] if self.record else "\n"
+        cut = not last.endswith(("\n", "\r")) and not self._returned
+        return "; the file ends in this row: is it complete?" if cut else ""
 
     def give_back(self) -> str:
         """Return the record's first line; its other lines will be read again."""

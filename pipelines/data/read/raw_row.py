@@ -60,8 +60,11 @@ def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
 
 
 def strict_decoder() -> json.JSONDecoder:
-    """A decoder that raises ValueError for NaN, Infinity and keys that occur twice."""
-    return json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    """A decoder that raises ValueError for keys that occur twice.
+
+    NaN and Infinity, which Python writes, are numbers: a row is refused only where one is used.
+    """
+    return json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,7 +72,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError(repeated_key(pairs))
     return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -10,8 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.config.schema import SourceConfig
+from pipelines.core.errors import UserError
+from pipelines.data.first_look import check_first_rows
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.read.rows import read_chunk
 from pipelines.sources.source_files import find_files
@@ -44,10 +47,28 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-def read_rows(path: Path) -> list[tuple[int, Any]]:
-    """Line and value of each row of a file; the reason in place of a value that cannot be read."""
-    (file,) = find_files([SourceConfig(path=str(path))])
+def read_rows(path: Path, **keys: Any) -> list[tuple[int, Any]]:
+    """Line and value of each row of a file; the reason in place of a value that cannot be read.
+
+    `keys` are those of the file's source.
+    """
+    (file,) = find_files([SourceConfig(path=str(path), **keys)])
     rows = [row for chunk in cut_chunks([file]) for row in read_chunk(chunk)]
     assert all(row.text for row in rows if row.error)
     assert max((len(row.text) for row in rows), default=0) <= 2000
     return [(row.number + 1, row.error or row.value) for row in rows]
+
+
+def values_in(path: Path, content: str | bytes, **keys: Any) -> list[Any]:
+    """The rows of a new file with this content; the reason in place of one that cannot be read."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return [value for _, value in read_rows(path, **keys)]
+
+
+def refusal_of(path: Path, content: str | bytes, **keys: Any) -> str:
+    """The one line in which the first look refuses a new file with this content."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError) as error:
+        check_first_rows(find_files([SourceConfig(path=str(path), **keys)]), 0.01)
+    assert "\n" not in str(error.value)
+    return str(error.value).replace(str(path), path.name)

@@ -17,6 +17,7 @@ from pipelines.config.schema import DataConfig, SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.assemble import Assembler
 from pipelines.data.read.chunks import Chunk, cut_chunks
+from pipelines.data.read.file_type import FileType
 from pipelines.data.read.raw_row import RawRow
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.data.tokenized_table import HELDOUT, TRAIN
@@ -156,7 +157,7 @@ def assembled(tables, config, chunks, scratch: Path) -> dict[str, int]:
 def test_any_row_of_a_format_is_a_sample_or_listed(tokenizers_of, tmp_path_factory, name, data):
     tokenizers, config = tokenizers_of
     rows = data.draw(st.lists(rows_of(name) | anything, min_size=1, max_size=6))
-    chunk = Chunk(0, "rows.parquet", "parquet", 0, 1)
+    chunk = Chunk(0, "rows.parquet", FileType("parquet"), 0, 1)
     for tokenizer in tokenizers:
         table = tokenizer._table(0, chunk, [RawRow(i, row) for i, row in enumerate(rows)])
         counts = assembled([table], config, [chunk], tmp_path_factory.mktemp("fuzz"))
@@ -207,7 +208,11 @@ def test_any_damage_to_a_file_costs_rows_or_refuses_an_array_in_one_line(
         {
             "name": "t",
             "model": {"base": "x"},
-            "data": {"sources": [str(folder / f"rows.{name}")], "row_tokens": 64},
+            "data": {
+                # With `encoding` set, a stray byte is no sign of another encoding.
+                "sources": [{"path": str(folder / f"rows.{name}"), "encoding": "utf-8"}],
+                "row_tokens": 64,
+            },
         }
     )
     chunks = cut_chunks(find_files(recipe.data.sources), 64)
@@ -218,7 +223,9 @@ def test_any_damage_to_a_file_costs_rows_or_refuses_an_array_in_one_line(
     try:
         counts = assembled(tables, tokenizers_of[1], chunks, folder)
     except UserError as error:
-        assert name.endswith("json") and "of the JSON array, which begins in line " in str(error)
+        refused_array = "of the JSON array, which begins in line " in str(error)
+        # Where hardly a line is left, the first look finds no rows.
+        assert refused_array if name.endswith("json") else len(content) < 100, str(error)
         assert "\n" not in str(error)
     else:
         assert counts["read"] or content.strip() in (b"", b"[]")

@@ -179,14 +179,14 @@ def test_the_feed_gives_rows_in_the_order_asked_for(prepared_once):
     [
         ("empty.jsonl", "", "no row in it"),
         ("rows.txt", "x", "unknown file type .txt"),
-        ("keys.jsonl", '{"foo": 1}\n', "unknown format"),
-        ("bad.jsonl", '{"instruction": \n', r"bad.jsonl:1\)"),
+        ("keys.jsonl", '{"foo": 1}\n', r"its only row cannot be used: unknown format"),
+        ("bad.jsonl", '{"instruction": \n', r"bad.jsonl:2: not JSON: Expecting value"),
         (
             "twice.csv",
             "prompt,prompt\n",
             "twice.csv: the header names 'prompt' twice; rename one of the columns$",
         ),
-        ("rows.csv.gz", "prompt", r"rows.csv.gz: damaged \(.*; fix or replace the file$"),
+        ("rows.csv", "PK\x03\x04", "rows.csv: is a ZIP archive, not a file of rows; unpack it"),
     ],
 )
 def test_an_unusable_source_is_refused_in_one_line(

@@ -50,9 +50,11 @@ BAD = [
         "not JSON: Extra data",
     ),
     (b"just text", "not JSON"),
-    (b'{"instruction": "a", "output": NaN}', "NaN is not JSON"),
-    (b'{"instruction": "caf\xe9", "output": "b"}', "not UTF-8: byte 0xe9 at column 21"),
-    (b'\xef\xbb\xbf{"instruction": "a", "output": "b"}', "not JSON"),
+    (b'{"instruction": "a", "output": NaN}', "output: expected text, this is float"),
+    (
+        b'{"instruction": "caf\xe9", "output": "b"}',
+        "not UTF-8: byte 0xe9 at column 21; is the source's `encoding` another?",
+    ),
     (b'{"instruction": "a", "instruction": "b", "output": "c"}', "'instruction' occurs twice"),
     (b'{"instruction": "a\x00", "output": "b"}', "not JSON: Invalid control character"),
     (b'{"instruction": "a", "output": "nul \\u0000 inside"}', "NUL character"),
@@ -104,7 +106,7 @@ BAD = [
         "half a surrogate pair, U+D83D in messages[1]: the arguments of a tool call",
     ),
     (calling({"nul\0": 1}), "NUL character in messages[1]: the arguments of a tool call"),
-    (calling("\ufdd0"), "noncharacter U+FDD0 in messages[1]: the arguments of a tool call"),
+    (calling({"at": "\ufdd0"}), "noncharacter U+FDD0 in messages[1]: the arguments of a tool call"),
     (
         row(prompt="a", completion="b", tools=[{"name": "f", "description": "\udc00"}]),
         "U+DC00 in tools",

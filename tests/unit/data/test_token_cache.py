@@ -110,8 +110,10 @@ def test_the_cache_is_not_used_for_a_file_that_is_cut_differently(
     assert line["origin"] == "a.jsonl:61"
 
 
-def test_a_file_that_grows_a_little_does_not_change_the_cuts_of_others():
-    files = [SourceFile(0, "a", "jsonl", 40 << 20), SourceFile(0, "b", "jsonl", 30 << 20)]
-    grown = [files[0], SourceFile(0, "b", "jsonl", 31 << 20)]
-    cuts = [[c for c in cut_chunks(each) if c.path == "a"] for each in (files, grown)]
+def test_a_file_that_grows_a_little_does_not_change_the_cuts_of_others(tmp_path):
+    write(tmp_path / "a", range(2))
+    a, b = str(tmp_path / "a"), str(shutil.copy(tmp_path / "a", tmp_path / "b"))
+    files = [SourceFile(0, a, "jsonl", 40 << 20), SourceFile(0, b, "jsonl", 30 << 20)]
+    grown = [files[0], SourceFile(0, b, "jsonl", 31 << 20)]
+    cuts = [[c for c in cut_chunks(each) if c.path == a] for each in (files, grown)]
     assert cuts[0] == cuts[1] and len(cuts[0]) > 1

@@ -105,7 +105,8 @@ def test_comments_explain_the_keys_and_the_first_line_names_the_schema(tmp_path:
         (("question", "answer"), {}),
         (("prompt", "completion"), {}),
         (("Question", "Response"), {"prompt": "Question", "completion": "Response"}),
-        (("input", "output"), {"prompt": "input", "completion": "output"}),
+        (("input", "output"), {}),
+        (("Frage", "Antwort"), {"prompt": "Frage", "completion": "Antwort"}),
     ],
 )
 def test_columns_that_mean_question_and_answer_are_mapped(
@@ -134,9 +135,10 @@ def test_rows_of_every_file_type_and_folder_are_read(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "text.jsonl").write_text('{"foo": "a"}\n{"foo": "b"}\n')
     with pytest.raises(
-        UserError, match="none of the first 2 rows can be used: unknown format: .*te"
+        UserError,
+        match=r"none of the first 2 rows can be used: unknown format: .*\(first at text.jsonl:1\)",
     ):
         run_init("--data", "text.jsonl")
     (tmp_path / "empty.jsonl").touch()
@@ -150,7 +152,9 @@ def test_rows_that_cannot_be_used_are_refused_with_the_reason(tmp_path: Path) ->
 def test_some_broken_rows_are_a_note(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl")
     path.write_text(path.read_text() + '{"question": "a", "answer": ""}\n{broken\n')
-    assert "2 of the first 52 rows cannot be used" in run_init("--data", "rows.jsonl")
+    output = run_init("--data", "rows.jsonl")
+    assert "2 of the first 52 rows cannot be used" in output
+    assert "(first at rows.jsonl:5" in output
 
 
 def test_a_name_that_no_recipe_can_have_is_refused_before_anything_is_written(

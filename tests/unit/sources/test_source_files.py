@@ -18,7 +18,7 @@ def test_a_json_file_may_contain_lines(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (file,) = files_at(str(path), "data.sources.0.path")
-    assert file.kind == "jsonl"
+    assert {chunk.kind for chunk in cut_chunks([file])} == {"jsonl"}
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.schema import SourceConfig
@@ -63,3 +64,58 @@ def test_a_damaged_table_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match="rows.parquet: damaged"):
         read_rows(path)
+
+
+def table_values(path, table: pa.Table):
+    pq.write_table(table, path)
+    return [value for _, value in read_rows(path)]
+
+
+def test_every_arrow_type_of_text_is_text(tmp_path):
+    texts = ["a", "é", None]
+    types = [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+    for kind in [*types, pa.binary(), pa.large_binary()]:
+        column = pa.array(texts, pa.string()).cast(kind)
+        assert table_values(tmp_path / "rows.parquet", pa.table({"x": column})) == [
+            {"x": text} for text in texts
+        ], kind
+
+
+def test_bytes_that_are_no_text_stay_bytes(tmp_path):
+    table = pa.table({"x": pa.array([b"a", b"\xff"], pa.binary())})
+    assert table_values(tmp_path / "rows.parquet", table) == [{"x": "a"}, {"x": b"\xff"}]
+
+
+def test_maps_are_objects_and_nulls_of_structs_are_none(tmp_path):
+    turn = pa.map_(pa.string(), pa.string())
+    table = pa.table(
+        {
+            "messages": pa.array([[[("role", "user"), ("content", "q")]], None], pa.list_(turn)),
+            "meta": pa.array([{"a": 1, "b": None}, None]),
+        }
+    )
+    assert table_values(tmp_path / "rows.parquet", table) == [
+        {"messages": [{"role": "user", "content": "q"}], "meta": {"a": 1, "b": None}},
+        {"messages": None, "meta": None},
+    ]
+    twice = pa.table({"m": pa.array([[("a", "x"), ("a", "y")], [("a", "z")]], turn)})
+    pq.write_table(twice, tmp_path / "rows.parquet")
+    (file,) = find_files([SourceConfig(path=str(tmp_path / "rows.parquet"))])
+    bad, good = (row for chunk in cut_chunks([file]) for row in read_chunk(chunk))
+    assert (bad.error or "").startswith("a value cannot be read: ")
+    assert good.value == {"m": {"a": "z"}}
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["x", "x"])
+    with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as out:
+        out.write_table(table)
+    with pytest.raises(
+        UserError, match=r"rows.arrow: two columns are named 'x'; rename one of them"
+    ):
+        read_rows(tmp_path / "rows.arrow")
+
+
+def test_rows_are_numbered_over_parts_and_row_groups(tmp_path):
+    pq.write_table(pa.table({"n": range(2500)}), tmp_path / "rows.parquet", row_group_size=2100)
+    assert read_rows(tmp_path / "rows.parquet") == [(i + 1, {"n": i}) for i in range(2500)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,10 @@ def test_rows_before_the_damage_are_read_in_every_layout(tmp_path, layout):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[", "rows.json:1: element 1 .* in line 1: Expecting value, near '\\['"),
+        (
+            "[",
+            "rows.json:1: element 1 .* in line 1: Expecting value: .* cut off here, near '\\['",
+        ),
         ('[{"a": 1},\n', "rows.json:2: element 2 .* in line 2: Expecting value"),
         ('[{"a": 1}', "rows.json:1: .*: the array has no end: the file is cut off here, near"),
         ('[{"a": 1} {"a": 2}]', "element 1 .* expected ',' or '\\]', near '.*{\"a\": 2}\\]'"),
@@ -107,10 +111,10 @@ def test_an_empty_array_has_no_rows(tmp_path):
 def test_elements_that_are_valid_json_but_no_rows_cost_only_themselves(tmp_path):
     elements = ['{"a": 1, "a": 2}', '{"b": [NaN]}', '{"c": -Infinity}', "5", '"text"', '{"d": 1}']
     values = read_rows(write_array(tmp_path / "rows.json", elements))
+    assert values.pop(1)[0] == 3  # NaN equals nothing
     assert values == [
         (2, "not JSON: the key 'a' occurs twice"),
-        (3, "not JSON: NaN is not JSON"),
-        (4, "not JSON: -Infinity is not JSON"),
+        (4, {"c": -math.inf}),
         (5, 5),
         (6, "text"),
         (7, {"d": 1}),
@@ -118,7 +122,7 @@ def test_elements_that_are_valid_json_but_no_rows_cost_only_themselves(tmp_path)
 
 
 def test_an_element_longer_than_the_limit_is_refused_wherever_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.data.read.json_array.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("pipelines.data.read.json_window.MAX_ROW_BYTES", 1000)
     for size, place in ((1100, 0), (1100, 11), (9000, 20), (40_000, 39)):
         rows: list[Any] = [{"instruction": f"i {i}", "output": "o"} for i in range(40)]
         rows[7]["output"] = "x" * 950
@@ -130,7 +134,7 @@ def test_an_element_longer_than_the_limit_is_refused_wherever_it_is(tmp_path, mo
 
 
 def test_an_array_longer_than_its_window_is_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.data.read.json_array.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("pipelines.data.read.json_window.MAX_ROW_BYTES", 100)
     rows = [{"n": i, "text": "é" * (i % 40)} for i in range(500)]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False))

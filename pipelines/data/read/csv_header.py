@@ -1,0 +1,109 @@
+"""The header of a CSV file: its delimiter, its column names, and Excel's line `sep=;`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from pipelines.core.errors import UserError
+from pipelines.data.read.raw_row import printable
+from pipelines.sources.source_files import SourceFile
+
+_DELIMITERS = (",", ";", "\t", "|")
+_SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t|]*\r?\n?', re.IGNORECASE)
+_LINE = re.compile(r"([^\r\n]*)(?:\r\n|\r|\n)?")
+_NUM_ROWS = 20
+_MIN_SHARE = 0.9  # of rows with the header's number of fields that make any text a table
+
+
+def sep_of(line: str) -> str | None:
+    """The delimiter that a first line `sep=;` names, as Excel writes and reads it."""
+    match = _SEP_LINE.fullmatch(line.lstrip("\ufeff"))
+    return match[1] if match else None
+
+
+def delimiter_of(file: SourceFile, text: str, ends: bool) -> str | None:
+    """The delimiter of a table by its first lines; None if a file without a table's name has none.
+
+    The source's key decides, then a line `sep=`, then the header: the delimiter that occurs in it
+    and splits the most of the first rows into as many fields. Raises UserError when several do.
+    """
+    first = _LINE.match(text.lstrip("\r\n"))
+    assert first is not None
+    if sep := sep_of(first[1]):
+        text = text.lstrip("\r\n")[first.end() :]
+    if file.config.delimiter:
+        return _checked(file, text, file.config.delimiter)
+    if sep:
+        return sep
+    usual = {"csv": ",", "tsv": "\t"}.get(file.kind)
+    fits = {d: fit for d in _DELIMITERS if (fit := _fit(text, ends, d)) is not None}
+    if not fits:
+        return usual
+    best = max(fits.values())
+    chosen = [delimiter for delimiter, fit in fits.items() if fit == best]
+    if usual is None and (not best[1] or best[0] < _MIN_SHARE):
+        return None  # a text whose first line has a comma
+    if len(chosen) > 1 and best[1]:
+        keys = " or ".join(f"`delimiter: {_shown(d)}`" for d in chosen)
+        raise UserError(
+            f"{file.name}: its header may be split by {', '.join(map(_shown, chosen))}: set the "
+            f"source's {keys}"
+        )
+    return usual if usual in chosen else chosen[0]
+
+
+def column_names(header: Sequence[str], path: str) -> list[str]:
+    """The names of a header; those without a name are empty, and left out at its end.
+
+    Raises UserError for a name that occurs twice.
+    """
+    names = [name if name.strip() else "" for name in header]
+    while names and not names[-1]:
+        names.pop()
+    repeated = [name for name in names if name and names.count(name) > 1]
+    if repeated:
+        raise UserError(
+            f"{path}: the header names {printable(repeated[0])!r} twice; rename one of the columns"
+        )
+    return names
+
+
+def _checked(file: SourceFile, text: str, delimiter: str) -> str:
+    """The delimiter of the source's key; UserError if only another one is in the header."""
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    others = [other for other in _DELIMITERS if other in header]
+    if delimiter not in header and others:
+        raise UserError(
+            f"{file.key.removesuffix('.path')}.delimiter={_shown(delimiter)}: the header of "
+            f"{file.path} has no such character, but {', '.join(map(_shown, others))}"
+        )
+    return delimiter
+
+
+def _fit(text: str, ends: bool, delimiter: str) -> tuple[float, int] | None:
+    """How well a delimiter fits: the share of rows that have the header's number of fields, and
+    the number of rows looked at; None if the header has one field.
+    """
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records: list[list[str]] = []
+    try:
+        for row in rows:
+            records += [row] if row else []
+            if len(records) > _NUM_ROWS:
+                break
+        else:
+            if not ends:
+                records.pop()  # it may be cut off
+    except csv.Error:
+        pass  # the record is broken; the header before it counts
+    if not records or len(records[0]) < 2:
+        return None
+    widths = [len(record) for record in records[1:]]
+    return sum(width == len(records[0]) for width in widths) / max(1, len(widths)), len(widths)
+
+
+def _shown(delimiter: str) -> str:
+    return '"\\t"' if delimiter == "\t" else f'"{delimiter}"'
