@@ -50,7 +50,8 @@ def check_conversation(conversation: Conversation) -> None:
     if len(conversation.turns) > MAX_TURNS:
         raise RowError(f"{len(conversation.turns)} turns, the limit is {MAX_TURNS}")
     has_answer, num_systems = False, 0
-    is_media_row = any(meaning(key) == MEDIA for key in conversation.unused_keys)
+    unused = conversation.unused_keys
+    is_media_row = bool(unused) and any(meaning(key) == MEDIA for key in unused)
     for turn in conversation.turns:
         has_answer |= enters_loss(turn)
         num_systems += turn.role == "system"

@@ -135,15 +135,17 @@ def _from_text(row: Row, context: RowContext) -> tuple[Turn, ...]:
 
 def _question(row: Row, key: str) -> str:
     """The question, after its context and before its additional input."""
-    parts = [require_text(row.get(key), key)]
-    if (context := row.get("context")) is not None:
-        parts.insert(0, require_text(context, "context"))
-    if (extra := row.get("input")) is not None:
-        parts.append(require_text(extra, "input"))
-    parts = [text for text in parts if text]
-    if not parts and key == "instruction":
+    question = require_text(row.get(key), key)
+    context, extra = row.get("context"), row.get("input")
+    if context is not None and context != "":
+        context = require_text(context, "context")
+        question = f"{context}\n\n{question}" if question else context
+    if extra is not None and extra != "":
+        extra = require_text(extra, "input")
+        question = f"{question}\n\n{extra}" if question else extra
+    if not question and key == "instruction":
         raise RowError("instruction: empty, and there is no input")
-    return "\n\n".join(parts)
+    return question
 
 
 def _history(row: Row, context: RowContext) -> list[Turn] | tuple[Turn, ...]:
