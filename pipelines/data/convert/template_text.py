@@ -12,23 +12,27 @@ from pipelines.chat import ChatRenderer
 
 # Bars mark control tokens of nearly all makers; without them only these names do: answers may well
 # end in another closing tag or in a word in brackets.
-_BARS = r"<\|[^\s<>|]{1,40}\|>|<｜[^\s<>｜]{1,40}｜>"
-_NAMES = r"eos|eot|eod|eoa|eom|end|stop|sep|pad|end_of_turn|endofturn|end_of_text|endoftext"
-_ENDS = rf"{_BARS}|</s>|<turn\|>|<\|?/?(?:(?i:{_NAMES}))>|\[/?(?:(?i:{_NAMES}|INST))\]"
-# The separators that the documentation of the older completion models asked for.
-_WORDS = r"(?<=\s)END|(?:^|(?<=\s))###"
-_END = re.compile(rf"(?:{_ENDS}|{_WORDS})\Z")
-_LAST_CHARACTERS = frozenset(">]D#")
+_TOKENS = (
+    r"<\|[^\s<>|]{1,40}\|>|<｜[^\s<>｜]{1,40}｜>|\[\|[^\s\[\]|]{1,40}\|\]|<turn\|>|</s>"
+    r"|<seed:[a-z_]+>|<(?:end|beginning|start)_of_(?:turn|sentence|role|text)>|\[/INST\]"
+)
+_NAMES = "eos|eot|eod|eoa|eom|end|stop|sep|pad|endofturn|endoftext"
+# The separators that the documentation of the older completion models asked for, and a variable.
+_WORDS = r"(?<=\s)END|(?<!#)###(?: ?End)?|EOS_TOKEN|\{\{ ?eos_token ?\}\}"
+_END = re.compile(rf"(?:{_TOKENS}|<\|?/?(?i:{_NAMES})>|\[/?(?i:{_NAMES})\]|{_WORDS})\Z")
+_LAST_CHARACTERS = frozenset(">]D#dN}")
 _MAX_END_CHARS = 64
 
 _TEMPLATE = re.compile(
-    rf"{_BARS}|<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<start_of_role>|<extra_id_[01]>"
-    r"|<(?:human|bot|assistant|user|system)>:|<<SYS>>|\[/?(?:INST|SYSTEM_PROMPT)\]|</s>"
+    rf"{_TOKENS}|<\|turn>|<extra_id_[01]>|<SPECIAL_1[0-9]>|<<SYS>>|\]~b\]"
+    r"|<(?:human|bot|assistant|user|system)>:|<role>(?:HUMAN|ASSISTANT|SYSTEM)</role>"
+    r"|\[(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|Round [0-9]+)\]"
     r"|^### ?(?:Instruction|Response|Human|Assistant|User|System):",
     re.MULTILINE,
 )
-_FIRST_CHARACTERS = frozenset("<[#")
-_OPENINGS, _GENERATION_PROMPTS = ("USER:", "Human:", "User:"), ("ASSISTANT:", "Assistant:")
+_FIRST_CHARACTERS = frozenset("<[#]")
+_OPENINGS = ("USER:", "Human:", "User:")
+_GENERATION_PROMPTS = ("ASSISTANT:", "Assistant:", "AI:", "Falcon:")
 
 
 class TemplateText:
