@@ -16,10 +16,11 @@ from pipelines.data.convert.content_keys import content_id, prompt_keys, share_o
 from pipelines.data.convert.format_hints import worded_pair
 from pipelines.data.convert.format_keys import detect_format
 from pipelines.data.convert.row_error import RowError
-from pipelines.data.first_look import RejectReasons, conversation_of, place_of
+from pipelines.data.first_look import RejectReasons, place_of
 from pipelines.data.read.chunks import Chunk, cut_chunks
 from pipelines.data.read.raw_row import RawRow
 from pipelines.data.read.rows import read_chunk
+from pipelines.data.source_rows import conversation_of
 from pipelines.sources.source_files import SourceFile, files_at
 
 if TYPE_CHECKING:

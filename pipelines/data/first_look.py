@@ -11,15 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from pipelines.chat import ROW_FAULTS
-from pipelines.config.schema import SourceConfig
-from pipelines.core.conversation import Conversation
 from pipelines.core.errors import UserError
 from pipelines.data.convert.row_error import RowError
-from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.read.chunks import Chunk, cut_chunks, line_of
-from pipelines.data.read.raw_row import RawRow, printable, reason_of
+from pipelines.data.read.raw_row import RawRow, printable
 from pipelines.data.read.rows import read_chunk
+from pipelines.data.source_rows import conversation_of
 from pipelines.sources.source_files import SourceFile
 
 NUM_ROWS = 20  # of a file
@@ -77,22 +74,6 @@ def check_first_rows(files: Sequence[SourceFile], max_rejects_share: float) -> N
             raise UserError(f"{where}: no row in it")
         if num_rows and num_rejects == num_rows and not may_reject_all:
             _refuse(where, num_rows, reasons)
-
-
-def conversation_of(raw: RawRow, source: SourceConfig, from_table: bool) -> Conversation:
-    """A row of a source as a conversation. Raises RowError for every row that cannot be used."""
-    if raw.error:
-        raise RowError(raw.error)
-    try:
-        return to_conversation(
-            raw.value, source.format, source.columns, source.roles, from_table=from_table
-        )
-    except RowError:
-        raise
-    except ROW_FAULTS as error:
-        raise RowError(
-            f"a field is not of the type that its format needs ({reason_of(error)})"
-        ) from error
 
 
 def place_of(chunk: Chunk, raw: RawRow) -> str:

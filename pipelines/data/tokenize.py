@@ -173,11 +173,12 @@ class ChunkTokenizer:
         """The table of rejects and samples, and the pieces of samples that were too long."""
         lengths, num_loss_tokens = np.diff(rendered.offsets), _num_loss_tokens(rendered)
         fits = (num_loss_tokens > 0) & (lengths <= self._config.row_tokens)
-        matches = self._prefix_matches(samples, rendered, fits)
+        counts = zip(*(getattr(rendered.masks, name).tolist() for name in MASK_COUNTS), strict=True)
+        mask_counts = [dict(zip(MASK_COUNTS, each, strict=True)) for each in counts]
         lines, pieces, shortened = list(rejects), list[Sample](), list[Pieces]()
         for i, sample in enumerate(samples):
             if fits[i]:
-                lines.append(self._sample_line(sample, rendered, i, matches.get(i)))
+                lines.append(self._sample_line(sample) | mask_counts[i])
                 continue
             text = as_text(sample.conversation.messages())
             if i in rendered.errors or not num_loss_tokens[i]:
@@ -201,18 +202,7 @@ class ChunkTokenizer:
             shortened.append((pieces, self._renderer.render_batch(conversations)))
         return build_table(number, lines, rendered, fits), shortened
 
-    def _prefix_matches(
-        self, samples: Sequence[Sample], rendered: RenderedBatch, fits: np.ndarray
-    ) -> dict[int, bool | None]:
-        """See ChatRenderer.begin_with_prompts; plain text has no prompt."""
-        conversations = [sample.conversation for sample in samples]
-        rows = [i for i in np.flatnonzero(fits).tolist() if not conversations[i].is_text]
-        matches = self._renderer.begin_with_prompts(conversations, rendered, rows)
-        return dict(zip(rows, matches, strict=True))
-
-    def _sample_line(
-        self, sample: Sample, rendered: RenderedBatch, i: int, prefix_matches: bool | None
-    ) -> dict[str, Any]:
+    def _sample_line(self, sample: Sample) -> dict[str, Any]:
         line: dict[str, Any] = {
             "row": sample.row,
             "piece": sample.piece,
@@ -223,9 +213,7 @@ class ChunkTokenizer:
             "sample_id": content_id(sample.conversation),
             "cluster_id": sample.cluster_id,
             "prompt_key": sample.prompt_keys[-1],
-            "prefix_matches": prefix_matches,
         }
-        line |= {name: getattr(rendered.masks, name)[i] for name in MASK_COUNTS}
         num_texts = sum(map(_has_text_and_calls, sample.conversation.turns))
         rendered_too = self._renderer.shows_text_with_calls
         line["num_call_texts"] = num_texts

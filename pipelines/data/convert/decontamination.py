@@ -13,7 +13,7 @@ from pipelines.data.convert.content_keys import grams, question_keys, text_of
 from pipelines.data.convert.format_hints import ANSWER_KEYS
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
-from pipelines.data.read.chunks import cut_chunks, lines_between
+from pipelines.data.read.chunks import cut_chunks, line_of
 from pipelines.data.read.rows import read_chunk
 from pipelines.sources.source_files import SourceFile
 
@@ -50,13 +50,9 @@ def read_benchmarks(files: Sequence[SourceFile]) -> Benchmarks:
                     raise RowError(raw.error)
                 conversation = _conversation(raw.value)
             except RowError as error:
-                line = (
-                    (lines_between(chunk.path, 0, chunk.first) if chunk.kind == "jsonl" else 0)
-                    + raw.number
-                    + 1
-                )
                 raise UserError(
-                    f"data.benchmarks: {chunk.path}:{line}: {error}; fix the row or remove it"
+                    f"data.benchmarks: {chunk.path}:{line_of(chunk, raw.number)}: {error}; fix the "
+                    "row or remove it"
                 ) from error
             # A later user turn alone may be as short as "Why?", which is no benchmark question.
             questions |= question_keys(conversation, first_only=True)
