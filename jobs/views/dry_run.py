@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,17 +13,18 @@ from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import Recipe
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
-from pipelines.data.first_look import check_first_rows
+from pipelines.data.first_look import RejectReasons, check_first_rows
+from pipelines.data.origins import Origins
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.stage import prepare_step
 from pipelines.data.tokenize import ChunkTokenizer
-from pipelines.data.tokenized_table import REJECTED
+from pipelines.data.tokenized_table import CHUNK_END, HELDOUT, TRAIN
 from pipelines.model.base import meta_model, resolve_dtype
 from pipelines.model.supported import check_base
 from pipelines.plan.flops import RECOMPUTED_SHARE, step_flops
 from pipelines.plan.memory import MemoryPlan, choose_plan, device_bytes
 from pipelines.plan.shape import ModelShape, shape_of
-from pipelines.sources.source_files import find_files
+from pipelines.sources.source_files import SourceFile, find_files
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.storage import Store
@@ -72,20 +72,7 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
 def _rows_table(recipe: Recipe, renderer: ChatRenderer) -> Table:
     files = find_files(recipe.data.sources)
     check_first_rows(files, recipe.data.max_rejects_share)
-    tokenizer = ChunkTokenizer(renderer, recipe.data)
-    first: pa.Table = next(
-        table
-        for number, chunk in enumerate(cut_chunks(files))
-        for table in tokenizer.tables(number, chunk)
-        if len(table) and table["fate"][0].as_py() >= 0  # no end of a chunk
-    )
-    if set(first["fate"].to_pylist()) == {REJECTED}:
-        reason = Counter(first["reason"].to_pylist()).most_common(1)[0][0]
-        raise UserError(
-            f"data.sources: none of the first {len(first)} rows can be used, most often because: "
-            f"{reason}"
-        )
-    rows = first.slice(0, NUM_ROWS)
+    rows = _first_rows(files, ChunkTokenizer(renderer, recipe.data))
     table = Table(
         "row",
         "tokens",
@@ -104,6 +91,27 @@ def _rows_table(recipe: Recipe, renderer: ChatRenderer) -> Table:
         stop, end = "no" if row["num_missing_stop"] else "yes", repr(renderer.decode(trained[-12:]))
         table.add_row(str(number), f"{len(ids):,}", f"{len(trained):,}", stop, end)
     return table
+
+
+def _first_rows(files: Sequence[SourceFile], tokenizer: ChunkTokenizer) -> pa.Table:
+    """The first NUM_ROWS rows. Raises UserError with the reasons when no row at all can be used."""
+    first: pa.Table | None = None
+    reasons, num_rows, chunks = RejectReasons(), 0, cut_chunks(files)
+    origins = Origins(chunks)
+    for number, chunk in enumerate(chunks):
+        for table in tokenizer.tables(number, chunk):
+            if table["fate"][0].as_py() == CHUNK_END:
+                origins.end(number, table["row"][0].as_py())
+                continue
+            first = table.slice(0, NUM_ROWS) if first is None else first
+            if {TRAIN, HELDOUT} & set(table["fate"].to_pylist()):
+                return first
+            num_rows += len(table)
+            for row in table.select(["row", "reason"]).to_pylist():
+                reasons.add(row["reason"], origins.name(number, row["row"]))
+    most = list(reasons.counts().items())[:3]
+    worst = "; ".join(f"{count:,} x {reason}" for reason, count in most)
+    raise UserError(f"data.sources: none of {num_rows:,} rows can be used: {worst}")
 
 
 def _parameters_table(shape: ModelShape) -> Table:

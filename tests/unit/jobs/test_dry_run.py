@@ -8,10 +8,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.views.dry_run import dry_run
+from pipelines.config.recipe import parse_recipe
 from pipelines.core.errors import UserError
+from pipelines.steps.inputs import Inputs
+from pipelines.storage import Store
 
 RECIPE = str(Path(__file__).parents[3] / "recipes" / "pocket_lora_person_cpu.yaml")
 
@@ -69,3 +74,48 @@ def test_dry_run_needs_no_weights_and_counts_exactly(tmp_path: Path, pocket_base
     assert "41,943,040 of 8,030,261,248" in shown.output and "167.8 MB" in shown.output
     error = CliRunner().invoke(app, given).exception
     assert isinstance(error, UserError) and "no *.safetensors" in str(error)
+
+
+def rows_table(base: str, folder: Path, rows: list[dict[str, str]], **data) -> list[list[str]]:
+    """The columns of the dry run's table of rows."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"sources": [str(folder / "rows.jsonl")], "row_tokens": 32, **data}
+    recipe = parse_recipe({"name": "t", "model": {"base": base}, "data": section})
+    table = next(dry_run(Inputs(recipe), Store(folder / "store")))
+    assert not isinstance(table, str)
+    return [list(column.cells) for column in table.columns]
+
+
+LONG = {"prompt": "Count.", "completion": "one two three " * 30}
+SHORT = {"prompt": "Count.", "completion": "one"}
+
+
+def test_dry_run_refuses_a_dataset_of_which_no_row_can_be_used(
+    pocket_base: str, tmp_path: Path
+) -> None:
+    broken = {"prompt": "Count.", "completion": ""}
+    for rows, data, reason in (
+        (
+            [LONG] * 30,
+            {},
+            r"none of 30 rows can be used: 30 x \d+ tokens, a pack has 32 \(first at ",
+        ),
+        (
+            [SHORT, LONG],
+            {"keep": ["answer_chars > 9000"]},
+            "none of 2 rows can be used: 2 x data.k",
+        ),
+        ([LONG, broken, LONG], {}, r"none of 3 rows can be used: 2 x \d+ tokens.*; 1 x completion"),
+    ):
+        with pytest.raises(UserError, match=reason) as refused:
+            rows_table(pocket_base, tmp_path, rows, **data)
+        assert "(first at rows.jsonl:" in str(refused.value)
+
+
+def test_dry_run_shows_the_first_rows_when_a_later_one_can_be_used(
+    pocket_base: str, tmp_path: Path
+) -> None:
+    numbers, *_, endings = rows_table(pocket_base, tmp_path, [*[LONG] * 1100, SHORT])
+    assert len(numbers) == 8 and all(text.startswith("left out: ") for text in endings)
+    *_, endings = rows_table(pocket_base, tmp_path, [LONG, SHORT])
+    assert endings[0].startswith("left out: ") and endings[1] == "'one'"
