@@ -82,6 +82,17 @@ def test_a_long_text_is_split_into_pieces_that_train_each_token_once(
     )  # the text's tokens, its end, and on some bases a beginning
 
 
+def test_texts_that_are_rendered_conversations_stop_training(
+    pocket_base: str, tmp_path: Path
+) -> None:
+    texts = [f"### Human: Say {i}.### Assistant: {i}</s>" for i in range(4)]
+    recipe, store, dataset = prepared_texts(pocket_base, tmp_path, texts, data={"heldout_share": 0})
+    artifact = store.by_id("prepared", dataset.ref.key)
+    ends, templates = problems_of(artifact, dataset, recipe.data.audit)
+    assert ends.startswith("4 of 4 rows end in the text </s> (first: texts.jsonl:1)")
+    assert "### Human:" in templates and "give conversations as messages" in templates
+
+
 def test_held_out_texts_have_a_loss_and_no_prompt(pocket_base: str, tmp_path: Path) -> None:
     _, store, dataset = prepared_texts(pocket_base, tmp_path, TEXTS, data={"heldout_share": 0.3})
     heldout = load_heldout(store, dataset, max_prompts=8)

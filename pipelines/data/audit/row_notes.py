@@ -10,15 +10,21 @@ from pipelines.data.audit.visible_text import visible
 from pipelines.data.convert.unused_keys import blocking, meaning
 
 _MAX_KEYS = 20
+# The line of rows with text of a chat template, in conversations and in plain text.
 _TYPED = {
-    "typed_ends": "have an answer that ends in the text {name}",
-    "typed_templates": "have the text of a chat template in a message, most often {name}",
-}
-_ADVICE = {
-    "typed_ends": "it is trained as letters before the real stop, and the model would print it: "
-    "remove it from the answers",
-    "typed_templates": "it is trained as letters, inside of the base's own template: give the "
-    "messages alone",
+    "typed_ends": {
+        "conversations": "have an answer that ends in the text {name} ({first}): it is trained as "
+        "letters before the real stop, and the model would print it: remove it from the answers",
+        "text": "end in the text {name} ({first}): it is trained as letters before the end token, "
+        "and the model would print it: remove it",
+    },
+    "typed_templates": {
+        "conversations": "have the text of a chat template in a message, most often {name} "
+        "({first}): it is trained as letters, inside of the base's own template: give the messages "
+        "alone",
+        "text": "have the text of a chat template, most often {name} ({first}): it is trained as "
+        "letters, and so are the questions: give conversations as messages",
+    },
 }
 _FITTED = {
     "tools": "tools are written into the system text",
@@ -44,12 +50,9 @@ def row_problems(
             f"remove it, or set data.unused_keys.allow=[{name}]"
         )
     for kind in _TYPED:
-        share = sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))
-        if share > limits.max_typed_share:
-            yield (
-                f"{_typed_line(metadata, kind)}: {_ADVICE[kind]}; more than "
-                f"data.audit.max_typed_share={limits.max_typed_share} of the rows do"
-            )
+        if _share(metadata, kind) > limits.max_typed_share:
+            limit = f"data.audit.max_typed_share={limits.max_typed_share}"
+            yield f"{_typed_line(metadata, kind)}; more than {limit} of the rows do"
 
 
 def row_notes(metadata: Mapping[str, Any], limits: AuditConfig) -> Iterator[str]:
@@ -57,9 +60,8 @@ def row_notes(metadata: Mapping[str, Any], limits: AuditConfig) -> Iterator[str]
     if metadata.get("unused_keys"):
         yield unused_keys_line(metadata["unused_keys"])
     for kind in _TYPED:
-        share = sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))
-        if 0 < share <= limits.max_typed_share:
-            yield f"{_typed_line(metadata, kind)}: {_ADVICE[kind]}"
+        if 0 < _share(metadata, kind) <= limits.max_typed_share:
+            yield _typed_line(metadata, kind)
     for name, count in metadata.get("fallbacks", {}).items():
         yield (
             f"{_FITTED[name]}: the base's chat template does not show them "
@@ -78,9 +80,14 @@ def unused_keys_line(keys: Mapping[str, int]) -> str:
 
 def _typed_line(metadata: Mapping[str, Any], kind: str) -> str:
     name, *others = metadata[kind]
-    shown = _TYPED[kind].format(name=" or ".join(map(visible, (name, *others[:2]))))
-    num_rows, first = sum(metadata[kind].values()), _first(metadata, kind, name)
-    return f"{num_rows:,} of {_num_rows(metadata):,} rows {shown} ({first})"
+    line = _TYPED[kind][metadata["kind"]].format(
+        name=" or ".join(map(visible, (name, *others[:2]))), first=_first(metadata, kind, name)
+    )
+    return f"{sum(metadata[kind].values()):,} of {_num_rows(metadata):,} rows {line}"
+
+
+def _share(metadata: Mapping[str, Any], kind: str) -> float:
+    return sum(metadata.get(kind, {}).values()) / max(1, _num_rows(metadata))
 
 
 def _rows(count: int) -> str:
