@@ -52,6 +52,12 @@ class SourceFile:
         """Key and path, with which messages about the file begin."""
         return f"{self.key}={self.path}"
 
+    def advice(self, keys: str) -> str:
+        """How to set keys of the source; a benchmark has none."""
+        if self.source < 0:
+            return "save the file otherwise, as benchmarks have no keys"
+        return f"set the source's {keys}"
+
 
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
     """All files of the sources, each source's by name. Raises UserError naming key and path."""

@@ -49,8 +49,8 @@ def delimiter_of(file: SourceFile, text: str, ends: bool) -> str | None:
     if len(chosen) > 1 and best[1]:
         keys = " or ".join(f"`delimiter: {_shown(d)}`" for d in chosen)
         raise UserError(
-            f"{file.name}: its header may be split by {', '.join(map(_shown, chosen))}: set the "
-            f"source's {keys}"
+            f"{file.name}: its header may be split by {', '.join(map(_shown, chosen))}: "
+            f"{file.advice(keys)}"
         )
     return usual if usual in chosen else chosen[0]
 

@@ -91,7 +91,8 @@ def file_type(file: SourceFile) -> FileType:
     if delimiter is None:
         raise UserError(
             f"{file.name}: unknown file type {suffix_of(file.path) or '(none)'}; its first line is "
-            f"neither JSON nor the header of a table; valid: {KNOWN_TYPES}"
+            "neither JSON nor the header of a table (plain text needs rows such as "
+            f'{{"text": "..."}}); valid: {KNOWN_TYPES}'
         )
     return FileType("csv", head.compressions, encoding, delimiter)
 

@@ -75,8 +75,8 @@ def _of_broken(file: SourceFile, text: str, ends: bool, error: ValueError) -> tu
         return "object", file.config.field
     if not ends and (path := _open_list(text)):
         raise UserError(
-            f"{file.name}: is one JSON object; its rows seem to be in `{path}`: set the source's "
-            f"`field: {path}`"
+            f"{file.name}: is one JSON object; its rows seem to be in `{path}`: "
+            + file.advice(f"`field: {path}`")
         )
     place, reason = getattr(error, "pos", 0), reason_of(error).removesuffix(" at")
     if ends and (reason.startswith("Unterminated") or place >= len(text.rstrip())):
@@ -101,8 +101,8 @@ def _of_object(file: SourceFile, value: dict[str, Any]) -> tuple[str, str]:
     if lists:
         keys = " or ".join(f"`field: {path}`" for path in lists[:3])
         raise UserError(
-            f"{file.name}: is one JSON object with rows in {', '.join(lists[:10])}; set the "
-            f"source's {keys}"
+            f"{file.name}: is one JSON object with rows in {', '.join(lists[:10])}; "
+            f"{file.advice(keys)}"
         )
     if PurePosixPath(file.path).name in DESCRIPTIONS - {"config.json"}:
         raise UserError(f"{file.name}: describes a dataset and has no rows; name its folder")

@@ -116,8 +116,8 @@ def _checked(file: SourceFile, name: str, data: bytes, ends: bool) -> str:
     except UnicodeDecodeError as error:
         place = f"at offset {error.start:,} (line {_line(data, error.start)})"
         raise UserError(
-            f"{file.name}: not {name}: the byte {data[error.start]:#04x} {place}; set the source's "
-            "`encoding`, or save the file as UTF-8"
+            f"{file.name}: not {name}: the byte {data[error.start]:#04x} {place}; save the file "
+            "as UTF-8, or name its encoding"
         ) from error
     return name
 

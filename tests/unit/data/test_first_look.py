@@ -11,7 +11,8 @@ import pytest
 from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.first_look import check_first_rows
-from pipelines.sources.source_files import find_files
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.sources.source_files import benchmark_files, find_files
 
 GOOD = {"instruction": "Say 1", "output": "1"}
 BAD = {"Frage": "a", "Antwort": "b"}
@@ -78,6 +79,20 @@ def test_a_bad_file_behind_many_good_ones_is_seen(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="zz.jsonl is a Git LFS pointer"):
         look(tmp_path)
+
+
+def test_a_benchmark_that_would_need_a_key_is_refused_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"train": [GOOD], "test": [GOOD]}))
+    with pytest.raises(UserError) as error:
+        cut_chunks(benchmark_files([str(path)]))
+    assert str(error.value) == (
+        f"data.benchmarks.0={path}: is one JSON object with rows in train, test; save the file "
+        "otherwise, as benchmarks have no keys"
+    )
+    path.write_bytes('[{"question": "é", "answer": "é"}]'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"not UTF-8, .* \(line 1\); save the file as UTF-8$"):
+        cut_chunks(benchmark_files([str(path)]))
 
 
 @pytest.mark.parametrize("share", [0.01, 1])
