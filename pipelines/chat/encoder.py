@@ -189,6 +189,12 @@ class Encoder:
         offsets, bases = np.array([0, len(flat)]), np.array([0, to_byte[-1]])
         return Encoded(flat, offsets, np.concatenate(starts), np.concatenate(ends), bases)
 
+    def encode_text(self, text: str) -> np.ndarray:
+        """Ids of a text that no template wrote, int32 [T]: special tokens in it stay text."""
+        if self.special_tokens.occur_in(text, by_assistant=False):
+            return self._encode_plain(self._plain, text).ids
+        return self.encode([text]).ids
+
     def _id_of(self, text: str) -> int:
         special_id = self.special_tokens.ids.get(text)
         return self.special_tokens.marker_ids[text] if special_id is None else special_id

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.chat.call_ids import with_call_ids
+from pipelines.chat.probes import ANSWER, ASK, CALL_WORDS, CALLING, RESULT, THOUGHT, TOOL, TOOL_WORD
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError
-from pipelines.core.conversation import Turn
 
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+"""Keys of messages that hold an assistant's thought."""
 _TOOLS_INTRO = "You can call these functions, each given as JSON:"
 # The same form as `_call_text` writes, line breaks included.
 _CALLS_INTRO = (
@@ -30,43 +33,63 @@ class TemplateCapabilities:
     tool_calls: bool  # an assistant's tool calls
     text_with_calls: bool  # an assistant's text in a turn that also has tool calls
     tool_role: bool  # turns of the role tool, which carry a call's result
+    call_ids: bool  # calls and results if they have ids, see call_ids
+    # The key of an assistant's thought; "content" if it goes there, between <think> and </think>;
+    # "" if the template shows no thoughts.
+    thought_key: str
 
 
 def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
     """Probe a template: render small conversations and look for their words in the text."""
-    ask, answer = (
-        {"role": "user", "content": "question"},
-        {"role": "assistant", "content": "answer"},
-    )
-    call = {"type": "function", "function": {"name": "probe-call", "arguments": {"probe-key": "v"}}}
-    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
-    result = {"role": "tool", "name": "probe-call", "content": "probe-result"}
-    schema = {
-        "name": "probe-tool",
-        "description": "d",
-        "parameters": {"type": "object", "properties": {}},
-    }
-    tools = [{"type": "function", "function": schema}]
-    call_words = ("probe-call", "probe-key")
-    calls_and_results = _shows(template, [ask, calling, result, answer], tools, call_words)
-    # Some templates show calls and refuse the role tool.
-    calls = calls_and_results or _shows(template, [ask, calling, ask, answer], tools, call_words)
+    calls = results = call_ids = False
+    calling, result = CALLING, RESULT
+    for call_ids in (False, True):
+        calling, result = with_call_ids([CALLING, RESULT]) if call_ids else (CALLING, RESULT)
+        results = _shows(template, [ASK, calling, result, ANSWER], [TOOL], CALL_WORDS)
+        # Some templates show calls and refuse the role tool.
+        calls = results or _shows(template, [ASK, calling, ASK, ANSWER], [TOOL], CALL_WORDS)
+        if calls:
+            break
     both = {**calling, "content": "probe-text"}
     text_with_calls = any(
-        _shows(template, [ask, both, *then, answer], tools, ("probe-text",))
-        for then in ([result], [ask])
+        _shows(template, [ASK, both, *then, ANSWER], [TOOL], ("probe-text",))
+        for then in ([result], [ASK])
     )
-    system = [{"role": "system", "content": "probe-system"}, ask, answer]
-    with_result = [ask, calling if calls_and_results else answer, result, answer]
+    system = [{"role": "system", "content": "probe-system"}, ASK, ANSWER]
+    with_result = [ASK, calling if results else ANSWER, result, ANSWER]
+    tool_role = _shows(template, with_result, (), (RESULT["content"],))
+    tools = _shows(template, [ASK, ANSWER], [TOOL], (TOOL_WORD,))
     return TemplateCapabilities(
         system=_shows(template, system, (), ("probe-system",)),
-        tools=_shows(template, [ask, answer], tools, ("probe-tool",)),
+        # A result that becomes part of a user turn must not pull the tools behind its call.
+        tools=tools and (tool_role or not _tools_follow_last_user(template)),
         tool_calls=calls,
         # If the template renders no calls, `apply_fallbacks` joins text and calls into one text,
         # which the template renders.
         text_with_calls=text_with_calls or not calls,
-        tool_role=_shows(template, with_result, (), ("probe-result",)),
+        tool_role=tool_role,
+        call_ids=calls and call_ids,
+        thought_key=_thought_key(template),
     )
+
+
+def _thought_key(template: ChatTemplate) -> str:
+    content = str(ANSWER["content"])
+    answers = {key: {**ANSWER, key: THOUGHT} for key in THOUGHT_KEYS}
+    if "</think>" in template.source:
+        answers["content"] = {**ANSWER, "content": _with_thought(THOUGHT, content)}
+    for key, answer in answers.items():
+        if _shows(template, [ASK, answer], (), (THOUGHT, content)):
+            return key
+    return ""
+
+
+def _tools_follow_last_user(template: ChatTemplate) -> bool:
+    try:
+        text = template.render([ASK, ANSWER, ASK, ANSWER], [TOOL]).text
+    except TemplateError:
+        return False
+    return text.find(TOOL_WORD) > text.find(str(ANSWER["content"]))
 
 
 def _shows(
@@ -91,7 +114,7 @@ def apply_fallbacks(
     out: list[dict[str, Any]] = []
     message_index: list[int] = []
     for message in messages:
-        message = {**message, "content": message.get("content") or ""}
+        message = _fit_thought({**message, "content": message.get("content") or ""}, capabilities)
         calls = message.get("tool_calls")
         if calls and not capabilities.tool_calls:
             del message["tool_calls"]
@@ -112,6 +135,8 @@ def apply_fallbacks(
     if tools and not capabilities.tools:
         out, message_index = _with_system_text(out, message_index, _tools_text(tools))
         tools = ()
+    if capabilities.call_ids and any(message.get("tool_calls") for message in out):
+        out = with_call_ids(out)
     if (
         not capabilities.system
         and out
@@ -122,6 +147,24 @@ def apply_fallbacks(
         joined = {**out[1], "content": f"{out[0]['content']}\n\n{out[1]['content']}"}
         out, message_index = [joined, *out[2:]], [max(0, i - 1) for i in message_index]
     return list(out), tools, message_index
+
+
+def _fit_thought(message: dict[str, Any], capabilities: TemplateCapabilities) -> dict[str, Any]:
+    """The message with its thought, given by any of THOUGHT_KEYS, where the template reads it."""
+    given = [key for key in THOUGHT_KEYS if isinstance(message.get(key), str)]
+    if not given:
+        return message
+    thought = message[given[0]]
+    fitted = {key: value for key, value in message.items() if key not in given}
+    if thought and capabilities.thought_key == "content":
+        fitted["content"] = _with_thought(thought, message["content"])
+    elif thought and capabilities.thought_key:
+        fitted[capabilities.thought_key] = thought
+    return fitted
+
+
+def _with_thought(thought: str, content: str) -> str:
+    return f"<think>\n{thought}\n</think>\n\n{content}"
 
 
 def _with_system_text(
@@ -141,12 +184,3 @@ def _tools_text(tools: Sequence[Any]) -> str:
 def _call_text(call: Mapping[str, Any]) -> str:
     function = json.dumps(call.get("function", call), ensure_ascii=False)
     return f"<tool_call>\n{function}\n</tool_call>"
-
-
-def message_weights(turns: Sequence[Turn], message_index: Sequence[int], count: int) -> list[float]:
-    """The loss weight of each of `count` messages, as fallbacks may merge turns or add messages."""
-    weights = [0.0] * count
-    for turn, i in zip(turns, message_index, strict=True):
-        if turn.role == "assistant" and turn.train:
-            weights[i] = turn.weight
-    return weights

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 
 import numpy as np
 
 from pipelines.chat.encoder import Encoded
-from pipelines.chat.spans import ByteSpans
+from pipelines.chat.spans import NO_PROMPT, NO_THOUGHT, ByteSpans
 
 # Of all texts together: L texts, T tokens, A answers with a loss, C context spans
 
@@ -20,8 +20,13 @@ class LossMasks:
 
     `num_loss_turns`: assistant turns with a loss; `num_missing_stop`: those of them whose last
     token with a loss is no stop token. `num_context_spans`: texts of system, user and tool turns;
-    `num_leaked_tokens`: tokens that touch one of these and have a loss. `num_prompt_tokens`: tokens
-    up to the end of the last answer's generation prompt, -1 where no token begins exactly there.
+    `num_leaked_tokens`: tokens that touch one of these and have a loss.
+
+    `num_prompts`: assistant turns with a loss that have a generation prompt; `num_prompts_differ`:
+    those of them whose first token with a loss does not stand directly behind the ids of that
+    prompt; `num_no_thought` of these lack the thought that the prompt asks for. `num_left_out`:
+    assistant turns without a loss because their prompt is another text. `num_thoughts`,
+    `num_dropped_thoughts`: thoughts of rows, and those that the template leaves out.
     """
 
     weights: np.ndarray
@@ -29,7 +34,12 @@ class LossMasks:
     num_missing_stop: np.ndarray
     num_context_spans: np.ndarray
     num_leaked_tokens: np.ndarray
-    num_prompt_tokens: np.ndarray
+    num_prompts: np.ndarray
+    num_prompts_differ: np.ndarray
+    num_no_thought: np.ndarray
+    num_left_out: np.ndarray
+    num_thoughts: np.ndarray
+    num_dropped_thoughts: np.ndarray
 
     @classmethod
     def concatenate(cls, parts: Sequence[LossMasks]) -> LossMasks:
@@ -39,22 +49,34 @@ class LossMasks:
     @classmethod
     def empty(cls, count: int) -> LossMasks:
         """The masks of `count` texts without tokens."""
-        zeros = np.zeros(count, np.int64)
-        return cls(np.empty(0, np.float32), zeros, zeros, zeros, zeros, zeros - 1)
+        zeros = [np.zeros(count, np.int64)] * (len(fields(cls)) - 1)
+        return cls(np.empty(0, np.float32), *zeros)
+
+    @classmethod
+    def all_trained(cls, num_tokens: int, weight: float) -> LossMasks:
+        """The masks of one plain text, all of whose tokens have the same weight.
+
+        It counts as one turn with a loss, and its end token as the stop of the turn.
+        """
+        turns = np.array([weight > 0], np.int64)
+        weights = np.full(num_tokens, weight, np.float32)
+        return replace(cls.empty(1), weights=weights, num_loss_turns=turns)
 
 
 def loss_masks(encoded: Encoded, spans: Sequence[ByteSpans], stop_ids: np.ndarray) -> LossMasks:
     """The masks of encoded texts with these spans.
 
-    A token has a loss if it is completely inside an answer. A token that touches the text of a
-    system, user or tool turn belongs to that text.
+    A token has a loss if it is completely inside an answer and touches no masked part of it. A
+    token that touches the text of a system, user or tool turn belongs to that text.
     """
-    turns = np.fromiter((len(s.label_spans) for s in spans), np.int64, len(spans)) // 3
+    turns = np.fromiter((len(s.label_spans) for s in spans), np.int64, len(spans)) // 4
     answers = np.fromiter(chain.from_iterable(s.label_spans for s in spans), np.float64)
-    answers = answers.reshape(-1, 3)
-    bases = np.repeat(encoded.bases[:-1], turns)
-    first = np.searchsorted(encoded.starts, bases + answers[:, 0].astype(np.int64))
-    last = np.searchsorted(encoded.ends, bases + answers[:, 1].astype(np.int64), side="right")
+    answers = answers.reshape(-1, 4)
+    starts = np.repeat(encoded.bases[:-1], turns) + answers[:, 0].astype(np.int64)
+    ends = np.repeat(encoded.bases[:-1], turns) + answers[:, 1].astype(np.int64)
+    gaps = answers[:, 3].astype(np.int64)
+    first = np.searchsorted(encoded.starts, starts)
+    last = np.searchsorted(encoded.ends, ends, side="right")
     last = np.maximum(last, first)
     # Answers follow one another, so their bounds cut the tokens into runs without and with a loss,
     # by turns: one np.repeat over the runs gives all weights.
@@ -63,31 +85,42 @@ def loss_masks(encoded: Encoded, spans: Sequence[ByteSpans], stop_ids: np.ndarra
     values[:, 1] = answers[:, 2]
     sizes = np.diff(bounds, prepend=0, append=len(encoded.ids))
     weights = np.repeat(np.append(values.reshape(-1), np.float32(0)), sizes)
+    _mask_parts(weights, encoded, spans)
     ends_with_stop = np.zeros(len(answers), bool)
     nonempty = last > first
     ends_with_stop[nonempty] = np.isin(encoded.ids[last[nonempty] - 1], stop_ids)
     num_context = np.fromiter((len(s.context_spans) for s in spans), np.int64, len(spans)) // 2
     leaked = _leaked_tokens(encoded, spans, num_context, bounds)
-    prompt_ends = np.fromiter((s.prompt_end for s in spans), np.int64, len(spans))
+    # A token that reaches across the end of the prompt is none of the prompt's own tokens.
+    joined = first > np.repeat(encoded.offsets[:-1], turns)
+    joined[joined] = encoded.ends[first[joined] - 1] > starts[joined]
+    no_thought = (gaps > 0) | (gaps == NO_THOUGHT)
     return LossMasks(
         weights,
         turns,
         _sums(turns, ~ends_with_stop),
         num_context,
         _sums(num_context, leaked),
-        _prompt_tokens(encoded, prompt_ends),
+        _sums(turns, gaps != NO_PROMPT),
+        _sums(turns, (gaps != NO_PROMPT) & ((gaps != 0) | joined)),
+        _sums(turns, no_thought),
+        *(
+            np.fromiter((getattr(s, name) for s in spans), np.int64, len(spans))
+            for name in ("num_left_out", "num_thoughts", "num_dropped_thoughts")
+        ),
     )
 
 
-def _prompt_tokens(encoded: Encoded, prompt_ends: np.ndarray) -> np.ndarray:
-    """Tokens of each text before its prompt's end, int64 [L]; -1 where no token begins there."""
-    ends = encoded.bases[:-1] + prompt_ends
-    first = np.searchsorted(encoded.starts, ends)
-    inside = (prompt_ends >= 0) & (first < encoded.offsets[1:])
-    aligned = np.flatnonzero(inside)[encoded.starts[first[inside]] == ends[inside]]
-    counts = np.full(len(prompt_ends), -1, np.int64)
-    counts[aligned] = first[aligned] - encoded.offsets[aligned]
-    return counts
+def _mask_parts(weights: np.ndarray, encoded: Encoded, spans: Sequence[ByteSpans]) -> None:
+    """Take the tokens that touch a masked part out of the loss, in place."""
+    for i, each in enumerate(spans):
+        if not each.masked_spans:
+            continue
+        masked = np.array(each.masked_spans, np.int64).reshape(-1, 2) + encoded.bases[i]
+        for start, end in masked.tolist():
+            first = np.searchsorted(encoded.ends, start, side="right")
+            last = np.searchsorted(encoded.starts, end)
+            weights[first:last] = 0
 
 
 def _leaked_tokens(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.chat.loss_mask import LossMasks
-from pipelines.chat.spans import ByteSpans, RenderedSpans
+from pipelines.chat.spans import ByteSpans, PlainSpans
 
 # T: tokens of all conversations of a batch
 
@@ -30,47 +30,26 @@ class RenderedText(NamedTuple):
     """A rendered text of `num_bytes` bytes and its spans, ready to be encoded.
 
     `injection` is set only when a message spells a special token: the encoder must then keep the
-    spans in it plain text. `prompt_tail` is the fixed text that ends the last answer's generation
-    prompt, None where it is unknown.
+    spans in it plain text.
     """
 
     text: str
     num_bytes: int
     spans: ByteSpans
-    injection: RenderedSpans | None = None
-    prompt_tail: str | None = None
+    injection: PlainSpans | None = None
 
 
 @dataclass(frozen=True)
 class RenderedBatch:
     """`ids` int32 [T] and their masks. Conversation i has the tokens `offsets[i]:offsets[i + 1]`.
 
-    A conversation with an error has no tokens, and None in `texts`.
+    A conversation with an error has no tokens.
     """
 
     ids: np.ndarray
     masks: LossMasks
     offsets: np.ndarray
     errors: Mapping[int, str]
-    texts: Sequence[RenderedText | None]
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[RenderedBatch]) -> RenderedBatch:
-        """The conversations of all parts as one batch."""
-        firsts = np.cumsum([0, *(len(part.texts) for part in parts)])
-        lengths = [np.diff(part.offsets) for part in parts]
-        errors = {
-            int(first) + i: error
-            for first, part in zip(firsts, parts, strict=False)
-            for i, error in part.errors.items()
-        }
-        return cls(
-            np.concatenate([part.ids for part in parts]),
-            LossMasks.concatenate([part.masks for part in parts]),
-            np.concatenate(([0], np.cumsum(np.concatenate(lengths), dtype=np.int64))),
-            errors,
-            [text for part in parts for text in part.texts],
-        )
 
     @property
     def weights(self) -> np.ndarray:

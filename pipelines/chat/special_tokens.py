@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from pipelines.chat.spans import RenderedSpans, Span
+from pipelines.chat.spans import PlainSpans, RenderedSpans, Span
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError
 
 # Added tokens of other forms (runs of spaces, say) are ordinary vocabulary.
@@ -26,7 +25,7 @@ _PROBE = (
     {"role": "assistant", "content": "a"},
 )
 _PLACEHOLDER = "\ufdd4"  # a noncharacter: no template writes it and JSON does not escape it
-_STRUCTURAL_KEYS = ("role", "content")  # contents have marks of their own, see assistant_spans
+_STRUCTURAL_KEYS = ("role", "content")  # contents have marks of their own, see template
 
 
 class SpecialTokens:
@@ -113,47 +112,55 @@ class InjectionGuard:
 
     def protect(
         self, spans: RenderedSpans, messages: Messages, tools: Sequence[Any], prompt: bool = False
-    ) -> RenderedSpans:
-        """The spans, with those added that names, tools and tool calls spell special tokens in.
+    ) -> PlainSpans:
+        """The spans of a render that stay plain: the contents, and where names, tools, calls,
+        thoughts and contents that the template rebuilds spell tokens.
 
-        Special tokens go to `content_spans`, markers outside calls to `context_spans`. Raises
-        TemplateError when a message spells a special token and the template hides where.
+        Raises TemplateError when a message spells a special token and the template hides where.
         """
-        tokens = self._special_tokens
-        if spans.content_spans is not None:
-            if not self._outside_contents(messages, tools):
-                return spans
-            special, markers = (
-                changed_spans(
-                    spans.text,
-                    self._template.render(
-                        *_with_placeholders(messages, tools, pattern, assistant), prompt
-                    ).text,
-                )
-                for pattern, assistant in ((tokens.pattern, True), (tokens.marker_pattern, False))
-            )
-            if special is not None and markers is not None:
-                contents = tuple(sorted([*spans.content_spans, *special]))
-                context = (*spans.context_spans, *markers)
-                return replace(spans, content_spans=contents, context_spans=context)
-        texts = [*(m["content"] for m in messages), *(t for t, _ in _side_texts(messages, tools))]
-        if any(tokens.pattern.search(text) for text in texts):
+        tokens, contents = self._special_tokens, [*spans.contents.values()]
+        hidden = {i: messages[i]["content"] for i in spans.hidden}
+        texts = [*hidden.values(), *(text for text, _ in _side_texts(messages, tools))]
+        context = [*spans.context, *_unique_contents(spans.text, messages, hidden)]
+        special = self._spelled_spans(spans, messages, tools, tokens.pattern, prompt, True)
+        if special is None and any(tokens.pattern.search(text) for text in texts):
             raise TemplateError(
                 "a message spells a special token, and the chat template hides where it writes it"
             )
-        context = (*spans.context_spans, *_unique_contents(spans.text, messages))
-        return replace(spans, content_spans=(), context_spans=context)
+        markers = self._spelled_spans(spans, messages, tools, tokens.marker_pattern, prompt, False)
+        return PlainSpans(
+            tuple(sorted([*contents, *(special or ())])), (*context, *(markers or ()))
+        )
+
+    def _spelled_spans(
+        self,
+        spans: RenderedSpans,
+        messages: Messages,
+        tools: Sequence[Any],
+        pattern: re.Pattern[str],
+        prompt: bool,
+        assistant: bool,
+    ) -> list[Span] | None:
+        """Where texts outside of located contents match the pattern; None if that is not shown."""
+        changed = _with_placeholders(messages, tools, pattern, assistant, spans.hidden)
+        if changed == ([*messages], [*tools]):
+            return []
+        try:
+            other = self._template.render(*changed, prompt).text
+        except TemplateError:
+            return None
+        return changed_spans(spans.written, other)
 
     def _outside_contents(self, messages: Messages, tools: Sequence[Any]) -> bool:
         return any(self._special_tokens.occur_in(*text) for text in _side_texts(messages, tools))
 
 
-def _unique_contents(text: str, messages: Messages) -> list[Span]:
-    """Spans of contents that occur in the text just once, found without marks.
+def _unique_contents(text: str, messages: Messages, turns: Iterable[int]) -> list[Span]:
+    """Spans of these messages' contents that occur in the text just once, found without marks.
 
     A template may look for markers in a content, and so treat a marked content differently.
     """
-    contents = [m["content"].strip() for m in messages if m["role"] != "assistant"]
+    contents = [messages[i]["content"].strip() for i in turns if messages[i]["role"] != "assistant"]
     return [
         (text.find(content), text.find(content) + len(content))
         for content in contents
@@ -173,21 +180,26 @@ def _side_texts(messages: Messages, tools: Sequence[Any]) -> Iterator[tuple[str,
 
 
 def _with_placeholders(
-    messages: Messages, tools: Sequence[Any], pattern: re.Pattern[str], assistant: bool
+    messages: Messages,
+    tools: Sequence[Any],
+    pattern: re.Pattern[str],
+    assistant: bool,
+    hidden: Sequence[int],
 ) -> tuple[list[Mapping[str, Any]], list[Any]]:
     """The messages and tools with placeholders of the same length for matches of the pattern.
 
-    Only their side texts change, those of assistant turns only if `assistant`.
+    Only their side texts change and the contents of `hidden`, those of assistant turns only if
+    `assistant`.
     """
-    replaced = [
-        {
-            **{key: message[key] for key in _STRUCTURAL_KEYS if key in message},
-            **_replace_matches(_side_fields(message), pattern),
-        }
-        if assistant or message["role"] != "assistant"
-        else message
-        for message in messages
-    ]
+    replaced = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and not assistant:
+            replaced.append(message)
+            continue
+        changed = {**message, **_replace_matches(_side_fields(message), pattern)}
+        if i in hidden:
+            changed["content"] = _replace_matches(message["content"], pattern)
+        replaced.append(changed)
     return replaced, [_replace_matches(tool, pattern) for tool in tools]
 
 

@@ -20,6 +20,7 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
+from pipelines.chat.probes import ANSWER, ASK
 from pipelines.chat.spans import Span
 from pipelines.chat.template_variables import strftime_now
 
@@ -122,15 +123,38 @@ def prepare_environment(environment: jinja2.Environment) -> None:
 class ChatTemplate:
     """A template and its variables: named special tokens (bos, eos and so on) and arguments.
 
+    `takes_parts`: it reads contents as lists of parts only (SmolVLM's), so it gets them as these.
     `no_tools` is the variable `tools` of a conversation without tools.
     """
 
     def __init__(
         self, source: str, variables: Mapping[str, Any], no_tools: list[Any] | None = None
     ) -> None:
+        self.source = source
         self._no_tools = no_tools
         self._template = parse_template(source)
         self._variables = {"strftime_now": strftime_now({}), **variables}
+        self.takes_parts = False
+        if not self._shows_texts():
+            self.takes_parts = True
+            self.takes_parts = self._shows_texts()
+
+    def with_variable(self, name: str, value: Any) -> ChatTemplate:
+        """The template with another value of one variable."""
+        return ChatTemplate(self.source, {**self._variables, name: value}, self._no_tools)
+
+    def check_texts(self) -> None:
+        """Raise TemplateError if the template refuses a question with an answer, or drops one."""
+        self.render([ASK, ANSWER])
+        if not self._shows_texts():
+            raise TemplateError("it writes no text of the messages")
+
+    def _shows_texts(self) -> bool:
+        try:
+            text = self.render([ASK, ANSWER]).text
+        except TemplateError:
+            return False
+        return all(str(message["content"]) in text for message in (ASK, ANSWER))
 
     def render(
         self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False
@@ -191,7 +215,7 @@ class ChatTemplate:
         """The render with its marks. Raises TemplateError when the messages are refused."""
         try:
             return self._template.render(
-                messages=messages,
+                messages=[with_parts(m) for m in messages] if self.takes_parts else messages,
                 tools=list(tools) or self._no_tools,
                 add_generation_prompt=prompt,
                 **self._variables,
@@ -202,6 +226,11 @@ class ChatTemplate:
             ) from error
         except ROW_FAULTS as error:
             raise TemplateError(f"the chat template fails on the conversation: {error}") from error
+
+
+def with_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its text as a list of one part."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def mark_content(message: Mapping[str, Any], turn: int, trimmed: bool = False) -> Mapping[str, Any]:

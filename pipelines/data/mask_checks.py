@@ -15,9 +15,12 @@ _CHECKS = {
     "stop_trained": ("num_loss_turns", "num_missing_stop"),
     "other_turns_masked": ("num_context_spans", "num_leaked_tokens"),
     "texts_beside_calls": ("num_call_texts", "num_unrendered_call_texts"),
+    "prefix_matches": ("num_prompts", "num_prompts_differ"),
+    "thoughts_given": ("num_prompts", "num_no_thought"),
+    "answers_in_place": ("num_prompts", "num_left_out"),
+    "thoughts_shown": ("num_thoughts", "num_dropped_thoughts"),
 }
-_PREFIX = "prefix_matches"
-NAMES = (*_CHECKS, _PREFIX)
+NAMES = tuple(_CHECKS)
 
 
 class MaskChecks:
@@ -39,9 +42,6 @@ class MaskChecks:
         for name, (checked, failed) in _CHECKS.items():
             self.counts[f"{name}_checked"] += _sum(table[checked])
             self.counts[f"{name}_failed"] += _sum(table[failed])
-        matches = table[_PREFIX].drop_null()
-        self.counts[f"{_PREFIX}_checked"] += len(matches)
-        self.counts[f"{_PREFIX}_failed"] += len(matches) - _sum(matches)
         for name in NAMES:
             if self.counts[f"{name}_failed"] and name not in self.first_rows:
                 number = int(np.argmax(failing(table)[name]))
@@ -58,11 +58,9 @@ class MaskChecks:
 
 def failing(table: pa.Table) -> Mapping[str, np.ndarray]:
     """For each check of NAMES the rows of a table that fail it, bool [N]."""
-    matches = table[_PREFIX].fill_null(True).to_numpy()
-    failed = {
+    return {
         name: table[column].fill_null(0).to_numpy() > 0 for name, (_, column) in _CHECKS.items()
     }
-    return failed | {_PREFIX: ~matches}
 
 
 def _sum(column: pa.ChunkedArray) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.data.read.chunks import Chunk
 
 KIND = "prepared"
-SCHEMA_VERSION = 10  # raise it when the same inputs would give other shards
+SCHEMA_VERSION = 11  # raise it when the same inputs would give other shards
 
 Tokenize = Callable[..., "Iterator[pa.Table]"]
 
@@ -137,6 +137,7 @@ def _chunk_keys(inputs: Inputs, chunks: Sequence[Chunk]) -> list[str]:
 
 def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> None:
     from pipelines.chat.default_templates import layout_note
+    from pipelines.data.audit.answers import answer_notes
     from pipelines.data.audit.row_notes import row_notes
 
     recipe, progress = inputs.recipe, context.progress
@@ -156,19 +157,15 @@ def _build(context: BuildContext, inputs: Inputs, tokenize: Tokenize | None) -> 
         layout = "" if draft.metadata.get("kind") == "text" else renderer.default_layout
         if layout:
             progress.note(f"prepare: {layout_note(layout)}")
-        for note in row_notes(draft.metadata, recipe.data.audit):
+        notes = (*row_notes(draft.metadata, recipe.data.audit), *answer_notes(draft.metadata))
+        for note in notes:
             progress.note(f"prepare: {note}")
-        num_failed = draft.metadata["checks"].get("texts_beside_calls_failed", 0)
-        if num_failed:
-            progress.note(
-                f"prepare: in {num_failed:,} turns the base's chat template leaves out the text "
-                "next to tool calls"
-            )
         draft.metadata |= {
             "tokenizer_digest": renderer.tokenizer_digest,
             "template_digest": renderer.template_digest,
             "template": to_json(renderer.template),
             "default_layout": layout,
+            "thoughts": renderer.thought_facts,
         }
 
 

@@ -44,4 +44,4 @@ def text_pieces(
     masks = replace(LossMasks.empty(len(parts)), weights=flat_weights)
     offsets = np.cumsum([0, *map(len, ids)])
     flat = np.concatenate([np.empty(0, np.int32), *ids])
-    return pieces, RenderedBatch(flat, masks, offsets, {}, [None] * len(parts))
+    return pieces, RenderedBatch(flat, masks, offsets, {})

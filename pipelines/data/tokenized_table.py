@@ -16,7 +16,18 @@ TRAIN, HELDOUT, REJECTED, FILTERED, SKIPPED, TOO_LONG, SHORTENED, LEAKED = range
 # No rows: the reason why the stage cannot continue, and the number of lines of a chunk.
 _STOPPED, CHUNK_END = -1, -2
 
-MASK_COUNTS = ("num_loss_turns", "num_missing_stop", "num_context_spans", "num_leaked_tokens")
+MASK_COUNTS = (
+    "num_loss_turns",
+    "num_missing_stop",
+    "num_context_spans",
+    "num_leaked_tokens",
+    "num_prompts",
+    "num_prompts_differ",
+    "num_no_thought",
+    "num_left_out",
+    "num_thoughts",
+    "num_dropped_thoughts",
+)
 """Columns with the counts of chat.loss_mask.LossMasks, of the same names."""
 
 SCHEMA = pa.schema(
@@ -36,7 +47,6 @@ SCHEMA = pa.schema(
         "facts": pa.string(),  # see row_facts
         "signature": pa.binary(),
         **{name: pa.int32() for name in MASK_COUNTS},
-        "prefix_matches": pa.bool_(),
         "num_call_texts": pa.int32(),  # turns with both text and tool calls
         "num_unrendered_call_texts": pa.int32(),  # those of them whose text the template leaves out
         "input_ids": pa.large_list(pa.int32()),

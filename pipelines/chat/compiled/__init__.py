@@ -4,6 +4,7 @@ never the result.
 `CompiledTemplates` is the one entry; `ChatRenderer(spec, compiled=False)` renders without it.
 """
 
+from pipelines.chat.compiled.compiler import TemplateCompiler
 from pipelines.chat.compiled.fast_path import CompiledTemplates
 
-__all__ = ["CompiledTemplates"]
+__all__ = ["CompiledTemplates", "TemplateCompiler"]

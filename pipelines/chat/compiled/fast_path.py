@@ -3,23 +3,20 @@
 A conversation of plain text turns is fixed segments of the template with its contents between. Once
 a template is compiled for a shape of conversation, its rows are rendered by joining strings, and
 their spans follow from lengths. Everything here is optional: a renderer without it gives the same
-tokens and masks from `assistant_spans` and `prompt_prefix`, several times slower.
+tokens and masks from `assistant_spans`, several times slower.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
-
-import numpy as np
 
 from pipelines.chat.compiled.compiler import TemplateCompiler
 from pipelines.chat.compiled.segments import CompiledTemplate
-from pipelines.chat.encoder import Encoder
-from pipelines.chat.prompt_prefix import has_masked_ids_before
-from pipelines.chat.rendered import RenderedBatch, RenderedText
-from pipelines.chat.spans import ByteSpans, RenderedSpans
+from pipelines.chat.rendered import RenderedText
+from pipelines.chat.spans import LEFT_OUT, ByteSpans
+from pipelines.chat.special_tokens import SpecialTokens
 from pipelines.chat.template import MARKS
 from pipelines.core.conversation import Turn
 
@@ -27,25 +24,16 @@ from pipelines.core.conversation import Turn
 class CompiledTemplates:
     """One chat template, compiled once for each shape of conversation that it meets.
 
-    `locate` is the general path (`AssistantSpanFinder.locate`), which proves what is compiled.
     `roles` are those that the template takes as they are, without fallbacks.
     """
 
     def __init__(
-        self,
-        source: str,
-        variables: Mapping[str, Any],
-        locate: Callable[[list[dict[str, Any]]], RenderedSpans],
-        stop: str | None,
-        encoder: Encoder,
-        roles: Collection[str],
+        self, compiler: TemplateCompiler, special_tokens: SpecialTokens, roles: Collection[str]
     ) -> None:
-        self._compiler = TemplateCompiler(source, variables, locate, stop)
-        self._encoder = encoder
-        self._special_tokens = encoder.special_tokens
+        self._compiler = compiler
+        self._special_tokens = special_tokens
         self._roles = roles
         self._compiled: dict[tuple[Any, ...], CompiledTemplate | None] = {}
-        self._prompt_tails: dict[str, np.ndarray] = {}
 
     def compiled_for(
         self, roles: Sequence[str], contents: Sequence[str]
@@ -68,6 +56,8 @@ class CompiledTemplates:
         for turn in turns:
             if turn.tool_calls or turn.name or turn.role not in self._roles:
                 return None
+            if turn.reasoning or turn.masked:
+                return None
             content = turn.content
             if self._special_tokens.occur_in(content, turn.role == "assistant"):
                 return None
@@ -83,51 +73,15 @@ class CompiledTemplates:
         sizes = map(len, texts) if text.isascii() else [len(t.encode()) for t in texts]
         at = [*itertools.accumulate(sizes, initial=0)]
         label_spans: list[float] = []
-        for answer in compiled.answers:
-            turn = turns[answer.turn]
+        num_left_out = 0
+        for index, first, first_bytes, last, last_bytes, gap in compiled.answers:
+            turn = turns[index]
             if turn.train and turn.weight:
-                # `lead` counts characters, but of ASCII text, so bytes too.
-                start, end = at[answer.first] - answer.lead, at[answer.last] + answer.tail_bytes
-                label_spans += start, end, turn.weight
+                if gap == LEFT_OUT:
+                    num_left_out += 1
+                    continue
+                label_spans += at[first] + first_bytes, at[last] + last_bytes, turn.weight, gap
         context_spans: list[int] = []
         for i in compiled.context_segments:
             context_spans += at[i], at[i + 1]
-        prompt = compiled.prompt
-        if prompt is None:
-            return RenderedText(text, at[-1], ByteSpans(label_spans, context_spans))
-        spans = ByteSpans(label_spans, context_spans, at[prompt.count] + prompt.num_bytes)
-        return RenderedText(text, at[-1], spans, None, prompt.tail)
-
-    def begin_with_prompts(self, batch: RenderedBatch, rows: Sequence[int]) -> dict[int, bool]:
-        """For rows rendered here: True if the row begins with its generation prompt.
-
-        The tokenizer cuts every text at its special tokens, so prompt and row have the same ids up
-        to the last special token of the prompt. Only the ids of the prompt's fixed tail from that
-        token on must be compared, and these are the same for all rows. Prompts whose tail has no
-        special token are encoded, all together.
-        """
-        answers: dict[int, bool] = {}
-        prompts: dict[int, str] = {}
-        counts = batch.masks.num_prompt_tokens.tolist()
-        for i in rows:
-            rendered = batch.texts[i]
-            if rendered is None or rendered.prompt_tail is None:
-                continue
-            tail = self._tail_ids(rendered.prompt_tail)
-            if counts[i] >= 0 and len(tail):
-                answers[i] = has_masked_ids_before(batch, i, tail, counts[i])
-            else:
-                prompts[i] = rendered.text.encode()[: rendered.spans.prompt_end].decode()
-        encoded = self._encoder.encode(list(prompts.values()))
-        for k, i in enumerate(prompts):
-            prompt = encoded.ids[encoded.offsets[k] : encoded.offsets[k + 1]]
-            answers[i] = has_masked_ids_before(batch, i, prompt, len(prompt))
-        return answers
-
-    def _tail_ids(self, tail: str) -> np.ndarray:
-        """Ids of a prompt's fixed tail from its last special token on; none if it has none."""
-        if tail not in self._prompt_tails:
-            cuts = [match.start() for match in self._special_tokens.pattern.finditer(tail)]
-            text = tail[cuts[-1] :] if cuts else ""
-            self._prompt_tails[tail] = self._encoder.encode_reference(text)
-        return self._prompt_tails[tail]
+        return RenderedText(text, at[-1], ByteSpans(label_spans, context_spans, (), num_left_out))

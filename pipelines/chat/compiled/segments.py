@@ -6,53 +6,36 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.chat.compiled.symbolic_text import AS_IS, LSTRIP, RSTRIP, STRIP, ContentCondition
-from pipelines.chat.spans import RenderedSpans
 
 _TRIM = {STRIP: str.strip, LSTRIP: str.lstrip, RSTRIP: str.rstrip}
 
 
-@dataclass(frozen=True)
-class AnswerSegments:
-    """The segments `first:last` of the answer of message `turn`.
-
-    It also includes the last `lead` characters of the segment before, which are ASCII, and the
-    first `tail` characters (`tail_bytes` bytes) of the segment after.
+class AnswerSegments(NamedTuple):
+    """The answer of message `turn`: from `first_bytes` behind the start of segment `first` to
+    `last_bytes` behind the start of segment `last`. `gap` is that of spans.AnswerSpan, in bytes.
     """
 
     turn: int
     first: int
+    first_bytes: int
     last: int
-    lead: int = 0
-    tail: int = 0
-    tail_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class PromptSegments:
-    """The last answer's generation prompt: the first `count` segments, then the fixed text `tail`
-    of `num_bytes` bytes.
-    """
-
-    count: int
-    tail: str
-    num_bytes: int
+    last_bytes: int
+    gap: int
 
 
 @dataclass(frozen=True)
 class CompiledTemplate:
     """Fixed segments and slots (message index, trim mode), and which of them are answers.
 
-    Valid for contents that meet the conditions. `prompt` is None where the template's generation
-    prompt depends on the contents, or the conversation's render does not begin with it.
+    Valid for contents that meet the conditions.
     """
 
     segments: tuple[str | tuple[int, str], ...]
     answers: tuple[AnswerSegments, ...]
     conditions: tuple[ContentCondition, ...]
-    prompt: PromptSegments | None = None
 
     def accepts(self, contents: Sequence[str]) -> bool:
         return all(condition.holds(contents[condition.turn]) for condition in self.conditions)
@@ -74,13 +57,11 @@ class CompiledTemplate:
             texts[i] = contents[turn] if mode == AS_IS else _TRIM[mode](contents[turn])
         return texts
 
-    def locate(self, contents: Sequence[str]) -> RenderedSpans:
-        """The spans of a conversation with these contents."""
-        texts = self.fill(contents)
-        at = [0, *itertools.accumulate(map(len, texts))]
-        return RenderedSpans(
-            "".join(texts),
-            tuple((a.turn, at[a.first] - a.lead, at[a.last] + a.tail) for a in self.answers),
-            tuple((at[i], at[i + 1]) for i, _, _ in self._slots),
-            tuple((at[i], at[i + 1]) for i in self.context_segments),
-        )
+    def answer_bytes(self, contents: Sequence[str]) -> list[tuple[int, int, int, int]]:
+        """Turn, start, end and gap in bytes of every answer in a render with these contents."""
+        sizes = [len(text.encode()) for text in self.fill(contents)]
+        at = [*itertools.accumulate(sizes, initial=0)]
+        return [
+            (a.turn, at[a.first] + a.first_bytes, at[a.last] + a.last_bytes, a.gap)
+            for a in self.answers
+        ]

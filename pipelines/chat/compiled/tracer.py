@@ -27,7 +27,7 @@ from pipelines.chat.compiled.symbolic_text import (
     marked,
     refuse,
 )
-from pipelines.chat.template import ROW_FAULTS, prepare_environment
+from pipelines.chat.template import ROW_FAULTS, prepare_environment, with_parts
 
 # Only syntax that is known to read no content unnoticed. Macros, blocks and includes were not
 # checked, so a template that uses them is not traced.
@@ -65,6 +65,7 @@ class Tracer:
 
     source: str
     variables: Mapping[str, Any]
+    takes_parts: bool = False
     _template: jinja2.Template | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -85,10 +86,12 @@ class Tracer:
         if self._template is None:
             return None
         conditions: list[ContentCondition] = []
-        messages = [
+        messages: list[Mapping[str, Any]] = [
             {"role": role, "content": "" if no_text else SymbolicContent.make(i, AS_IS, conditions)}
             for i, (role, no_text) in enumerate(zip(roles, empty, strict=True))
         ]
+        if self.takes_parts:
+            messages = [with_parts(message) for message in messages]
         try:
             text = self._template.render(
                 messages=messages,

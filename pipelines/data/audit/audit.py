@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.chat.default_templates import layout_note
 from pipelines.config.schema import AuditConfig
 from pipelines.core.artifacts import PreparedDataset
+from pipelines.data.audit.answers import answer_notes
 from pipelines.data.audit.problems import problems_of
 from pipelines.data.audit.row_notes import row_notes
 from pipelines.data.rejects import FILE, RejectKind, reject_kinds
@@ -114,7 +115,11 @@ def audit(
         tuple(artifact.metadata.get("files", ())),
         artifact.metadata.get("checks", {}),
         problems_of(artifact, prepared, limits, allow_keys),
-        (*((layout_note(layout),) if layout else ()), *row_notes(artifact.metadata, limits)),
+        (
+            *((layout_note(layout),) if layout else ()),
+            *row_notes(artifact.metadata, limits),
+            *answer_notes(artifact.metadata),
+        ),
     )
 
 

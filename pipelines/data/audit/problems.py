@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.config.schema import AuditConfig, DataConfig
 from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.errors import UserError
+from pipelines.data.audit.answers import answer_problems
 from pipelines.data.audit.row_notes import row_problems
 from pipelines.storage import Artifact
 
@@ -40,24 +41,8 @@ def problems_of(
 def _problems(
     prepared: PreparedDataset, metadata: Mapping[str, Any], limits: AuditConfig
 ) -> Iterator[str]:
-    checks: Mapping[str, int] = metadata.get("checks", {})
-    first_rows = metadata.get("first_rows", {}).get("checks", {})
+    yield from answer_problems(metadata, limits)
     counts, train = prepared.counts, prepared.train
-    missing = _failed_share(checks, "stop_trained")
-    if missing > limits.max_stop_missing_share:
-        yield (
-            f"{missing:.1%} of the answers in the loss do not end in a stop token, above "
-            f"data.audit.max_stop_missing_share={limits.max_stop_missing_share}: the model would "
-            f"not learn to end; fix the base's chat template{_first(first_rows, 'stop_trained')}"
-        )
-    differs = _failed_share(checks, "prefix_matches")
-    if differs > limits.max_prefix_differs_share:
-        yield (
-            f"the training ids of {differs:.1%} of the checked rows do not begin with their "
-            "generation prompt, above data.audit.max_prefix_differs_share="
-            f"{limits.max_prefix_differs_share}: the chat template joins prompt and answer without "
-            f"a token between them{_first(first_rows, 'prefix_matches')}"
-        )
     share = train.num_loss_tokens / max(1, train.num_tokens)
     if share < limits.min_trained_share:
         yield (
@@ -79,12 +64,3 @@ def _problems(
             f"fill is {fill:.1%}, below data.audit.min_fill={limits.min_fill}: set data.row_tokens "
             "larger"
         )
-
-
-def _first(first_rows: Mapping[str, str], check: str) -> str:
-    """The first row that fails a check, for the end of a line."""
-    return f" (first: {first_rows[check]})" if check in first_rows else ""
-
-
-def _failed_share(checks: Mapping[str, int], name: str) -> float:
-    return checks.get(f"{name}_failed", 0) / max(1, checks.get(f"{name}_checked", 0))

@@ -33,7 +33,7 @@ def summary_of(audit: Audit) -> dict[str, Any]:
         f"{name.replace('_', ' ')} {count:,}" for name, count in order if count
     )
     for name, text, items in (
-        ("prefix_matches", "begin with their generation prompt", "rows checked"),
+        ("prefix_matches", "stand behind their generation prompt", "answers checked"),
         ("stop_trained", "end in a stop token", "answers in the loss"),
     ):
         checked, failed = _counts(audit, name)

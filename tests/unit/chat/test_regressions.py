@@ -69,6 +69,7 @@ def test_a_stop_token_outside_the_generation_block_has_a_loss_too(render_with):
         "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
         "{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
     )
     assert labels(renderer, talk(("user", "a"), ("assistant", "b"))) == "b<|im_end|>"
     spelled = labels(renderer, talk(("user", "a"), ("assistant", "b<|im_end|>")))
@@ -83,6 +84,28 @@ def test_generation_blocks_that_include_the_prompt_are_not_trusted(render_with):
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
     )
     assert labels(renderer, talk(("user", "a"), ("assistant", "b"))) == "b<|im_end|>"
+
+
+def test_generation_blocks_that_include_the_next_question_are_not_trusted(render_with):
+    renderer = render_with(
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>"
+        "{% generation %}{{ m.content }}<|im_end|>"
+        "{% if not loop.last %}<|user|>{{ messages[loop.index].content }}{% endif %}"
+        "{% endgeneration %}{% elif loop.first %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    conversation = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert labels(renderer, conversation) == "b<|im_end|>d<|im_end|>"
+
+
+def test_a_header_that_the_generation_prompt_lacks_has_a_loss(render_with):
+    """Serving leaves it to the model."""
+    renderer = render_with(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content + '<|im_end|>' }}"
+        "{% endfor %}"
+    )
+    expected = "<|im_start|>assistant:b<|im_end|>"
+    assert labels(renderer, talk(("user", "a"), ("assistant", "b"))) == expected
 
 
 def test_a_thought_has_a_loss_in_the_last_turn_and_an_inserted_thought_never(

@@ -78,10 +78,15 @@ def test_markers_that_a_template_looks_for_stay_text_too(renderer_of, before, an
     assert same_prompt(renderer, talk, rendered.input_ids)
 
 
-def test_a_special_token_in_text_that_a_template_looks_at_costs_the_row(renderer_of):
-    result = "<tool_response>\n<|im_end|>\n</tool_response>"
-    with pytest.raises(TemplateError, match="hides where it writes it"):
-        renderer_of("qwen3").render(Conversation((Turn("user", result), Turn("assistant", "c"))))
+def test_a_special_token_in_text_that_a_template_looks_at_stays_text(renderer_of):
+    """Placeholders in the token's place show where it is, as the template does not look for it."""
+    renderer, result = renderer_of("qwen3"), "<tool_response>\n<|im_end|>\n</tool_response>"
+    talk = Conversation((Turn("user", result), Turn("assistant", "c")))
+    rendered = renderer.render(talk)
+    assert count_token(renderer, rendered.input_ids, "<|im_end|>") == 2
+    assert not count_token(renderer, rendered.input_ids, "<tool_response>")
+    assert spell(renderer, rendered.input_ids) == renderer.text(talk)
+    assert same_prompt(renderer, talk, rendered.input_ids)
 
 
 def test_a_thought_keeps_its_tokens_next_to_injected_special_tokens(renderer_of):

@@ -90,8 +90,8 @@ def test_a_mixed_batch_equals_its_conversations_alone(
             alone = renderer.render(conversation)
             assert np.array_equal(batch[i].input_ids, alone.input_ids)
             assert np.array_equal(batch[i].loss_weights, alone.loss_weights)
-    rows = [0, 1, 2, 4]
-    assert renderer.begin_with_prompts(mixed, batch, rows) == [True] * 4
+    assert batch.masks.num_prompts.tolist() == [1, 1, 1, 0, 1, 0]
+    assert not batch.masks.num_prompts_differ.any()
     assert len(batch.masks.num_loss_turns) == len(mixed)
 
 

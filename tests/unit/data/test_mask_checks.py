@@ -1,15 +1,21 @@
-"""Texts that a template leaves out next to tool calls are counted."""
+"""Counts over all samples of a dataset, and the refusal of labels in turns that are no answers."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
+import pyarrow as pa
+import pytest
+
 from pipelines.chat import ChatRenderer
 from pipelines.config.schema import DataConfig, SourceConfig
+from pipelines.core.errors import UserError
 from pipelines.data.assemble import Assembler
+from pipelines.data.mask_checks import MaskChecks
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.data.tokenized_table import SCHEMA
 from pipelines.sources.source_files import find_files
 
 
@@ -45,3 +51,11 @@ def test_texts_that_a_template_leaves_out_next_to_tool_calls_are_counted(pocket_
             1,
             unshown,
         )
+
+
+def test_a_label_in_a_turn_that_is_no_answer_stops_the_stage_and_names_the_row():
+    rows = [{"chunk": 3, "row": number, "num_context_spans": 1} for number in range(3)]
+    rows[1]["num_leaked_tokens"] = 5
+    checks, table = MaskChecks(), pa.Table.from_pylist(rows, SCHEMA)
+    with pytest.raises(UserError, match="file 3:1: the loss would include 5 tokens of its system"):
+        checks.add(table, lambda chunk, row: f"file {chunk}:{row}")

@@ -220,40 +220,6 @@ def test_a_problem_stops_training_before_it_starts(dataset, pocket_base, monkeyp
     assert not store.list("run") and not store.list("checkpoint")
 
 
-MARKS_ALL = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
-    "{% generation %}{{ m.content }}<|end|>"
-    "{% if not loop.last %}<|user|>{{ messages[loop.index].content }}{% endif %}{% endgeneration %}"
-    "{% elif loop.first %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def test_an_answer_span_with_a_user_turn_in_it_stops_the_stage(ray_cluster, pocket_base, tmp_path):
-    """The template's generation block includes the next user turn; the tokens are checked."""
-    import shutil
-
-    base = tmp_path / "base"
-    shutil.copytree(pocket_base, base, ignore=shutil.ignore_patterns("*.safetensors"))
-    (base / "chat_template.jinja").write_text(MARKS_ALL)
-    talk = [
-        {"role": role, "content": f"{role} says {i}"}
-        for i in range(2)
-        for role in ("user", "assistant")
-    ]
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
-    data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 128, "heldout_share": 0}
-    with pytest.raises(
-        UserError,
-        match=r"rows.jsonl:1: the loss would include \d+ tokens of its system, user or tool turns",
-    ):
-        prepare(
-            parse_recipe({"name": "t", "model": {"base": str(base)}, "data": data}),
-            Store(tmp_path / "store"),
-            SILENT,
-        )
-
-
 def test_the_manifest_counts_the_checks_of_all_samples(dataset):
     _, store, prepared = dataset
     checks = store.by_id("prepared", prepared.ref.key).metadata["checks"]
