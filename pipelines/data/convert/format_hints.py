@@ -52,13 +52,13 @@ def hint_for(row: Mapping[str, Any]) -> str:
     columns = proposed_columns(row)
     mapped = ", ".join(f"{key}: {_yaml(name)}" for key, name in columns.items() if key != name)
     line = f"`columns: {{{mapped}}}`"
-    if "rejected" in row and "chosen" in row:
-        pair = "chosen and rejected are a preference pair"
-        if "chosen" not in columns.values() or "text" in columns:
+    if (rejected := _of_preference(row, "rejected")) and (chosen := _of_preference(row, "chosen")):
+        pair = f"{chosen} and {rejected} are a preference pair"
+        if chosen not in columns.values() or "text" in columns:
             return f"{pair} without a question, which no format reads"
         return (
             f"{pair}: to train the chosen answers alone, set the source's {line} and "
-            "`data.unused_keys: {allow: [rejected]}`"
+            f"`data.unused_keys: {{allow: [{rejected}]}}`"
         )
     if columns == {"text": "text"}:
         return "to train text alone, as plain text, set the source's `format: text`"
@@ -74,10 +74,11 @@ def hint_for(row: Mapping[str, Any]) -> str:
 
 def proposed_columns(row: Mapping[str, Any]) -> dict[str, str]:
     """The `columns` of a source that would read a row of no known format; empty without a guess."""
-    keys = [key for key in row if isinstance(key, str) and key != "rejected"]
+    keys = [key for key in row if isinstance(key, str) and not key.startswith("rejected")]
     lists = [key for key in keys if _is_list_of_turns(row[key])]
-    if "chosen" in lists or len(lists) == 1:
-        return {"messages": "chosen" if "chosen" in lists else lists[0]}
+    lists = [key for key in lists if key.startswith("chosen")] or lists
+    if len(lists) == 1:
+        return {"messages": lists[0]}
     questions, answers = _worded(keys, _QUESTION_WORDS), _worded(keys, _ANSWER_WORDS)
     if questions and answers:
         return {"prompt": questions[0], "completion": answers[0]}
@@ -107,6 +108,11 @@ def _worded(keys: list[str], words: frozenset[str]) -> list[str]:
     """The keys that are one of the words, or else those that have one between other words."""
     exact = [key for key in keys if key.casefold() in words]
     return exact or [key for key in keys if words & set(_WORDS.split(key.casefold()))]
+
+
+def _of_preference(row: Mapping[str, Any], name: str) -> str | None:
+    """The key of a preference pair: chosen or rejected, alone or as in `chosen_messages`."""
+    return next((key for key in row if isinstance(key, str) and key.startswith(name)), None)
 
 
 def _is_list_of_turns(value: Any) -> bool:

@@ -40,6 +40,8 @@ _READ_KEYS = LOSS_KEYS | {
 def turns_of(messages: Any, key: str, context: RowContext) -> tuple[Turn, ...]:
     """The turns of a list of messages, or of its JSON text. Raises RowError naming `key`."""
     messages = decode_json_text(messages)
+    if isinstance(messages, Mapping):
+        messages = _transposed(messages)
     if not isinstance(messages, list) or not messages:
         raise RowError(
             f"{key}: missing" if messages is None else f"{key}: expected a list of turns"
@@ -56,6 +58,16 @@ def turns_of(messages: Any, key: str, context: RowContext) -> tuple[Turn, ...]:
                 continue
         _add_turns(turns, message, f"{key}[{i}]", key, context)
     return tuple(turns)
+
+
+def _transposed(columns: Mapping[str, Any]) -> Any:
+    """The messages of an object of lists, as a table of the datasets library may have them."""
+    lists = list(columns.values())
+    if not lists or not all(
+        isinstance(each, list) and len(each) == len(lists[0]) for each in lists
+    ):
+        return columns
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _add_turns(turns: list[Turn], message: Any, where: str, path: str, context: RowContext) -> None:

@@ -20,7 +20,7 @@ from pipelines.data.convert.messages import ROLES, turns_of
 from pipelines.data.convert.row_checks import check_conversation, is_empty, require_text
 from pipelines.data.convert.row_context import RowContext, is_blank
 from pipelines.data.convert.row_error import RowError
-from pipelines.data.convert.tool_calls import decode_json_text, tools_of
+from pipelines.data.convert.tool_calls import calls_in_text, decode_json_text, tools_of
 
 
 def to_conversation(
@@ -120,7 +120,7 @@ def _from_pair(question_key: str, answer_key: str) -> Callable[[Row, RowContext]
             after = turns_of(answer, answer_key, context)
             _note(row, ("reasoning",), context)
         else:
-            after = (_answer(row, answer_key),)
+            after = (_answer(row, answer_key, context),)
         return _with_system(row, (*before, *after), context)
 
     return convert
@@ -168,16 +168,18 @@ def _history(row: Row, context: RowContext) -> list[Turn] | tuple[Turn, ...]:
     return turns
 
 
-def _answer(row: Row, key: str) -> Turn:
+def _answer(row: Row, key: str, context: RowContext) -> Turn:
     answer = require_text(_only_text(row.get(key), key), key)
     if not answer.strip():
         raise RowError(f"{key}: empty, there is nothing to learn")
     thought = row.get("reasoning")
-    if is_blank(thought):
+    if is_blank(thought) and not context.tools:
         return Turn("assistant", answer)
-    if answer.lstrip().startswith("<think>"):
+    thought = "" if is_blank(thought) else require_text(thought, "reasoning")
+    if thought and answer.lstrip().startswith("<think>"):
         raise RowError(f"{key}: two thoughts, in the text and under a key of its own")
-    return Turn("assistant", answer, reasoning=require_text(thought, "reasoning"))
+    calls = calls_in_text(answer, key, context)
+    return Turn("assistant", "" if calls else answer, tool_calls=calls, reasoning=thought)
 
 
 def _only_text(value: Any, key: str) -> Any:

@@ -61,6 +61,18 @@ def call_of(call: Any, where: str, path: str, context: RowContext) -> Mapping[st
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def calls_in_text(text: str, path: str, context: RowContext) -> tuple[Mapping[str, Any], ...]:
+    """The calls that an answer is the JSON text of, if all of them are of the row's tools."""
+    calls = decode_json_text(text) if context.tools else None
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    names = [tool["function"]["name"] for tool in context.tools]
+    if not isinstance(calls, list) or not calls:
+        return ()
+    if not all(isinstance(call, Mapping) and call.get("name") in names for call in calls):
+        return ()
+    return tuple(call_of(call, path, path, context) for call in calls)
+
+
 def decode_json_text(value: Any) -> Any:
     """The value of a JSON text that is a list or an object; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):

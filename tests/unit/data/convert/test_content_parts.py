@@ -178,6 +178,17 @@ def test_an_object_of_roles_is_an_exchange():
     ]  # fmt: skip
 
 
+def test_an_object_of_lists_is_a_list_of_turns():
+    """The datasets library stores a Sequence of objects so."""
+    turns = {"from": ["human", "gpt"], "value": ["q", "a"], "weight": [None, 0.5]}
+    assert to_conversation({"conversations": turns}).turns == (
+        Turn("user", "q"), Turn("assistant", "a", weight=0.5),
+    )  # fmt: skip
+    for wrong in ({"from": ["human"], "value": ["q", "a"]}, {"from": "human", "value": "q"}, {}):
+        with pytest.raises(RowError, match="conversations: expected a list of turns"):
+            to_conversation({"conversations": wrong})
+
+
 @pytest.mark.parametrize(
     ("name", "role"),
     [

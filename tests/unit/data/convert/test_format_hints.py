@@ -35,6 +35,7 @@ def proposal(row) -> tuple[str, dict[str, str] | None]:
         ({"problem": "q", "solution": "a", "answer": "3"}, ["q", "a"]),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, ["q", "a"]),
         ({"chosen": TURNS, "rejected": TURNS}, ["q", "a"]),
+        ({"chosen_messages": TURNS, "rejected_messages": TURNS}, ["q", "a"]),
         ({"Messages": TURNS, "id": 1}, ["q", "a"]),
         ({"body": "t"}, ["t"]),
         ({"content": "t"}, ["t"]),

@@ -156,3 +156,19 @@ def test_a_call_of_a_user_costs_the_row():
     messages = [{**USER, "tool_calls": [{"name": "f"}]}, {"role": "assistant", "content": "a"}]
     with pytest.raises(RowError, match="a tool call in a turn of the role user"):
         to_conversation({"messages": messages})
+
+
+def test_an_answer_that_is_the_json_text_of_calls_is_these_calls():
+    """xLAM's rows: query, answers and tools, all as JSON text."""
+    tools, call = (
+        json.dumps([{"name": "f", "parameters": {}}]),
+        {"name": "f", "arguments": {"x": 1}},
+    )
+    for text in (json.dumps([call, call]), json.dumps(call)):
+        turn = to_conversation({"query": "q", "answers": text, "tools": tools}).turns[1]
+        assert turn.content == "" and turn.tool_calls[0]["function"] == call
+    for text in ('[{"name": "g", "arguments": {}}]', "[1]", "[]", "plain", '{"name": ["f"]}'):
+        turn = to_conversation({"query": "q", "answers": text, "tools": tools}).turns[1]
+        assert (turn.content, turn.tool_calls) == (text, ())
+    text = json.dumps([call])
+    assert to_conversation({"query": "q", "answers": text}).turns[1].content == text
