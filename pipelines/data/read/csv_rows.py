@@ -29,7 +29,7 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
     header = _header(lines, rows, path)
     names = column_names(header, path)
     unnamed = [i for i in range(1, len(header)) if not names[i : i + 1] or not names[i]]
-    is_plain = len(names) == len(header) and "" not in names
+    plain_width = len(header) if len(names) == len(header) and "" not in names else -1
     while True:
         lines.begin()
         try:
@@ -41,12 +41,12 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
             yield broken(lines.number, f"not CSV: {error}{lines.at_end()}", lines.give_back())
             rows = csv.reader(lines, delimiter=delimiter, strict=True)
             continue
-        if row == header:
-            yield broken(lines.number, "the header again", "".join(lines.record))
-        elif is_plain and len(row) == len(names):
+        if len(row) == plain_width and row[0] and row[0] != header[0]:  # nearly all rows
             yield RawRow(lines.number, dict(zip(names, row, strict=False)))
-        elif not row:
-            continue
+        elif not any(row):
+            continue  # a blank line, or one of the empty rows that Excel writes
+        elif row == header:
+            yield broken(lines.number, "the header again", "".join(lines.record))
         # Excel leaves out empty fields at the end of some rows.
         elif not len(names) <= len(row) <= len(header):
             reason = f"{len(row)} fields, the header has {len(header)}{lines.at_end()}"

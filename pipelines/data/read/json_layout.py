@@ -91,11 +91,9 @@ def _of_object(file: SourceFile, value: dict[str, Any]) -> tuple[str, str]:
         return "object", file.config.field
     if _is_row(value, file.config.columns):
         return "values", ""
-    objects = [item for item in value.values() if isinstance(item, Mapping) and item]
-    by_id = bool(objects) and len(objects) == len(value)
-    if by_id and all(_is_row(item, file.config.columns) for item in objects[:_NUM_ELEMENTS]):
+    if _are_rows(value, file.config.columns):
         return "object", ""
-    lists = list(_lists(value))
+    lists = list(_lists(value, file.config.columns))
     if len(lists) == 1 and lists[0] in value:
         return "object", lists[0]
     if lists:
@@ -111,8 +109,9 @@ def _of_object(file: SourceFile, value: dict[str, Any]) -> tuple[str, str]:
             f"{file.name}: is one JSON object of columns ({', '.join(map(str, value))[:100]}), not "
             "of rows; write rows, in pandas with to_json(orient='records', lines=True)"
         )
-    if by_id and len(objects) > 1 and set.intersection(*map(set, objects)):
-        return "object", ""
+    objects = [set(item) for item in value.values() if isinstance(item, Mapping)]
+    if len(objects) == len(value) > 1 and set.intersection(*objects):
+        return "object", ""  # rows under other names of keys, by their ids
     return "values", ""
 
 
@@ -125,7 +124,7 @@ def _check_field(file: SourceFile, value: Mapping[str, Any], path: str) -> None:
             (k for k in place if rest.startswith(f"{k}.") and isinstance(place[k], Mapping)), None
         )
         if key is None:
-            lists = ", ".join(_lists(value))
+            lists = ", ".join(_lists(value, file.config.columns))
             keys = f"it has the keys {', '.join(map(str, place))[:200]}"
             raise UserError(
                 f"{where}: {file.path} has no such key; "
@@ -138,15 +137,19 @@ def _check_field(file: SourceFile, value: Mapping[str, Any], path: str) -> None:
         )
 
 
-def _lists(value: Mapping[str, Any], above: str = "", depth: int = 1) -> Iterator[str]:
-    """The paths of lists of objects that are no turns."""
+def _lists(
+    value: Mapping[str, Any], columns: Mapping[str, str], above: str = "", depth: int = 1
+) -> Iterator[str]:
+    """The paths of lists of objects that are no turns, and of objects of rows."""
     for key, item in value.items():
         path = f"{above}{key}"
         if isinstance(item, list) and item and not _are_turns(item):
             if all(isinstance(element, Mapping) for element in item[:_NUM_ELEMENTS]):
                 yield path
+        elif isinstance(item, Mapping) and _are_rows(item, columns):
+            yield path
         elif isinstance(item, Mapping) and depth < _MAX_DEPTH:
-            yield from _lists(item, f"{path}.", depth + 1)
+            yield from _lists(item, columns, f"{path}.", depth + 1)
 
 
 def _are_turns(items: list[Any]) -> bool:
@@ -163,6 +166,15 @@ def _is_row(value: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
     return any(
         key in value and (isinstance(value[key], str) or _is_list_of_turns(value[key]))
         for key in _ROW_KEYS.union(columns.values())
+    )
+
+
+def _are_rows(value: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    """Whether the values of an object are rows, with their ids as its keys."""
+    items = list(value.values())
+    return bool(items) and all(
+        isinstance(item, Mapping) and (i >= _NUM_ELEMENTS or _is_row(item, columns))
+        for i, item in enumerate(items)
     )
 
 

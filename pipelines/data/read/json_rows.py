@@ -29,7 +29,9 @@ def read_values(stream: IO[bytes], path: str) -> Iterator[RawRow]:
     Raises UserError as `read_array` does.
     """
     window = JsonWindow(stream, path, "the file's JSON values")
-    while window.next_char():
+    while char := window.next_char():
+        if char in "]}":
+            window.refuse(f"a {char!r} without its beginning", window.at)
         yield window.take_element()
         if window.next_char() == ",":
             window.expect(",")

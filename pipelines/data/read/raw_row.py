@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_ROW_BYTES = 8 << 20
 MAX_SHOWN_CHARS = 2000
 
 
-@dataclass(frozen=True)
-class RawRow:
+class RawRow(NamedTuple):
     """A row with its number in the chunk, from 0: its line, or its index in files without lines.
 
     A row that cannot be read has the reason in `error`, and in `text` its first 2,000 characters.

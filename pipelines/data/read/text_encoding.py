@@ -63,7 +63,10 @@ def encoding_of(file: SourceFile, data: bytes, ends: bool) -> str:
         return "utf-8"  # with a few damaged rows
     place = f"the byte {data[offset]:#04x} at offset {offset:,} (line {_line(data, offset)})"
     if b"\0" in data[:4096]:
-        raise UserError(f"{file.name}: is no text: it has zero bytes, and {place} is not UTF-8")
+        advice = file.advice("`encoding: utf-16-le` or `utf-16-be`")
+        raise UserError(
+            f"{file.name}: no text in UTF-8: it has zero bytes, and {place}; if it is a text, {advice}"
+        )
     guess = _guess(data)
     key = f"set the source's `encoding: {guess}` (or utf-8, to reject such rows) or "
     raise UserError(

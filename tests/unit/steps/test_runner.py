@@ -101,6 +101,28 @@ def test_the_printed_id_is_the_name_of_the_artifacts_folder(store: Store) -> Non
     assert store.by_id("first", result.ref.name[:5]).ref == result.ref
 
 
+def test_a_step_that_must_be_built_is_checked_before_ray_starts(store: Store) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def cluster() -> Iterator[None]:
+        events.append("cluster")
+        yield
+
+    def refuse(*_: Any) -> None:
+        raise UserError("no row in it")
+
+    step = text_step("first", "a", events, needs_ray=True)
+    with pytest.raises(UserError, match="no row in it"):
+        Runner(store, SILENT, cluster).run(dataclasses.replace(step, check=refuse))
+    assert events == []
+    step = dataclasses.replace(step, check=lambda: events.append("check"))
+    for _ in range(2):  # the second run finds the artifact
+        with Runner(store, SILENT, cluster) as runner:
+            runner.run(step)
+    assert events == ["check", "cluster", "first"]
+
+
 def test_find_builds_nothing_and_require_names_the_command(store: Store) -> None:
     builds: list[str] = []
     third = graph(builds)

@@ -82,6 +82,12 @@ def test_columns_without_a_name_are_left_out_and_must_be_empty(tmp_path: Path) -
     assert values_in(path, "instruction,output\na,b,\n") == ["3 fields, the header has 2"]
 
 
+def test_empty_rows_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("instruction,output\n\na,b\n,\n,\nc,d\n,\n")
+    assert read_rows(path) == [(3, ROWS[0]), (6, ROWS[1])]
+
+
 def test_a_row_at_which_the_file_ends_says_so(tmp_path: Path) -> None:
     content = 'instruction,output\na,b\nc,"d'
     assert values_in(tmp_path / "rows.csv", content)[1] == (

@@ -37,6 +37,7 @@ PRETTY = [json.dumps(row, indent=2) for row in ROWS]
         json.dumps({"data": ROWS}),
         json.dumps({"version": "1", "rows": ROWS, "n": 4, "empty": []}, indent=1),
         json.dumps({f"id{i}": row for i, row in enumerate(ROWS)}, indent=1),
+        json.dumps({"n": 4, "rows": {f"id{i}": row for i, row in enumerate(ROWS)}}),
     ],
 )
 def test_the_content_and_not_the_name_decides_the_layout(
@@ -140,6 +141,7 @@ def test_a_large_object_is_streamed_from_its_field(
         ("a.jsonl", str(ROWS[0]) + "\n" + str(ROWS[1]), "a.jsonl:1: not JSON: .*json.dumps"),
         ("a.json", '[{"a": 1},]', "Expecting value: delete the comma before the end, near"),
         ("a.json", '[{"a": 1}, {"a', "element 2 .*: the file is cut off here, near"),
+        ("a.json", '{"a": 1},\n{"a": 2}\n]', "a.json:3: .*a ']' without its beginning, near"),
         ("a.json", json.dumps({"x": ["a"], "y": ["b"]}), "object of columns .*records"),
         ("a.json", json.dumps({"x": {"0": "a"}, "y": {"0": "b"}}), "object of columns"),
         ("state.json", '{"_data_files": []}', "describes a dataset and has no rows; name its fol"),
