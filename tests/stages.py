@@ -25,6 +25,7 @@ def run_step(step: Step[T], store: Store, progress: Progress, *nouns: Any) -> T:
     """The step's result on these input nouns, found or built."""
     key = step.key(*nouns)
     if store.find(step.kind, key) is None:
+        step.check(*nouns)
         step.build(BuildContext(store, key, progress), *nouns)
     artifact = store.find(step.kind, key)
     assert artifact is not None

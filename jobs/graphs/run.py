@@ -80,9 +80,11 @@ def run_recipe(inputs: Inputs, runner: Runner) -> RunResult:
     Raises UserError, before anything is trained, for what could not be scored or registered later.
     """
     from pipelines.registry.registry import Registry
+    from pipelines.train.stage import check_startable
 
     recipe, store = inputs.recipe, runner.store
     recipe.check_registers()
+    check_startable(recipe, store)
     graph = recipe_graph(inputs, store)
     runner.progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")
     prepared = runner.run(graph.prepare)

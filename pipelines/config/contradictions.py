@@ -12,6 +12,20 @@ from pipelines.config.schema import (
     TrainConfig,
 )
 
+VOCABULARY_MODULES = (
+    "embed_tokens",
+    "embed_in",
+    "embed_out",
+    "embeddings",
+    "embedding",
+    "lm_head",
+    "output_layer",
+    "tok_embeddings",
+    "word_embeddings",
+    "wte",
+)
+"""The names of input embeddings and heads in transformers' architectures."""
+
 
 def contradictions(
     model: ModelConfig, lora: LoraConfig, train: TrainConfig, data: DataConfig
@@ -52,6 +66,16 @@ def contradictions(
             f"train.offload={train.offload} steps in CPU memory, and "
             f"train.optimizer={train.optimizer} is made for the GPU's: "
             "set train.offload=none, or train.optimizer=adamw"
+        )
+    vocabulary = (
+        []
+        if isinstance(lora.targets, str)
+        else [name for name in lora.targets if name.rsplit(".", 1)[-1] in VOCABULARY_MODULES]
+    )
+    if vocabulary and train.method == "lora":
+        yield (
+            f"lora.targets={lora.targets!r} adapts the embeddings or the head, and an adapter of "
+            f"those cannot be loaded for evaluation and serving: leave {', '.join(vocabulary)} out"
         )
     if lora.init == "loftq" and quantized != "nf4":
         yield (

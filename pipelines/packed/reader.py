@@ -94,14 +94,11 @@ class RowReader:
 
     def max_id(self) -> int:
         """The largest token id in any row; the padding has id 0."""
-        tables = (self._read_group(number, ["input_ids"]) for number in range(len(self._groups)))
-        return max(
-            (
-                int(table["input_ids"].combine_chunks().flatten().to_numpy().max())
-                for table in tables
-            ),
-            default=0,
-        )
+        largest = 0
+        for path in self._paths:
+            for batch in pq.ParquetFile(path).iter_batches(columns=["input_ids"]):
+                largest = max(largest, int(batch["input_ids"].flatten().to_numpy().max()))
+        return largest
 
     def packs(self) -> Iterator[list[PackedSample]]:
         """The samples of each packed row, in order; one row group at a time is in memory."""

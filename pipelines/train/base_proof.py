@@ -31,7 +31,7 @@ from pipelines.train.proof_losses import (
     packed_losses,
     reference_and_noise,
 )
-from pipelines.train.proof_mode import proof_mode
+from pipelines.train.proof_mode import proof_mode, unreached_adapters
 
 BLOCK_TOKENS, BLOCK_FACTOR = 32, 2.0
 
@@ -65,7 +65,8 @@ class BaseProof:
 
     `packed_loss` and `reference_loss` are the mean losses of the two paths. `leak` is the mean
     change of the other samples' losses after the first sample of the pack was changed, and
-    `leak_limit` the largest change that rounding explains.
+    `leak_limit` the largest change that rounding explains. `unreached` are the adapted modules that
+    transformers' forward does not call, such as those of a vision tower: they would never train.
     """
 
     num_samples: int
@@ -75,6 +76,7 @@ class BaseProof:
     reference_loss: float
     leak: float
     leak_limit: float
+    unreached: tuple[str, ...]
     seconds: float
 
     @property
@@ -84,8 +86,8 @@ class BaseProof:
 
     @property
     def holds(self) -> bool:
-        """Whether the packed path computes this base."""
-        return self.difference.is_small and not self.leaks
+        """Whether the packed path computes this base, and every adapter is part of it."""
+        return self.difference.is_small and not self.leaks and not self.unreached
 
     def __str__(self) -> str:
         difference = self.difference
@@ -114,7 +116,8 @@ def prove_base(
     samples = [*samples, *samples] if len(samples) == 1 else list(samples)
     with proof_mode(loss), torch.random.fork_rng([on] if on.type == "cuda" else []):
         packed = packed_losses(loss, samples, on)
-        reference, noise = reference_and_noise(loss, samples, on)
+        with unreached_adapters(loss.model) as unreached:
+            reference, noise = reference_and_noise(loss, samples, on)
         changed = [_changed(samples[0], samples), *samples[1:]]
         leak = _moved(packed[1:], packed_losses(loss, changed, on)[1:])
         changed = [*samples[:-1], _changed(samples[-1], samples)]
@@ -131,6 +134,7 @@ def prove_base(
         reference_loss=float(torch.cat(reference).mean()),
         leak=leak,
         leak_limit=NOISE_FACTOR * rounding,
+        unreached=tuple(unreached),
         seconds=time.perf_counter() - started,
     )
 

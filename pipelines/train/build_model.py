@@ -56,7 +56,7 @@ def build_model(
     supported.
     """
     base = load_base(recipe.model, str(device), PACKED)
-    check_base(base.config, row_tokens)
+    check_base(base, row_tokens)
     shape = shape_of_base(base)
     checkpoint_gradients(base, str(recipe.train.gradient_checkpointing))
     if recipe.train.method == "full":

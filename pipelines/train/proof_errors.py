@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.adapter_format.keys import KEY_PREFIX
 from pipelines.core.errors import UserError, one_line
 from pipelines.train.base_proof import BaseProof
 
@@ -28,28 +29,42 @@ def check_proof(proof: BaseProof, base: str, model: Any) -> None:
     """
     if proof.holds:
         return
-    difference = proof.difference
-    if proof.leaks:
-        reason = (
-            "the samples of a pack would see each other: other tokens in the first sample move "
-            f"the losses of the others by {proof.leak:.2g} nats on average, and rounding moves "
-            f"them by {proof.leak_limit:.2g} at most"
+    base_name = f"model.base={base} ({_architecture(model)})"
+    if not proof.leaks and proof.difference.is_small:
+        names = [name.removeprefix(KEY_PREFIX) for name in proof.unreached]
+        last = sorted({name.rsplit(".", 1)[-1] for name in names})
+        raise UserError(
+            f"{base_name}: the forward of a text does not call {len(names)} of the adapted "
+            f"modules, first {names[0]}, so they would never train: leave {', '.join(last)} out of "
+            "lora.targets and lora.modules_to_save"
         )
-    else:
-        mean, limit, where = difference.mean, difference.limit, "on average"
-        if mean <= limit:
-            mean, limit = difference.block, difference.block_limit
-            where = f"in the {difference.block_start + 1}th and the following tokens of a sample"
-        reason = (
-            f"packed training would compute another loss than transformers: "
-            f"{proof.packed_loss:.4f} and {proof.reference_loss:.4f} nats a token, {mean:.2g} "
-            f"apart {where}, and rounding explains {limit:.2g}"
-        )
+    reason = _leak_line(proof) if proof.leaks else _difference_line(proof)
     hint = _hint(proof, model)
     raise UserError(
-        f"model.base={base} ({_architecture(model)}) cannot be trained in packs: {reason}"
+        f"{base_name} cannot be trained in packs: {reason}"
         f"{f'; the base has {hint}' if hint else ''}: choose a base of another architecture "
         "(docs/bases.md lists them)"
+    )
+
+
+def _leak_line(proof: BaseProof) -> str:
+    return (
+        "the samples of a pack would see each other: other tokens in the first sample move the "
+        f"losses of the others by {proof.leak:.2g} nats on average, and rounding moves them by "
+        f"{proof.leak_limit:.2g} at most"
+    )
+
+
+def _difference_line(proof: BaseProof) -> str:
+    difference = proof.difference
+    apart, limit, where = difference.mean, difference.limit, "on average"
+    if apart <= limit:
+        apart, limit = difference.block, difference.block_limit
+        where = f"from token {difference.block_start + 1} of a sample on"
+    return (
+        f"packed training would compute another loss than transformers: {proof.packed_loss:.4f} "
+        f"and {proof.reference_loss:.4f} nats a token, {apart:.2g} apart {where}, and rounding "
+        f"explains {limit:.2g}"
     )
 
 

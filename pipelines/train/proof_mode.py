@@ -53,6 +53,31 @@ def attention_named(name: str, model: torch.nn.Module) -> Iterator[None]:
             config._attn_implementation = attention
 
 
+@contextmanager
+def unreached_adapters(model: torch.nn.Module) -> Iterator[list[str]]:
+    """Inside, notes which adapted modules are called; afterwards the list has the names of others.
+
+    Adapters of single experts are left out: a router may send them no token.
+    """
+    adapted = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") or hasattr(module, "modules_to_save")
+    }
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name, module in adapted.items()
+    ]
+    names: list[str] = []
+    try:
+        yield names
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names += [name for name in adapted if name not in called and "experts" not in name.split(".")]
+
+
 def supports_sdpa(model: torch.nn.Module) -> bool:
     """Whether transformers' own sdpa attention computes every layer of the model."""
     return all(getattr(module, "_supports_sdpa", True) for module in model.modules())

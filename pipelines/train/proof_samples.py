@@ -8,14 +8,14 @@ from pipelines.train.row_feed import Feed
 
 MAX_SAMPLES = 8
 _SHARES = (0.5, 0.25, 0.75, 0.1, 0.9, 0.98)
-_SPARE_ROWS = 4  # all samples but the longest have at most a row's tokens divided by this
+_SPARE_TOKENS = 1024  # of all samples but the longest, or a quarter of a row if that is more
 
 
 def choose_samples(feed: Feed, row_tokens: int) -> list[np.ndarray]:
     """Token ids of up to MAX_SAMPLES samples, the longest first; empty if none has two tokens.
 
     The longest sample crosses every window that a sample of the dataset crosses. The shortest one
-    and some between follow while they fit a small part of a row, so that the proof stays cheap.
+    and some between follow, of so few tokens that the proof stays cheap.
     """
     lengths, rows = feed.sample_lengths()
     order = np.argsort(lengths, kind="stable")
@@ -23,7 +23,7 @@ def choose_samples(feed: Feed, row_tokens: int) -> list[np.ndarray]:
     if not len(order):
         return []
     chosen = dict.fromkeys([int(order[-1]), int(order[0])])
-    spare = row_tokens // _SPARE_ROWS
+    spare = max(_SPARE_TOKENS, row_tokens // 4)
     for share in _SHARES:
         sample = int(order[int(share * (len(order) - 1))])
         if sample not in chosen and lengths[sample] <= spare:

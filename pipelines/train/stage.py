@@ -58,6 +58,7 @@ def train_step(
         load=load_run,
         summary=lambda run: _summary(run, inputs.recipe),
         needs_ray=fit is None,
+        check=lambda dataset: _check_before_ray(inputs.recipe, dataset),
     )
 
 
@@ -88,7 +89,6 @@ def _build(
     check_startable(recipe, store)
     if check:
         check(store, dataset)
-    _check_patience(recipe, dataset)
     for line in recipe.serving_notes():
         progress.note(f"train: {line}")
     parents = {
@@ -147,7 +147,12 @@ def _own_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _check_patience(recipe: Recipe, dataset: PreparedDataset) -> None:
+def _check_before_ray(recipe: Recipe, dataset: PreparedDataset) -> None:
+    """Raise UserError for a dataset that does not fit the recipe or the base."""
+    from pipelines.train.base_limits import check_rows
+
+    if Path(dataset.ref.uri).is_dir():  # training refuses datasets on an object store
+        check_rows(recipe.model, Path(dataset.ref.uri))
     if recipe.train.patience and not dataset.heldout.num_rows:
         raise UserError(
             f"train.patience={recipe.train.patience} waits for a better held-out loss, and the "

@@ -36,6 +36,7 @@ from pipelines.model.lora_init import as_plain_lora
 from pipelines.model.lora_save import save_adapter, verify_saved_adapter
 from pipelines.plan.shape import owner_of
 from pipelines.storage import MANIFEST, Artifact, Store, verify
+from pipelines.train.checkpoint.moved import check_moved
 from pipelines.train.engine.protocol import OptimizerState
 
 STATE_FILE = "state.safetensors"
@@ -77,13 +78,15 @@ def write_checkpoint(folder: Path, model: Any, base: str, state: TrainingState) 
     """Write a checkpoint's files into `folder`, verify the saved weights, return its metadata.
 
     Raises ValueError if the saved weights miss a tensor, have a wrong shape or a value that is not
-    finite, have only zero B matrices after training, or differ by a bit from the gathered weights.
+    finite, or differ by a bit from the gathered weights, and UserError if training has not moved a
+    tensor of the adapter.
     """
     optimizer = state.optimizer
     if hasattr(model, "peft_config"):
+        check_moved(state.step, optimizer)
         adapter = folder / ADAPTER_DIR
         save_adapter(model, adapter, base, optimizer.weights, state.pissa)
-        verify_saved_adapter(adapter, model, stepped=optimizer.step > 0, pissa=state.pissa)
+        verify_saved_adapter(adapter, model, state.pissa)
         _verify_same_bits(adapter, optimizer.weights, state.pissa)
     else:
         save_full(model, folder / MODEL_DIR, base, optimizer.weights)

@@ -37,7 +37,7 @@ def trained_adapter(base: str, folder: Path, seed: int, **options: Any) -> Path:
     for parameter in trainable_parameters(model).values():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     save_adapter(model, folder, base)
-    verify_saved_adapter(folder, model, stepped=True)
+    verify_saved_adapter(folder, model)
     return folder
 
 
@@ -247,7 +247,7 @@ def test_adapters_of_all_kinds_can_be_switched(pocket_base: str, tmp_path: Path)
     assert not trainable_parameters(model)
 
 
-@pytest.mark.parametrize("damage", ["missing", "shape", "nan", "zero"])
+@pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
 def test_verify_refuses_an_adapter_that_training_cannot_have_made(
     pocket_base: str, tmp_path: Path, damage: str
 ) -> None:
@@ -259,13 +259,11 @@ def test_verify_refuses_an_adapter_that_training_cannot_have_made(
         del tensors[name]
     elif damage == "shape":
         tensors[name] = tensors[name][:0].contiguous()
-    elif damage == "nan":
-        tensors[name][0, 0] = float("nan")
     else:
-        tensors = {key: torch.zeros_like(t) if "lora_B" in key else t for key, t in tensors.items()}
+        tensors[name][0, 0] = float("nan")
     save_file(tensors, str(folder / WEIGHTS_FILE))
     with pytest.raises(ValueError, match=r"lora_B|lora_A"):
-        verify_saved_adapter(folder, model, stepped=True)
+        verify_saved_adapter(folder, model)
 
 
 def test_an_adapter_for_another_base_is_refused(pocket_base: str, tmp_path: Path) -> None:
