@@ -119,3 +119,21 @@ def test_dry_run_shows_the_first_rows_when_a_later_one_can_be_used(
     assert len(numbers) == 8 and all(text.startswith("left out: ") for text in endings)
     *_, endings = rows_table(pocket_base, tmp_path, [LONG, SHORT])
     assert endings[0].startswith("left out: ") and endings[1] == "'one'"
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ('{"Frage": "a", "Antwort": "b"}\n', "its only row cannot be used: unknown format"),
+        ("", "no row in it"),
+        ('{"train": [{"a": 1}], "test": [{"a": 1}]}', "set the source's `field: train` or"),
+    ],
+)
+def test_dry_run_refuses_sources_without_a_row_to_use(
+    tmp_path: Path, pocket_base: str, rows: str, reason: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(rows)
+    data = {"sources": [str(tmp_path / "rows.jsonl")], "row_tokens": 64}
+    recipe = parse_recipe({"name": "t", "model": {"base": pocket_base}, "data": data})
+    with pytest.raises(UserError, match=reason):
+        list(dry_run(Inputs(recipe), Store(tmp_path / "store")))
