@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.chat.call_ids import with_call_ids
-from pipelines.chat.probes import ANSWER, ASK, CALL_WORDS, CALLING, RESULT, THOUGHT, TOOL, TOOL_WORD
+from pipelines.chat.probes import (
+    ANSWER,
+    ASK,
+    CALL,
+    CALL_WORDS,
+    CALLING,
+    RESULT,
+    THOUGHT,
+    TOOL,
+    TOOL_WORD,
+)
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError
 
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -31,7 +41,10 @@ class TemplateCapabilities:
     system: bool  # turns of the role system
     tools: bool  # the list of tools
     tool_calls: bool  # an assistant's tool calls
-    text_with_calls: bool  # an assistant's text in a turn that also has tool calls
+    # An assistant's text in a turn that also has tool calls, as part of the turn: Gemma 4's writes it
+    # behind the calls' results.
+    text_with_calls: bool
+    parallel_calls: bool  # several calls in one turn
     tool_role: bool  # turns of the role tool, which carry a call's result
     call_ids: bool  # calls and results if they have ids, see call_ids
     # The key of an assistant's thought; "content" if it goes there, between <think> and </think>;
@@ -51,10 +64,9 @@ def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
         if calls:
             break
     both = {**calling, "content": "probe-text"}
-    text_with_calls = any(
-        _shows(template, [ASK, both, *then, ANSWER], [TOOL], ("probe-text",))
-        for then in ([result], [ASK])
-    )
+    then = result if results else {**ASK, "content": RESULT["content"]}
+    shown = _render(template, [ASK, both, then, ANSWER], [TOOL])
+    text_with_calls = "probe-text" in shown.partition(RESULT["content"])[0]
     system = [{"role": "system", "content": "probe-system"}, ASK, ANSWER]
     with_result = [ASK, calling if results else ANSWER, result, ANSWER]
     tool_role = _shows(template, with_result, (), (RESULT["content"],))
@@ -67,6 +79,7 @@ def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
         # If the template renders no calls, `apply_fallbacks` joins text and calls into one text,
         # which the template renders.
         text_with_calls=text_with_calls or not calls,
+        parallel_calls=not calls or _shows_parallel_calls(template, call_ids),
         tool_role=tool_role,
         call_ids=calls and call_ids,
         thought_key=_thought_key(template),
@@ -84,6 +97,46 @@ def _thought_key(template: ChatTemplate) -> str:
     return ""
 
 
+def _shows_parallel_calls(template: ChatTemplate, call_ids: bool) -> bool:
+    """Whether a turn may have two calls, by their arguments."""
+    functions = [{**CALL["function"], "arguments": {"probe-key": f"value-{i}"}} for i in range(2)]
+    calls = [{**CALL, "function": function} for function in functions]
+    messages = [{**CALLING, "tool_calls": calls}, RESULT, {**RESULT, "content": "probe-other"}]
+    messages = [ASK, *(with_call_ids(messages) if call_ids else messages), ANSWER]
+    words = ("value-0", "value-1")
+    return _shows(template, messages, [TOOL], words) or _shows(
+        template, messages[:2], [TOOL], words
+    )
+
+
+def _tools_follow_last_user(template: ChatTemplate) -> bool:
+    text = _render(template, [ASK, ANSWER, ASK, ANSWER], [TOOL])
+    return text.find(TOOL_WORD) > text.find(str(ANSWER["content"]))
+
+
+def _thought_key(template: ChatTemplate) -> str:
+    content = str(ANSWER["content"])
+    answers = {key: {**ANSWER, key: THOUGHT} for key in THOUGHT_KEYS}
+    if "</think>" in template.source:
+        answers["content"] = {**ANSWER, "content": _with_thought(THOUGHT, content)}
+    for key, answer in answers.items():
+        if _shows(template, [ASK, answer], (), (THOUGHT, content)):
+            return key
+    return ""
+
+
+def _shows_parallel_calls(template: ChatTemplate, call_ids: bool) -> bool:
+    """Whether a turn may have two calls, by their arguments."""
+    functions = [{**CALL["function"], "arguments": {"probe-key": f"value-{i}"}} for i in range(2)]
+    calls = [{**CALL, "function": function} for function in functions]
+    messages = [{**CALLING, "tool_calls": calls}, RESULT, {**RESULT, "content": "probe-other"}]
+    messages = [ASK, *(with_call_ids(messages) if call_ids else messages), ANSWER]
+    words = ("value-0", "value-1")
+    return _shows(template, messages, [TOOL], words) or _shows(
+        template, messages[:2], [TOOL], words
+    )
+
+
 def _tools_follow_last_user(template: ChatTemplate) -> bool:
     try:
         text = template.render([ASK, ANSWER, ASK, ANSWER], [TOOL]).text
@@ -95,11 +148,15 @@ def _tools_follow_last_user(template: ChatTemplate) -> bool:
 def _shows(
     template: ChatTemplate, messages: Messages, tools: Sequence[Any], words: Sequence[str]
 ) -> bool:
-    try:
-        text = template.render(messages, tools).text
-    except TemplateError:
-        return False
+    text = _render(template, messages, tools)
     return all(word in text for word in words)
+
+
+def _render(template: ChatTemplate, messages: Messages, tools: Sequence[Any] = ()) -> str:
+    try:
+        return template.render(messages, tools).text
+    except TemplateError:
+        return ""
 
 
 def apply_fallbacks(

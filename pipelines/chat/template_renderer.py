@@ -83,6 +83,10 @@ class TemplateRenderer:
         messages = conversation.messages()
         if spells_marks([messages, tools]):
             raise TemplateError("the text contains a Unicode noncharacter of U+FDD0 to U+FDD3")
+        if not self.capabilities.parallel_calls and any(len(t.tool_calls) > 1 for t in turns):
+            raise TemplateError(
+                "the chat template writes one tool call a turn, and a turn has more"
+            )
         messages, tools, message_index = apply_fallbacks(messages, tools, self.capabilities)
         spans = self._finder.locate(messages, tools)
         by_message = _answering_turns(turns, message_index)

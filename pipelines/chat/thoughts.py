@@ -70,8 +70,8 @@ class Thoughts:
         if not self.empty or self.trains_empty:
             return 0
         shared = next(n for n in range(len(self.empty), -1, -1) if prompt.endswith(self.empty[:n]))
-        follows = text.startswith(self.empty[shared:], len(prompt))
-        return len(self.empty) - shared if follows else 0
+        rest = self.empty[shared:]
+        return len(rest) if rest.strip() and text.startswith(rest, len(prompt)) else 0
 
     def lacks_thought(self, text: str, prompt: str) -> bool:
         """Whether a text, which begins with the prompt, has no thought although one is expected."""
@@ -130,7 +130,7 @@ def _empty_thought(template: ChatTemplate, prompt: str) -> str:
     before = text.partition(str(ANSWER["content"]))[0]
     last = [*_EMPTY.finditer(before)][-1:]
     follows = len(prompt) if text.startswith(prompt) else 0
-    if not last or last[0].end() <= follows:
+    if not last or len(last[0].group().rstrip()) + last[0].start() <= follows:
         return ""
     start = last[0].start()
     while start > follows and before[start - 1].isspace():

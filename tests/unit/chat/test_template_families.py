@@ -66,7 +66,10 @@ TOOL = {
 RESULTS = st.text("0123456789 {}:\n", min_size=20, max_size=40).filter(
     lambda text: text.strip() == text
 )
-LETTERS = st.text("aeint _☃é", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
+# The tokenizers of sentencepiece's kind merge "ten" with the line break of a prompt.
+LETTERS = st.text("aeint _☃é", min_size=1, max_size=12).filter(
+    lambda text: text.strip() == text and not text.startswith("ten")
+)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
