@@ -7,6 +7,7 @@ in a wrong encoding of one byte a character would be trained without a sign of i
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 
 from pipelines.core.errors import UserError
@@ -65,7 +66,7 @@ def encoding_of(file: SourceFile, data: bytes, ends: bool) -> str:
     if b"\0" in data[:4096]:
         advice = file.advice("`encoding: utf-16-le` or `utf-16-be`")
         raise UserError(
-            f"{file.name}: no text in UTF-8: it has zero bytes, and {place}; if it is a text, {advice}"
+            f"{file.name}: no text in UTF-8: it has zero bytes, and {place}; if it is text, {advice}"
         )
     guess = _guess(data)
     key = f"set the source's `encoding: {guess}` (or utf-8, to reject such rows) or "
@@ -127,14 +128,15 @@ def _checked(file: SourceFile, name: str, data: bytes, ends: bool) -> str:
 
 def _stray_bytes(data: bytes, ends: bool) -> tuple[int, int, int]:
     """Of UTF-8: offset of the first byte that is none, their number, and that of characters that
-    are no ASCII.
+    are no ASCII (without such bytes, at most 3 are counted).
     """
     if data.isascii():
         return 0, 0, 0
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(data, final=ends)
     first = _STRAY.search(text)
     if first is None:
-        return 0, 0, len(_NOT_ASCII.findall(text))
+        characters = itertools.islice(_NOT_ASCII.finditer(text), _MIN_CHARACTERS)
+        return 0, 0, sum(1 for _ in characters)
     num_stray = len(_STRAY.findall(text))
     offset = len(text[: first.start()].encode())
     return offset, num_stray, len(_NOT_ASCII.findall(text)) - num_stray
