@@ -66,7 +66,7 @@ def encoding_of(file: SourceFile, data: bytes, ends: bool) -> str:
     if b"\0" in data[:4096]:
         advice = file.advice("`encoding: utf-16-le` or `utf-16-be`")
         raise UserError(
-            f"{file.name}: no text in UTF-8: it has zero bytes, and {place}; if it is text, {advice}"
+            f"{file.name}: no UTF-8: it has zero bytes, and {place}; if it is text, {advice}"
         )
     guess = _guess(data)
     key = f"set the source's `encoding: {guess}` (or utf-8, to reject such rows) or "

@@ -101,7 +101,7 @@ def test_text_in_utf_16_that_breaks_is_refused(tmp_path: Path) -> None:
 def test_zero_bytes_that_show_no_encoding_are_named(tmp_path: Path) -> None:
     content = "指令,输出\na,b\n".encode("utf-16-le")
     message = refusal_of(tmp_path / "rows.csv", content)
-    assert "no text in UTF-8: it has zero bytes" in message and "`encoding: utf-16-le`" in message
+    assert "no UTF-8: it has zero bytes" in message and "`encoding: utf-16-le`" in message
     assert values_in(tmp_path / "rows.csv", content, encoding="utf-16-le") == [
         {"指令": "a", "输出": "b"}
     ]
