@@ -20,8 +20,9 @@ TOOL = {
 }
 
 
-def _call(place: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": "look_up", "arguments": {"place": place}}}
+def _call(place: str | None) -> dict[str, Any]:
+    arguments = {"place": place} if place else {}
+    return {"type": "function", "function": {"name": "look_up", "arguments": arguments}}
 
 
 def _user(text: str) -> Turn:
@@ -71,6 +72,38 @@ CONVERSATIONS: dict[str, Conversation] = {
     ),
     "calls_twice": Conversation(
         (*_ASKED[:3], _answer("", "Rome"), _result("sun 31"), _answer("Only Oslo."), *_SECOND),
+        _TOOLS,
+    ),
+    "call_without_arguments": Conversation(
+        (
+            _ASKED[0],
+            Turn("assistant", "", tool_calls=(_call(None),)),
+            *_ASKED[2:],
+        ),
+        _TOOLS,
+    ),
+    "result_then_question": Conversation((*_ASKED[:3], *_SECOND), _TOOLS),
+    "result_of_lines": Conversation(
+        (*_ASKED[:2], _result('{"rain": 7,\n "wind": "é"}'), _ASKED[3]), _TOOLS
+    ),
+    "last_masked": Conversation((*_FIRST, _SECOND[0], _answer("a second one", train=False))),
+    "same_text": Conversation((_user("again"), _answer("again"), _user("again"), _answer("again"))),
+    "one_character": Conversation((_user("Name it"), _answer("4"))),
+    "lines": Conversation((_user("Name\n\nit\n"), _answer("def f():\n\n    return 42\n\n# end"))),
+    "two_questions": Conversation((_user("Wait"), *_FIRST)),
+    "two_answers": Conversation((*_FIRST, _answer("a second one"))),
+    "no_think_asked": Conversation((Turn("system", "be brief /no_think"), *_FIRST, *_SECOND)),
+    "tags_in_text": Conversation(
+        (_user("What is <b>"), _answer("a <b>tag</b> [X] {x} </i"), *_SECOND)
+    ),
+    "thought_in_text": Conversation(
+        (_user("Name it"), _answer("<think>\nsix by 7\n</think>\n\nthe answer 42"), *_SECOND)
+    ),
+    "thought_of_lines": Conversation(
+        (_user("Name it"), _answer("the answer 42", reasoning="\n six\n\nby 7 \n"))
+    ),
+    "thought_text_call": Conversation(
+        (_user("Is it wet"), _answer("I check.", "Oslo", reasoning="ask first"), *_ASKED[2:]),
         _TOOLS,
     ),
     "thought": Conversation((_user("Name it"), _answer("the answer 42", reasoning="six by 7"))),

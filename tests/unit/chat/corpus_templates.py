@@ -23,13 +23,12 @@ _THINK = "<think> </think>"
 
 @dataclass(frozen=True)
 class Published:
-    """The tokens of one published template, and how plain answers are trained on it.
+    """The tokens of one published template, and the template arguments that rows need on it.
 
     `special` and `ordinary` are the added tokens with and without the flag special. `ends` end the
-    text of a turn; without a value, `eos` does. `variants` are the template arguments under
-    which the corpus runs besides none at all; `plain` are those under which an answer without a
-    thought is trained and served, None where none are. `with_tools` names the base's second
-    template, for conversations with tools.
+    text of a turn; without a value, `eos` does. Under the arguments `plain` a row without thoughts
+    is trained, under `thinking` a row with one; None where no arguments do that. `variants` are
+    more arguments to run with. `with_tools` names the base's template for rows with tools.
     """
 
     special: str
@@ -39,11 +38,18 @@ class Published:
     ends: str = ""
     variants: tuple[Mapping[str, Any], ...] = ()
     plain: Mapping[str, Any] | None = field(default_factory=dict)
+    thinking: Mapping[str, Any] | None = None
     with_tools: str = ""
 
     @property
     def end_texts(self) -> tuple[str, ...]:
         return tuple(self.ends.split()) or (self.eos,)
+
+    @property
+    def all_arguments(self) -> list[Mapping[str, Any]]:
+        """The template arguments of every case: none, and each that differs from the others."""
+        wanted = [{}, *self.variants, self.plain, self.thinking]
+        return [a for i, a in enumerate(wanted) if a is not None and a not in wanted[:i]]
 
     @property
     def named_tokens(self) -> dict[str, str]:
@@ -111,15 +117,12 @@ PUBLISHED: dict[str, Published] = {
         bos="<s>",
         eos="<|assistant_end|>",
         ends="<|assistant_end|> <|tools_suffix|>",
-        plain=None,  # its last answer has no end
+        plain=None,
     ),
     "apriel15": _phi("<|tool_result|>", plain=None),
     "aya_expanse": _cohere(),
     "baichuan2": Published("<s> </s> <reserved_106> <reserved_107>", bos="<s>", eos="</s>"),
-    "command_a_reasoning": _cohere(
-        variants=({"reasoning": False},),
-        plain=None,  # its prompt writes a thought where an answer has none
-    ),
+    "command_a_reasoning": _cohere(variants=({"reasoning": False},), plain=None, thinking={}),
     "command_r7b": _cohere(),
     "deepseek_r1_0528": _deepseek(),
     "deepseek_v3": _deepseek(),
@@ -143,7 +146,7 @@ PUBLISHED: dict[str, Published] = {
         _QWEN_THINKS,
         bos="[BOS]",
         eos="[|endofturn|]",
-        variants=(_ON,),
+        thinking=_ON,
     ),
     "falcon3": Published(
         "<|endoftext|> <|system|> <|user|> <|assistant|>", _TOOL_MARKS, eos="<|endoftext|>"
@@ -156,24 +159,29 @@ PUBLISHED: dict[str, Published] = {
         bos="<bos>",
         eos="<eos>",
         ends="<turn|> <|tool_response>",
-        variants=(_ON,),
         plain=_ON,
     ),
     "gemma4_first": Published(_GEMMA4, bos="<bos>", eos="<eos>", ends="<turn|>"),
     "glm4": _glm(),
-    "glm45": _glm(_QWEN_THINKS, variants=(_OFF, _ON)),
+    "glm45": _glm(_QWEN_THINKS, variants=(_OFF, _ON), thinking={}, plain=_OFF),
     "gpt_oss": Published(
         "<|startoftext|> <|endoftext|> <|start|> <|end|> <|message|> <|channel|> <|return|> "
         "<|call|> <|constrain|>",
         bos="<|startoftext|>",
         eos="<|return|>",
         ends="<|return|> <|call|> <|end|>",
+        thinking={},
     ),
-    "granite33": Published(_GRANITE, _THINK, eos="<|end_of_text|>"),
+    "granite33": Published(_GRANITE, _THINK, eos="<|end_of_text|>", thinking={}),
     "granite4": Published(_GRANITE, _TOOL_MARKS, eos="<|end_of_text|>"),
     "hermes3": Published(_CHATML, _TOOL_MARKS, with_tools="hermes3_tools"),
     "hunyuan_a13b": Published(
-        "<|startoftext|> <|extra_0|> <|extra_4|> <|eos|>", _QWEN_THINKS, eos="<|eos|>"
+        "<|startoftext|> <|extra_0|> <|extra_4|> <|eos|>",
+        _QWEN_THINKS,
+        eos="<|eos|>",
+        thinking={},
+        plain=None,
+        variants=(_OFF,),
     ),
     "internlm25": Published(
         "<s> </s> <|im_start|> <|im_end|> <|action_start|> <|action_end|> <|plugin|>", bos="<s>"
@@ -185,18 +193,10 @@ PUBLISHED: dict[str, Published] = {
     ),
     "kimi_k2": Published(_KIMI, bos="[BOS]", eos="[EOS]", ends="<|im_end|>"),
     "kimi_k2_thinking": Published(
-        _KIMI,
-        _THINK,
-        bos="[BOS]",
-        eos="[EOS]",
-        ends="<|im_end|>",
+        _KIMI, _THINK, bos="[BOS]", eos="[EOS]", ends="<|im_end|>", plain=None
     ),
     "lfm2": Published(_LFM, bos="<|startoftext|>"),
-    "lfm25": Published(
-        _LFM,
-        _THINK,
-        bos="<|startoftext|>",
-    ),
+    "lfm25": Published(_LFM, _THINK, bos="<|startoftext|>", thinking={}),
     "ling": Published(
         "<|startoftext|> <|endoftext|> <|role_end|> <role> </role>",
         eos="<|role_end|>",
@@ -209,8 +209,8 @@ PUBLISHED: dict[str, Published] = {
     ),
     "llama_nemotron": _llama3(_THINK),
     "longcat": Published("<longcat_s> </longcat_s>", eos="</longcat_s>"),
-    "magistral": _mistral(),
-    "mimo_v2": Published(_CHATML, _QWEN_THINKS, variants=(_ON,), plain={}),
+    "magistral": _mistral(thinking={}),
+    "mimo_v2": Published(_CHATML, _QWEN_THINKS, plain={}, thinking=_ON),
     "minimax_m1": Published(
         "<begin_of_document> <beginning_of_sentence> <end_of_sentence>", eos="<end_of_sentence>"
     ),
@@ -219,15 +219,20 @@ PUBLISHED: dict[str, Published] = {
         f"{_THINK} <minimax:tool_call> </minimax:tool_call>",
         bos="]~!b[",
         eos="[e~[",
-        plain=None,  # its prompt opens a thought, which an answer without one does not show
+        plain=None,
+        thinking={},
     ),
-    "ministral3_reasoning": _mistral(),
+    "ministral3_reasoning": _mistral(thinking={}),
     "mistral_nemo": _mistral(),
     "mistral_small31": _mistral(),
     "mixtral": Published("<s> </s>", bos="<s>", eos="</s>"),
-    "nemotron3_nano": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,), plain=_OFF),
+    "nemotron3_nano": Published(_CHATML, _QWEN_THINKS, plain=_OFF, thinking={}),
     "nemotron_nano_v2": Published(
-        "<s> </s> <SPECIAL_10> <SPECIAL_11> <SPECIAL_12>", _THINK, bos="<s>", eos="<SPECIAL_12>"
+        "<s> </s> <SPECIAL_10> <SPECIAL_11> <SPECIAL_12>",
+        _THINK,
+        bos="<s>",
+        eos="<SPECIAL_12>",
+        thinking={},
     ),
     "olmo2": Published("<|endoftext|>", bos="<|endoftext|>", eos="<|endoftext|>"),
     "olmo3_think": Published(_CHATML, _THINK, plain=None),
@@ -235,16 +240,15 @@ PUBLISHED: dict[str, Published] = {
     "openchat": Published("<s> </s> <|end_of_turn|>", bos="<s>", eos="<|end_of_turn|>"),
     "phi35": _phi(),
     "phi4_mini": _phi(),
-    "phi4_reasoning": Published("<|endoftext|> <|im_start|> <|im_end|> <|im_sep|>", _THINK),
+    "phi4_reasoning": Published(
+        "<|endoftext|> <|im_start|> <|im_end|> <|im_sep|>", _THINK, thinking={}
+    ),
     "qwen25": _QWEN,
-    "qwen35_small": Published(_CHATML, _QWEN_THINKS, variants=(_ON,)),
-    "qwen36": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,), plain=_OFF),
+    "qwen35_small": Published(_CHATML, _QWEN_THINKS, thinking=_ON),
+    "qwen36": Published(_CHATML, _QWEN_THINKS, plain=_OFF, thinking={}),
     "qwen3_coder": _QWEN,
     "qwen3_instruct": _QWEN,
-    "qwen3_thinking": Published(
-        _CHATML,
-        _QWEN_THINKS,
-    ),
+    "qwen3_thinking": Published(_CHATML, _QWEN_THINKS, thinking={}, plain=None),
     "qwq": Published(_CHATML, _QWEN_THINKS, plain=None),
     "reka_flash3": Published("<|endoftext|> <sep>", eos="<sep>", plain=None),
     "seed_oss": Published(
@@ -253,9 +257,10 @@ PUBLISHED: dict[str, Published] = {
         bos="<seed:bos>",
         eos="<seed:eos>",
         variants=({"thinking_budget": 0},),
+        thinking={},
     ),
     "smollm2": Published(_CHATML),
-    "smollm3": Published(_CHATML, _QWEN_THINKS, variants=(_OFF,)),
+    "smollm3": Published(_CHATML, _QWEN_THINKS, thinking={}, plain=_OFF),
     "stablelm2": Published("<|endoftext|> <|system|> <|user|> <|assistant|>", eos="<|endoftext|>"),
     "tiny_aya": _cohere(),
     "xlam_qwen": _QWEN,
