@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from jobs.views.dry_run_proof import proof_line
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import Recipe
+from pipelines.core.artifacts import PreparedDataset
 from pipelines.core.errors import UserError
 from pipelines.core.progress import SILENT
 from pipelines.data.first_look import RejectReasons, check_first_rows
@@ -24,16 +26,14 @@ from pipelines.model.supported import check_base
 from pipelines.plan.flops import RECOMPUTED_SHARE, step_flops
 from pipelines.plan.memory import MemoryPlan, choose_plan, device_bytes
 from pipelines.plan.shape import ModelShape, shape_of
-from pipelines.sources.source_files import SourceFile, find_files
+from pipelines.sources.source_files import find_files
 from pipelines.steps.inputs import Inputs
 from pipelines.steps.runner import Runner
 from pipelines.storage import Store
+from pipelines.train.base_limits import check_rows, read_base_limits
 from pipelines.train.row_order import RowOrder
 from pipelines.train.stage import check_startable
 from pipelines.train.track.throughput import matmul_rate
-
-if TYPE_CHECKING:
-    import torch
 
 NUM_ROWS = 8
 
@@ -54,8 +54,11 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
 
     recipe = inputs.recipe
     check_startable(recipe, store)
-    yield _rows_table(recipe, inputs.renderer)
-    check_base(meta_model(recipe.model).config, recipe.data.row_tokens)
+    rows = _first_rows(recipe, inputs.renderer)
+    yield _rows_table(rows, inputs.renderer)
+    samples = [np.array(ids, np.int32) for ids in rows["input_ids"].to_pylist() if ids]
+    _check_limits(recipe, samples)
+    check_base(meta_model(recipe.model), recipe.data.row_tokens)
     shape = shape_of(recipe)
     yield _parameters_table(shape)
     device = torch.device(
@@ -65,14 +68,17 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
         recipe, shape, recipe.data.row_tokens, recipe.resources.max_workers, device_bytes(device)
     )
     yield _memory_table(plan)
-    yield _time_line(inputs, store, shape, plan, device)
+    dataset = Runner(store, SILENT).find(prepare_step(inputs))
+    rate = matmul_rate(device, resolve_dtype(recipe.model, device.type))
+    yield _time_line(recipe, dataset, shape, plan, rate)
+    folder = store.local_dir(dataset.ref) if dataset else None
+    if folder:
+        check_rows(recipe.model, folder)
+    yield proof_line(recipe, shape, device, rate, folder, [s for s in samples if len(s) > 1])
     yield from recipe.serving_notes()
 
 
-def _rows_table(recipe: Recipe, renderer: ChatRenderer) -> Table:
-    files = find_files(recipe.data.sources)
-    check_first_rows(files, recipe.data.max_rejects_share)
-    rows = _first_rows(files, ChunkTokenizer(renderer, recipe.data))
+def _rows_table(rows: pa.Table, renderer: ChatRenderer) -> Table:
     table = Table(
         "row",
         "tokens",
@@ -93,8 +99,11 @@ def _rows_table(recipe: Recipe, renderer: ChatRenderer) -> Table:
     return table
 
 
-def _first_rows(files: Sequence[SourceFile], tokenizer: ChunkTokenizer) -> pa.Table:
+def _first_rows(recipe: Recipe, renderer: ChatRenderer) -> pa.Table:
     """The first NUM_ROWS rows. Raises UserError with the reasons when no row at all can be used."""
+    files = find_files(recipe.data.sources)
+    check_first_rows(files, recipe.data.max_rejects_share)
+    tokenizer = ChunkTokenizer(renderer, recipe.data)
     first: pa.Table | None = None
     reasons, num_rows, chunks = RejectReasons(), 0, cut_chunks(files)
     origins = Origins(chunks)
@@ -136,12 +145,20 @@ def _memory_table(plan: MemoryPlan) -> Table:
     return table
 
 
+def _check_limits(recipe: Recipe, samples: Sequence[np.ndarray]) -> None:
+    """Raise UserError if one of these samples exceeds the base's limits."""
+    if samples:
+        largest = max(int(sample.max()) for sample in samples)
+        read_base_limits(recipe.model).check(largest, max(map(len, samples)), "data.sources")
+
+
 def _time_line(
-    inputs: Inputs, store: Store, shape: ModelShape, plan: MemoryPlan, device: torch.device
+    recipe: Recipe,
+    prepared: PreparedDataset | None,
+    shape: ModelShape,
+    plan: MemoryPlan,
+    rate: float,
 ) -> str:
-    recipe = inputs.recipe
-    prepared = Runner(store, SILENT).find(prepare_step(inputs))
-    rate = matmul_rate(device, resolve_dtype(recipe.model, device.type))
     tokens, full = recipe.train.global_batch * recipe.data.row_tokens, recipe.train.method == "full"
     # Sample lengths and label positions are unknown here: no attention, and the head on all tokens.
     recomputed = RECOMPUTED_SHARE[plan.gradient_checkpointing]
