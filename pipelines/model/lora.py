@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipelines.adapter_format.keys import ADAPTER_NAME
 from pipelines.config.schema import TARGET_PRESETS, LoraConfig
 from pipelines.core.errors import UserError, one_line
+from pipelines.model.supported import adapter_refusal, published_values, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_ATTENTION = re.compile(r"\.(self_)?att(n|ention)\.")
+
+
 def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     """Put a fresh trainable adapter on a frozen base; A is drawn from `seed`, B is zero, both fp32.
 
     Raises UserError for a name in `lora.targets`, `modules_to_save` or a pattern that matches no
-    module of the model, and for a rank that a layer cannot have. PEFT ignores such a name without
-    a message as long as another name matches.
+    module of the model, for a rank that a layer cannot have, and for adapters on experts or their
+    router. PEFT ignores a name without a match as long as another name matches.
     """
     import peft
     import torch
+
+    base = published_values(model.config)
+    refuse(base, adapter_refusal(base, config))
 
     targets = (
         TARGET_PRESETS.get(config.targets, config.targets)
@@ -43,8 +50,9 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
         target_modules=targets,
         use_rslora=config.rslora,
         use_dora=config.dora,
-        rank_pattern=config.rank_pattern,
-        alpha_pattern=cast(Any, config.alpha_pattern),
+        # Copies, because PEFT writes the patterns of converted experts into them.
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=cast(Any, dict(config.alpha_pattern)),
         modules_to_save=config.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
@@ -59,6 +67,8 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
             f"lora.targets={config.targets!r} cannot be adapted: {one_line(error)}; "
             f"{_linears(model)}"
         ) from error
+    if base.num_experts:
+        _check_experts(adapted, config, base.num_experts)
     _check_layers(adapted, config)
     for parameter in trainable_parameters(adapted).values():
         parameter.data = parameter.data.float()
@@ -70,6 +80,16 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
     return {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
+
+
+def attention_targets(model: PreTrainedModel) -> list[str]:
+    """The names of the linear modules that only a model's attention has, such as q_proj."""
+    import torch
+
+    linears = [name for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)]
+    inside = {name for name in linears if _ATTENTION.search(name)}
+    outside = {name.rsplit(".", 1)[-1] for name in linears if name not in inside}
+    return sorted({name.rsplit(".", 1)[-1] for name in inside} - outside)
 
 
 def _check_names(model: PreTrainedModel, config: LoraConfig, targets: str | list[str]) -> None:
@@ -112,6 +132,25 @@ def _linears(model: PreTrainedModel) -> str:
         if isinstance(module, torch.nn.Linear)
     }
     return f"its linear modules are {', '.join(sorted(names))}"
+
+
+def _check_experts(model: PeftModel, config: LoraConfig, num_experts: int) -> None:
+    """Raise UserError if a trained module is an expert or a router.
+
+    PEFT adapts experts that are one parameter under the name of their linears.
+    """
+    for name, module in model.get_base_model().named_modules():
+        is_trained = hasattr(module, "lora_A") or name.rsplit(".", 1)[-1] in config.modules_to_save
+        is_router = getattr(module, "out_features", None) == num_experts and not _ATTENTION.search(
+            name
+        )
+        is_expert = "experts" in name.split(".")
+        if is_trained and (is_expert or is_router):
+            raise UserError(
+                f"lora.targets={config.targets!r}: {name} is one of {num_experts} experts or their "
+                "router, and the loss that balances them is not computed: set lora.targets to the names of its attention's modules, "
+                f"{', '.join(attention_targets(cast(Any, model).get_base_model()))}"
+            )
 
 
 def _check_layers(model: PeftModel, config: LoraConfig) -> None:

@@ -121,15 +121,19 @@ class MultiLora:
     def _add_to(
         self, path: str, _module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor
     ) -> torch.Tensor:
-        """Forward hook of a linear layer with input [n, q, in] and output [n, q, out]."""
+        """Forward hook of a linear layer with input [n, q, in] and output [n, q, out].
+
+        Some layers flatten n and q into their product; the rows come one after another then, too.
+        """
         if self._foreign is None or path not in self._stacks:
             return output
         a, b = self._stacks[path]
+        hidden = (inputs[0].to(a.dtype) @ a.T).view(len(self._foreign), -1, a.shape[0])
         # masked_fill, because a product with 0 would keep a NaN or infinity of another row's
         # adapter.
-        hidden = (inputs[0].to(a.dtype) @ a.T).masked_fill(self._foreign, 0)
+        hidden = hidden.masked_fill(self._foreign, 0)
         return (
-            output.flatten(0, 1)
+            output.view(-1, output.shape[-1])
             .addmm_(hidden.flatten(0, 1).to(output.dtype), b.to(output.dtype))
             .view_as(output)
         )

@@ -1,11 +1,18 @@
-"""Checks that a base is supported, with the reason if it is not."""
+"""The table of supported bases: what can be done with a base, or the reason why not.
+
+Training, merging, evaluation and serving ask these functions before they start anything;
+`loraforge doctor BASE` prints the same answers. A refusal here is a clear line for a cause that
+the configuration shows. What it does not show, the proof of the run decides.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
 
+from pipelines.config.schema import LoraConfig
 from pipelines.core.errors import UserError
+from pipelines.model.published import PublishedBase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -13,40 +20,168 @@ if TYPE_CHECKING:
 _LOGIT_FACTORS = (
     "logits_scaling",
     "logit_scale",
+    "lm_head_multiplier",
     "final_logit_softcapping",
+    "logits_soft_cap",
     "attn_logit_softcapping",
 )
 
 
-def check_base(config: Any, row_tokens: int) -> None:
-    """Raise UserError for a base that packed training would not compute correctly.
+def load_refusal(base: PublishedBase) -> str:
+    """The reason why a base cannot be loaded, with what to set instead; "" if there is none."""
+    if "adapter_config.json" in base.files:
+        return (
+            "the folder has an adapter_config.json, so it is an adapter: set the base that this "
+            "adapter was trained on, or merge the adapter into it first"
+        )
+    if base.quantization:
+        return (
+            f"its weights are quantized ({base.quantization}), and adapters are trained on, merged "
+            "into and served with unquantized weights only: set the base that it was quantized "
+            "from, and model.quantization=nf4 or fp8 for a small frozen base"
+        )
+    if base.values.get("is_encoder_decoder"):
+        return "it is an encoder-decoder model: choose a decoder-only base (a causal model)"
+    if base.nested:
+        return (
+            f"it is a model of several parts ({base.nested}), such as text and images, and an "
+            "adapter would be put on all of them: choose a text-only base"
+        )
+    return ""
 
-    `config` is the model's configuration, `row_tokens` the length of a pack. Attention dropout is
-    only logged: training leaves it out.
+
+def train_refusal(base: PublishedBase, row_tokens: int | None = None) -> str:
+    """The reason why a base cannot be trained in packs of `row_tokens` tokens, or "".
+
+    None stands for packs as short as the base needs.
     """
-    window = (
-        getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True)
-        else None
-    )
-    if window is not None and window < row_tokens:
-        raise UserError(
-            f"model.base attends to the last {window} tokens only, but a pack may contain a sample "
-            f"of "
-            f"data.row_tokens={row_tokens}: set data.row_tokens={window} or less"
+    if base.recurrent_layers:
+        return (
+            f"some of its layers ({base.recurrent_layers}) carry a state from token to token, so "
+            "samples of a pack would see each other: choose a base with attention in all layers"
         )
     for key in _LOGIT_FACTORS:
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise UserError(
-                f"model.base scales its logits ({key}={getattr(config, key)}), which packed "
-                f"training "
-                "does not support: choose a base without it"
+        if base.values.get(key) not in (None, 0, 1):
+            return (
+                f"it scales its logits ({key}={base.values[key]}), which packed training does not "
+                "support: choose a base without it"
             )
-    if getattr(config, "attention_dropout", None):
+    for key, size in base.windows.items() if row_tokens else ():
+        if row_tokens and size < row_tokens:
+            return (
+                f"it attends to the last {size} tokens only ({key}), but a pack may contain a "
+                f"sample of data.row_tokens={row_tokens}: set data.row_tokens={size} or less"
+            )
+    return _rotation_refusal(base, "data.row_tokens", row_tokens)
+
+
+def adapter_refusal(base: PublishedBase, lora: LoraConfig, method: str = "lora") -> str:
+    """The reason why an adapter as in `lora` cannot be trained on a base, or ""."""
+    if not base.num_experts:
+        return ""
+    routed = (
+        f"it routes each token to some of {base.num_experts} experts, and the loss that balances "
+        "them is not computed"
+    )
+    if method == "full":
+        return (
+            f"{routed}, so train.method=full would train its router wrongly: set train.method=lora"
+        )
+    if lora.targets == "all-linear":
+        return (
+            f"{routed}, so adapters on router and experts are refused: set lora.targets=attention, "
+            "or the names of its attention's modules"
+        )
+    return ""
+
+
+def serve_refusal(base: PublishedBase, max_tokens: int | None = None) -> str:
+    """The reason why a base cannot be served with rows of up to `max_tokens` tokens, or ""."""
+    if base.recurrent_layers:
+        return (
+            f"some of its layers ({base.recurrent_layers}) carry a state from token to token, "
+            "which the engine's cache does not hold: serve it with another engine"
+        )
+    for key, size in base.windows.items() if max_tokens else ():
+        if max_tokens and size < max_tokens:
+            return (
+                f"it attends to the last {size} tokens only ({key}): set "
+                f"serve.max_model_tokens={size} or less"
+            )
+    return _rotation_refusal(base, "serve.max_model_tokens", max_tokens)
+
+
+def quantize_refusal(base: PublishedBase, quantization: str) -> str:
+    """The reason why a base cannot be quantized while it is loaded, or ""."""
+    if quantization != "none" and base.num_experts:
+        return (
+            f"model.quantization={quantization} quantizes linear layers, and its "
+            f"{base.num_experts} experts are none, so nearly all weights would stay as they are: "
+            "set model.quantization=none"
+        )
+    return ""
+
+
+def _rotation_refusal(base: PublishedBase, key: str, tokens: int | None) -> str:
+    limit = base.rotation_limit
+    if not limit or not tokens or tokens <= limit[1]:
+        return ""
+    return (
+        f"its {limit[0]} rotates the tokens of a whole batch in another way when one sample has "
+        f"more than {limit[1]} tokens, so a sample's result would depend on its neighbours: set "
+        f"{key}={limit[1]} or less"
+    )
+
+
+def refuse(base: PublishedBase, *reasons: str) -> None:
+    """Raise UserError with the first of the reasons that is not empty."""
+    for reason in reasons:
+        if reason:
+            raise UserError(f"model.base={base.name}: {reason}")
+
+
+def published_values(config: Any) -> PublishedBase:
+    """The base of a loaded configuration, which has the defaults of its class, too."""
+    return PublishedBase(config.name_or_path or "", config.to_dict())
+
+
+def check_base(model: PreTrainedModel, row_tokens: int) -> None:
+    """Raise UserError for a base that packed training would not compute correctly.
+
+    `model` may be on the meta device; `row_tokens` is the length of a pack. Attention dropout is
+    only logged: training leaves it out.
+    """
+    base = published_values(model.config)
+    refuse(base, train_refusal(base, row_tokens))
+    check_layout(model, base.name)
+    if base.values.get("attention_dropout"):
         logging.getLogger(__name__).warning(
             "model.base has attention_dropout=%s, which training leaves out",
-            config.attention_dropout,
+            base.values["attention_dropout"],
         )
+
+
+def check_layout(model: Any, name: str) -> None:
+    """Raise UserError unless packed training can run a causal model's layers, or those of a class.
+
+    It calls the layers in `model.model` and the head `model.lm_head`, as Llama's are called, and
+    puts its own function in the place of the layers' attention.
+    """
+    replaceable = getattr(model, "_supports_attention_backend", False)
+    reason = "" if replaceable else "its code in transformers has an attention of its own"
+    if not reason and not isinstance(model, type):
+        absent = [part for part in ("model", "lm_head") if not hasattr(model, part)]
+        if absent:
+            reason = f"its causal model has no {' and no '.join(absent)}"
+    if reason:
+        raise UserError(
+            f"model.base={name} ({_architecture_name(model)}) cannot be trained in packs: "
+            f"{reason}: choose a base of another architecture (docs/bases.md lists them)"
+        )
+
+
+def _architecture_name(model: Any) -> str:
+    return (model if isinstance(model, type) else type(model)).__name__
 
 
 def check_fp8(model: PreTrainedModel) -> None:

@@ -25,6 +25,7 @@ from pipelines.chat import ChatRenderer, TemplateError
 from pipelines.config.schema import ServeConfig
 from pipelines.core.errors import UserError
 from pipelines.model.multi_lora import MultiLora
+from pipelines.model.supported import published_values, refuse, serve_refusal
 from serve_app.engines.protocol import (
     AdapterRef,
     Delta,
@@ -34,7 +35,9 @@ from serve_app.engines.protocol import (
     RequestError,
 )
 from serve_app.engines.transformers.adapters import AdapterCache
+from serve_app.engines.transformers.batch_forward import last_logits, pad_prompts
 from serve_app.engines.transformers.batch_row import Answer, Row, concatenate
+from serve_app.engines.transformers.cache_check import check_cache
 from serve_app.engines.transformers.renderers import Renderers
 from serve_app.engines.transformers.sampling import make_generator, sample
 from serve_app.engines.transformers.slots import SlotCache
@@ -57,10 +60,11 @@ class TransformersEngine:
     ) -> None:
         self._model, self._renderers, self._fetch = model, renderers, fetch
         self._max_batch = config.max_batch
-        self._max_tokens = min(config.max_model_tokens, model.config.max_position_embeddings)
-        self._cache = SlotCache(
-            model.config, config.max_batch, self._max_tokens, model.dtype, model.device
-        )
+        base = published_values(model.config)
+        self._max_tokens = min(config.max_model_tokens, base.max_tokens or config.max_model_tokens)
+        refuse(base, serve_refusal(base, self._max_tokens))
+        self._cache = SlotCache(config.max_batch, self._max_tokens)
+        check_cache(model, self._cache)
         self._multi_lora = MultiLora(model)
         self._adapters = AdapterCache(config.max_adapters, self._load, self._multi_lora.remove)
         self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
@@ -198,20 +202,10 @@ class TransformersEngine:
         self._multi_lora.add(adapter.key, self._fetch(adapter))
 
     def _prefill(self, new_rows: list[Row]) -> None:
-        """Compute the prompts of new rows together and take their first tokens.
-
-        All prompts end in the last column. A shorter prompt is padded on the left, and its padding
-        has the positions after the prompt's end, where the causal mask hides it from every token
-        of the prompt and the row's next tokens overwrite it.
-        """
-        longest = max(len(row.prompt) for row in new_rows)
-        ids, positions = [], []
-        for row in new_rows:
-            size = len(row.prompt)
-            ids.append([0] * (longest - size) + row.prompt)
-            positions.append([*range(size, longest), *range(size)])
+        """Compute the prompts of new rows together and take their first tokens."""
         first = len(self._rows)
         self._rows += new_rows
+        ids, positions = pad_prompts([row.prompt for row in new_rows])
         self._take_tokens(new_rows, self._forward(ids, positions, first, new_rows))
 
     def _decode(self) -> None:
@@ -221,19 +215,9 @@ class TransformersEngine:
     def _forward(
         self, ids: list[list[int]], positions: list[list[int]], first: int, rows: list[Row]
     ) -> torch.Tensor:
-        """Logits [n, V] (fp32) of the last column."""
-        device = self._model.device
-        position_ids = torch.tensor(positions, device=device)
+        """Logits [n, V] (fp32) of the last column, each row with its adapter."""
         self._multi_lora.use([row.adapter for row in rows])
-        output = self._model(
-            input_ids=torch.tensor(ids, device=device),
-            position_ids=position_ids,
-            attention_mask=self._cache.begin(first, position_ids),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
+        return last_logits(self._model, self._cache, ids, positions, first)
 
     def _take_tokens(self, rows: list[Row], logits: torch.Tensor) -> None:
         highest, greedy = (values.tolist() for values in logits.max(-1))

@@ -7,29 +7,24 @@ tokens of each row. A step writes q keys at each row's positions and reads, thro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import Cache
 
-from pipelines.core.errors import UserError
-
 
 class SlotCache(Cache):
-    """Keys and values as two tensors [S, K, max_tokens, D] for each layer.
+    """Keys [S, K, max_tokens, D] and values of each layer, in that layer's own heads and sizes.
 
-    `begin` selects the rows and positions that the next forward writes.
+    `begin` selects the rows and positions that the next forward writes. A layer's tensors are
+    allocated when it is first written, so that `check_cache` allocates them all.
     """
 
-    def __init__(
-        self, config: Any, slots: int, max_tokens: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        check_architecture(config, max_tokens)
+    def __init__(self, slots: int, max_tokens: int) -> None:
         super().__init__(layers=[])
-        heads = config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, slots, heads, max_tokens, size)
-        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+        self.num_slots, self.max_tokens = slots, max_tokens
+        self._kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rows = slice(0, 0)
         self._positions = torch.zeros(0, 1, dtype=torch.int64)
         self._span = 0
@@ -58,41 +53,36 @@ class SlotCache(Cache):
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write [n, K, q, D] at the rows' positions and return views [n, K, span, D]."""
+        if layer_idx not in self._kv:
+            self._kv[layer_idx] = self._allocate(key_states), self._allocate(value_states)
         rows = torch.arange(self._rows.start, self._rows.stop, device=key_states.device)[:, None]
-        for cached, new in zip(self._kv[layer_idx], (key_states, value_states), strict=True):
+        keys, values = self._kv[layer_idx]
+        for cached, new in ((keys, key_states), (values, value_states)):
             cached[rows, :, self._positions] = new.transpose(1, 2)
-        keys, values = self._kv[layer_idx, :, self._rows, :, : self._span]
-        return keys, values
+        return keys[self._rows, :, : self._span], values[self._rows, :, : self._span]
+
+    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
+        _, heads, _, size = states.shape
+        shape = (self.num_slots, heads, self.max_tokens, size)
+        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        for pair in self._kv.values():
+            yield from pair
 
     def move(self, source: int, target: int) -> None:
         """Copy all keys and values of a slot to another slot."""
-        self._kv[:, :, target].copy_(self._kv[:, :, source])
+        for tensor in self._tensors():
+            tensor[target].copy_(tensor[source])
 
     def wipe(self, slot: int) -> None:
         """Set all keys and values of a slot to zero."""
-        self._kv[:, :, slot] = 0
+        for tensor in self._tensors():
+            tensor[slot] = 0
 
     @property
     def is_sliding(self) -> list[bool]:
-        return [False] * self._kv.shape[0]
+        return [False] * max(1, len(self._kv))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._span
-
-
-def check_architecture(config: Any, max_tokens: int) -> None:
-    """Raise UserError for a model with a layer that does not attend to all positions of its row."""
-    window = getattr(config, "sliding_window", None)
-    kinds = set(
-        getattr(config, "layer_types", None)
-        or ["sliding_attention" if window else "full_attention"]
-    )
-    full = {"full_attention"}
-    if window and max_tokens <= window:
-        full.add("sliding_attention")  # the window never ends before the row does
-    if unsupported := kinds - full:
-        names = ", ".join(sorted(unsupported))
-        advice = f"; set serve.max_model_tokens to at most its window of {window}" if window else ""
-        raise UserError(
-            f"this engine cannot serve a model with {names} at {max_tokens} tokens{advice}"
-        )

@@ -1,0 +1,117 @@
+"""Tries a base on a tiny random copy: every cell of its row of the table of supported bases."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jobs.bases.inference_trial import try_evaluating, try_loading, try_merging
+from jobs.bases.serving_trial import try_serving
+from jobs.bases.tiny_samples import save_random_adapter
+from jobs.bases.training_trial import try_quantization, try_training
+from pipelines.config.schema import LoraConfig, ModelConfig
+from pipelines.core.errors import UserError, one_line
+from pipelines.model.base import meta_model
+from pipelines.model.lora import attention_targets
+from pipelines.model.published import PublishedBase
+from pipelines.model.support_table import COLUMNS, NOT_BUILT, Cell
+from pipelines.model.supported import (
+    load_refusal,
+    published_values,
+    quantize_refusal,
+    serve_refusal,
+    train_refusal,
+)
+from pipelines.model.tiny_base import save_tiny_base
+
+_TRIED = ("loads", "packed", "nf4", "fp8", "merges", "evaluates", "served")
+_RANK = 2
+
+
+def try_base(
+    base: PublishedBase, window: int | None = None, columns: tuple[str, ...] = _TRIED
+) -> dict[str, Cell]:
+    """The cells of a base's row, by column.
+
+    With `window` every window of the copy is that many tokens, shorter than its samples. `columns`
+    names the cells to try; the others are `not run`.
+    """
+    cells = {column: Cell("not run") for column in COLUMNS} | {"alone": NOT_BUILT}
+    if reason := load_refusal(base):
+        return cells | {column: Cell("refused", reason) for column in columns}
+    with tempfile.TemporaryDirectory(prefix="loraforge-trial-") as name:
+        folder = Path(name)
+        try:
+            save_tiny_base(base.values, folder / "base", window)
+        except UserError as error:
+            return cells | {column: Cell("not run", str(error)) for column in columns}
+        return cells | _try_copy(base, folder, columns)
+
+
+def _try_copy(base: PublishedBase, folder: Path, columns: tuple[str, ...]) -> dict[str, Cell]:
+    copy, adapters = folder / "base", [folder / "adapter-0", folder / "adapter-1"]
+    lora = copy_lora(copy)
+    cells = {"loads": _guarded(lambda: try_loading(copy))}
+    if cells["loads"].verdict != "yes":
+        return {column: cells["loads"] for column in columns}
+    trials: Mapping[str, Callable[[], Cell]] = {
+        "packed": lambda: try_training(copy, lora, folder / "trained"),
+        "nf4": lambda: try_quantization(copy, lora, "nf4", trains()),
+        "fp8": lambda: try_quantization(copy, lora, "fp8", trains()),
+        "merges": lambda: try_merging(copy, adapters[0]),
+        "evaluates": lambda: try_evaluating(copy, adapters[0]),
+        "served": lambda: try_serving(copy, adapters),
+    }
+
+    def trains() -> bool:
+        return "packed" in cells and cells["packed"].verdict == "yes"
+
+    refusals = {
+        "packed": train_refusal(base),
+        "nf4": _quantize_refusal(base, "nf4"),
+        "fp8": _quantize_refusal(base, "fp8"),
+        "served": serve_refusal(base),
+    }
+    try:
+        for seed, adapter in enumerate(adapters):
+            save_random_adapter(copy, lora, adapter, seed)
+    except UserError as error:
+        refusals |= dict.fromkeys(("merges", "evaluates", "served"), str(error))
+    for column, trial in trials.items():
+        if column not in columns:
+            continue
+        reason = refusals.get(column)
+        cells[column] = Cell("refused", reason) if reason else _guarded(trial)
+    return cells
+
+
+def _quantize_refusal(base: PublishedBase, quantization: str) -> str:
+    if train_refusal(base) and serve_refusal(base):
+        return "it is neither trained nor served"
+    return quantize_refusal(base, quantization)
+
+
+def copy_lora(copy: Path) -> LoraConfig:
+    """An adapter on every linear of a dense copy; on the attention of another one.
+
+    PEFT refuses some linears of recurrent layers.
+    """
+    model = meta_model(ModelConfig(base=str(copy), dtype="fp32"))
+    base = published_values(model.config)
+    if not base.num_experts and not base.recurrent_layers:
+        return LoraConfig(r=_RANK)
+    return LoraConfig(r=_RANK, targets=attention_targets(model) or ["in_proj"])
+
+
+def _guarded(trial: Callable[[], Cell]) -> Cell:
+    """The trial's cell; a UserError is a refusal, any other error a fault."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return trial()
+        except UserError as error:
+            return Cell("refused", str(error))
+        except Exception as error:  # noqa: BLE001 - whatever the product raises is its fault
+            return Cell("broken", one_line(f"{type(error).__name__}: {error}", 200))
