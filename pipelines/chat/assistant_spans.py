@@ -75,10 +75,16 @@ class AssistantSpanFinder:
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         generations = _generations(messages, render, turns)
         run = _Run(messages, tools, render.text, contents, generations)
-        answers = [self._answer(run, turn, turn == turns[-1]) for turn in turns]
-        return self._completed(run, answers)
+        last = [self._answer(run, turn, is_last=True) for turn in turns[-1:]]
+        # If the last answer is trained as it is served, the others need not be trained in a place
+        # that serving never has, such as behind a prompt without its thought.
+        in_place_only = bool(last) and last[0].gap >= 0
+        earlier = [self._answer(run, turn, in_place_only=in_place_only) for turn in turns[:-1]]
+        return self._completed(run, [*earlier, *last])
 
-    def _answer(self, run: _Run, turn: int, is_last: bool) -> AnswerSpan:
+    def _answer(
+        self, run: _Run, turn: int, is_last: bool = False, in_place_only: bool = False
+    ) -> AnswerSpan:
         # Many templates refuse to write a prompt after no messages at all.
         prompt = self._render(run.messages[:turn], run.tools, prompt=True)
         if prompt is not None and run.text.startswith(prompt):
@@ -86,6 +92,8 @@ class AssistantSpanFinder:
             start = len(prompt) + gap
             if is_last and not gap and self._thoughts.lacks_thought(run.text, prompt):
                 gap = NO_THOUGHT
+        elif in_place_only and prompt is not None:
+            return AnswerSpan(turn, 0, 0, LEFT_OUT)
         else:
             start = self._start_without_prompt(run, turn)
             if prompt is None:
@@ -159,13 +167,6 @@ class AssistantSpanFinder:
             text += self._ends.missing(bool(run.messages[-1].get("tool_calls")))
             if len(text) > len(run.text):
                 answers[-1] = answers[-1]._replace(end=len(text))
-        if answers and answers[-1].gap >= 0:
-            # The last answer is trained as it is served, so the others need not be trained in a
-            # place that serving never has, such as behind a prompt without its thought.
-            answers[:-1] = [
-                answer._replace(gap=LEFT_OUT) if answer.gap < NO_PROMPT else answer
-                for answer in answers[:-1]
-            ]
         num_added = len(text) - len(run.text)
         return _spans(run.messages, text, tuple(answers), run.contents, num_added)
 

@@ -110,38 +110,8 @@ def _shows_parallel_calls(template: ChatTemplate, call_ids: bool) -> bool:
 
 
 def _tools_follow_last_user(template: ChatTemplate) -> bool:
-    text = _render(template, [ASK, ANSWER, ASK, ANSWER], [TOOL])
-    return text.find(TOOL_WORD) > text.find(str(ANSWER["content"]))
-
-
-def _thought_key(template: ChatTemplate) -> str:
-    content = str(ANSWER["content"])
-    answers = {key: {**ANSWER, key: THOUGHT} for key in THOUGHT_KEYS}
-    if "</think>" in template.source:
-        answers["content"] = {**ANSWER, "content": _with_thought(THOUGHT, content)}
-    for key, answer in answers.items():
-        if _shows(template, [ASK, answer], (), (THOUGHT, content)):
-            return key
-    return ""
-
-
-def _shows_parallel_calls(template: ChatTemplate, call_ids: bool) -> bool:
-    """Whether a turn may have two calls, by their arguments."""
-    functions = [{**CALL["function"], "arguments": {"probe-key": f"value-{i}"}} for i in range(2)]
-    calls = [{**CALL, "function": function} for function in functions]
-    messages = [{**CALLING, "tool_calls": calls}, RESULT, {**RESULT, "content": "probe-other"}]
-    messages = [ASK, *(with_call_ids(messages) if call_ids else messages), ANSWER]
-    words = ("value-0", "value-1")
-    return _shows(template, messages, [TOOL], words) or _shows(
-        template, messages[:2], [TOOL], words
-    )
-
-
-def _tools_follow_last_user(template: ChatTemplate) -> bool:
-    try:
-        text = template.render([ASK, ANSWER, ASK, ANSWER], [TOOL]).text
-    except TemplateError:
-        return False
+    again = {**ASK, "content": "probe-again"}
+    text = _render(template, [ASK, ANSWER, again, ANSWER], [TOOL])
     return text.find(TOOL_WORD) > text.find(str(ANSWER["content"]))
 
 

@@ -13,7 +13,7 @@ Span = tuple[int, int]
 NO_PROMPT = -1  # the template writes no prompt there, as no message precedes the answer
 OTHER_PROMPT = -2  # the prompt is another text
 NO_THOUGHT = -3  # the prompt leaves room for a thought, and the answer has none
-LEFT_OUT = -4  # the prompt is another text, and later answers follow: it is not trained
+LEFT_OUT = -4  # the prompt is another text, and a later answer is trained instead; it has no span
 
 
 class AnswerSpan(NamedTuple):

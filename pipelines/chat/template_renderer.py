@@ -130,7 +130,9 @@ class TemplateRenderer:
             turn = by_message[answer.turn]
             thought = _thought(turn)
             num_thoughts += bool(thought)
-            if thought and thought not in spans.text[answer.start : answer.end]:
+            is_left_out = answer.gap == LEFT_OUT
+            text = spans.text if is_left_out else spans.text[answer.start : answer.end]
+            if thought and thought not in text:
                 num_dropped += 1
                 if turn.reasoning and turn.train and answer is spans.answers[-1]:
                     raise TemplateError(
@@ -160,10 +162,10 @@ def _masked_spans(turn: Turn, message: int, spans: RenderedSpans) -> list[Span]:
 
     Raises TemplateError if the template does not write the turn's text as it is.
     """
-    if not turn.masked:
+    answer = next(answer for answer in spans.answers if answer.turn == message)
+    if not turn.masked or answer.gap == LEFT_OUT:
         return []
     text = turn.content.strip()
-    answer = next(answer for answer in spans.answers if answer.turn == message)
     first, last = spans.contents.get(message, (answer.start, answer.end))
     start = spans.text.find(text, first, last)
     again = spans.text.find(text, start + 1, last)
