@@ -41,8 +41,8 @@ class TemplateCapabilities:
     system: bool  # turns of the role system
     tools: bool  # the list of tools
     tool_calls: bool  # an assistant's tool calls
-    # An assistant's text in a turn that also has tool calls, as part of the turn: Gemma 4's writes it
-    # behind the calls' results.
+    # An assistant's text in a turn that also has tool calls, as part of the turn. Gemma 4's
+    # template writes it behind the calls' results.
     text_with_calls: bool
     parallel_calls: bool  # several calls in one turn
     tool_role: bool  # turns of the role tool, which carry a call's result

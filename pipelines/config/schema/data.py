@@ -96,8 +96,8 @@ class AuditConfig(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="Largest share of rows whose training ids do not begin with their generation "
-        "prompt.",
+        description="Largest share of answers that do not stand directly behind the generation "
+        "prompt that serving sends, or lack the thought that it asks for.",
     )
     max_stop_missing_share: float = Field(
         default=0.0,
