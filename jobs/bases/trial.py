@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.bases.inference_trial import try_evaluating, try_loading, try_merging
@@ -21,13 +22,46 @@ from pipelines.model.supported import (
     load_refusal,
     published_values,
     quantize_refusal,
+    sample_limit,
     serve_refusal,
     train_refusal,
 )
 from pipelines.model.tiny_base import save_tiny_base
+from pipelines.model.vllm_claims import vllm_cell
+from serve_app.engines.protocol import RequestError
 
 _TRIED = ("loads", "packed", "nf4", "fp8", "merges", "evaluates", "served")
+_CROSSED = ("packed", "evaluates", "served")
+_WINDOW = 12  # tokens, fewer than most samples of a trial have
 _RANK = 2
+
+
+@dataclass(frozen=True)
+class BaseRow:
+    """A base's cells by column, and the limits within which a `yes` holds."""
+
+    cells: dict[str, Cell]
+    limit: str = ""
+
+
+def base_row(base: PublishedBase) -> BaseRow:
+    """Try a base, with samples inside its windows and with samples that cross them.
+
+    Samples that cross a window must be refused or computed as transformers computes them.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    cells = try_base(base)
+    cells["vllm"] = vllm_cell(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(base.model_type, ""))
+    if cells["loads"].verdict != "yes":
+        return BaseRow(cells)
+    complete = PublishedBase(base.name, AutoConfig.for_model(**base.values).to_dict())
+    limits = [sample_limit(complete), "adapters on attention" if complete.num_experts else ""]
+    if limits[0]:
+        crossed = try_base(base, _WINDOW, _CROSSED)
+        cells |= {column: crossed[column] for column in _CROSSED if crossed[column].is_fault}
+    return BaseRow(cells, "; ".join(filter(None, limits)))
 
 
 def try_base(
@@ -47,7 +81,12 @@ def try_base(
             save_tiny_base(base.values, folder / "base", window)
         except UserError as error:
             return cells | {column: Cell("not run", str(error)) for column in columns}
-        return cells | _try_copy(base, folder, columns)
+        tried = _try_copy(base, folder, columns)
+        copy = str(folder / "base")
+        return cells | {
+            column: replace(cell, reason=cell.reason.replace(copy, base.name))
+            for column, cell in tried.items()
+        }
 
 
 def _try_copy(base: PublishedBase, folder: Path, columns: tuple[str, ...]) -> dict[str, Cell]:
@@ -106,12 +145,12 @@ def copy_lora(copy: Path) -> LoraConfig:
 
 
 def _guarded(trial: Callable[[], Cell]) -> Cell:
-    """The trial's cell; a UserError is a refusal, any other error a fault."""
+    """The trial's cell; an error for the user is a refusal, any other error a fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return trial()
-        except UserError as error:
-            return Cell("refused", str(error))
+        except (UserError, RequestError) as error:
+            return Cell("refused", getattr(error, "message", str(error)))
         except Exception as error:  # noqa: BLE001 - whatever the product raises is its fault
             return Cell("broken", one_line(f"{type(error).__name__}: {error}", 200))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.model.supported import evaluate_refusal, published_values, refuse
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,10 +24,12 @@ def weighted_nll(
     `weights[i][t]` is the weight of token t of sample i as a label, predicted from the tokens
     before it. The first token of a sample has none before it and is never a label. The held-out
     loss is the first sum divided by the second, each over all batches; it is not a mean of batch
-    means. Logits are reduced in fp32 whatever the model's dtype.
+    means. Logits are reduced in fp32 whatever the model's dtype. Raises UserError for samples whose
+    result would depend on the others of the batch.
     """
     import torch
 
+    check_lengths(model, max(map(len, tokens)))
     ids, mask = pad_batch(tokens, left=False)
     label_weights = torch.zeros(ids.shape)  # [B, T]
     for row, values in enumerate(weights):
@@ -42,6 +46,12 @@ def weighted_nll(
         weight = label_weights[has_weight]  # [N]
         weighted = (nll.double() * weight).sum()
         return float(weighted), float(weight.double().sum()), int(has_weight.sum())
+
+
+def check_lengths(model: Any, num_tokens: int) -> None:
+    """Raise UserError if a sample of that many tokens changes the numbers of its neighbours."""
+    base = published_values(model.config)
+    refuse(base, evaluate_refusal(base, num_tokens))
 
 
 def pad_batch(tokens: Sequence[np.ndarray], left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from pipelines.core.artifacts import ArtifactRef, TemplateChoice
 from pipelines.core.errors import one_line
 from pipelines.core.quiet_loggers import follow_ray_logger
 from pipelines.eval.heldout import EvalBatch, batch_from_row, batch_table
-from pipelines.eval.metrics import pad_batch, weighted_nll
+from pipelines.eval.metrics import check_lengths, pad_batch, weighted_nll
 from pipelines.storage import Store
 
 BASE = "base"
@@ -153,10 +153,13 @@ def greedy(
     """The most likely continuation of each prompt, cut before its first stop token.
 
     `prompts` are token ids [T] each. The attention mask alone marks padding: a prompt may contain
-    the padding id as an ordinary token.
+    the padding id as an ordinary token. Raises UserError for prompts whose answers would depend on
+    the others of the batch.
     """
     import torch
     from transformers import GenerationConfig
+
+    check_lengths(model, max(map(len, prompts)) + max_new_tokens)
 
     ids, mask = pad_batch(prompts, left=True)
     config = GenerationConfig(

@@ -141,15 +141,14 @@ def _check_experts(model: PeftModel, config: LoraConfig, num_experts: int) -> No
     """
     for name, module in model.get_base_model().named_modules():
         is_trained = hasattr(module, "lora_A") or name.rsplit(".", 1)[-1] in config.modules_to_save
-        is_router = getattr(module, "out_features", None) == num_experts and not _ATTENTION.search(
-            name
-        )
-        is_expert = "experts" in name.split(".")
-        if is_trained and (is_expert or is_router):
+        scores_experts = getattr(module, "out_features", None) == num_experts
+        is_router = scores_experts and not _ATTENTION.search(name)
+        if is_trained and (is_router or "experts" in name.split(".")):
+            names = attention_targets(cast(Any, model).get_base_model())
             raise UserError(
                 f"lora.targets={config.targets!r}: {name} is one of {num_experts} experts or their "
-                "router, and the loss that balances them is not computed: set lora.targets to the names of its attention's modules, "
-                f"{', '.join(attention_targets(cast(Any, model).get_base_model()))}"
+                "router, and the loss that balances them is not computed: set lora.targets to the "
+                f"names of its attention's modules, {', '.join(names)}"
             )
 
 

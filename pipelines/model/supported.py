@@ -111,6 +111,19 @@ def serve_refusal(base: PublishedBase, max_tokens: int | None = None) -> str:
     return _rotation_refusal(base, "serve.max_model_tokens", max_tokens)
 
 
+def evaluate_refusal(base: PublishedBase, num_tokens: int) -> str:
+    """The reason why samples of up to `num_tokens` tokens, answers included, cannot be scored."""
+    return _rotation_refusal(base, "data.row_tokens plus eval.max_new_tokens", num_tokens)
+
+
+def sample_limit(base: PublishedBase) -> str:
+    """The longest sample that a base is trained and served with, and why; "" without a limit."""
+    limits = [(size, key) for key, size in base.windows.items()]
+    if base.rotation_limit:
+        limits.append((base.rotation_limit[1], base.rotation_limit[0]))
+    return "up to {:,} tokens ({})".format(*min(limits)) if limits else ""
+
+
 def quantize_refusal(base: PublishedBase, quantization: str) -> str:
     """The reason why a base cannot be quantized while it is loaded, or ""."""
     if quantization != "none" and base.num_experts:
@@ -173,6 +186,8 @@ def check_layout(model: Any, name: str) -> None:
         absent = [part for part in ("model", "lm_head") if not hasattr(model, part)]
         if absent:
             reason = f"its causal model has no {' and no '.join(absent)}"
+        elif model.get_output_embeddings() is not model.lm_head:
+            reason = "its lm_head does not compute the logits alone"
     if reason:
         raise UserError(
             f"model.base={name} ({_architecture_name(model)}) cannot be trained in packs: "

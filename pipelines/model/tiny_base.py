@@ -68,6 +68,7 @@ _WINDOWS = (
     "keep_window_size",
     "floor_scale",
 )
+_NO_WINDOW = 512  # tokens that no sample of a trial has
 _SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _MAX_KINDS = 4  # a list with more distinct values per layer than this has no kinds of layers
 
@@ -88,7 +89,7 @@ def tiny_values(values: Mapping[str, Any], window: int | None = None) -> dict[st
     """The values of a complete configuration, its sizes replaced by tiny ones.
 
     With `window` every window of attention, and the length at which a rotation changes with the
-    longest sample, is that many tokens; without it they stay as published.
+    longest sample, is that many tokens; without it they are longer than a tiny sample.
     """
     layers_key = next((key for key in _LAYERS if isinstance(values.get(key), int)), "")
     per_layer = {
@@ -111,8 +112,8 @@ def tiny_values(values: Mapping[str, Any], window: int | None = None) -> dict[st
             tiny[key] = _SIZES["qk_rope_head_dim"]
         elif key.endswith(("token_id", "token_index")) and value is not None:
             tiny[key] = _SPECIAL_IDS.get(key, 3)
-        elif key in _WINDOWS and window and isinstance(value, int) and value > 0:
-            tiny[key] = window
+        elif key in _WINDOWS and isinstance(value, int) and value > 0:
+            tiny[key] = window or max(value, _NO_WINDOW)
         elif key == "rope_parameters" and isinstance(value, dict):
             tiny[key] = _rotation(value, values, window)
         elif key in _SECTIONS and isinstance(value, dict):
