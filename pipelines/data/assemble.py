@@ -23,6 +23,7 @@ from pipelines.core.digests import digest_of
 from pipelines.core.errors import UserError
 from pipelines.core.noun_json import to_json
 from pipelines.data.convert.dedup import repeated
+from pipelines.data.convert.source_options import options_of
 from pipelines.data.heldout_samples import SPLIT as HELDOUT_LABEL
 from pipelines.data.heldout_samples import HeldoutSamples
 from pipelines.data.mask_checks import MaskChecks
@@ -125,6 +126,7 @@ class Assembler:
         """
         self._check_read()
         self._rejects.check_rejects(self.counts, self._config)
+        self._check_options()
         stays = {fate: self._without_repeats(split) for fate, split in self._splits.items()}
         stays[TRAIN] &= ~self._leaks(stays)
         self.counts["train"] = int(stays[TRAIN].sum())
@@ -208,6 +210,14 @@ class Assembler:
     def _check_read(self) -> None:
         if not self.counts["read"]:
             raise UserError(f"data.sources: {self._paths()}: no row in it")
+
+    def _check_options(self) -> None:
+        for i, source in enumerate(self._config.sources):
+            if unused := self._facts.without_use(options_of(source)):
+                raise UserError(
+                    f"data.sources.{i}.{'; '.join(unused)} does nothing: none of the "
+                    f"{self.counts['read']:,} rows has such a column or role; remove or correct it"
+                )
 
     def _check_empty(self) -> None:
         counts = ", ".join(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ UNUSED_KEYS, TYPED_ENDS, TYPED_TEMPLATES, FALLBACKS = KINDS = (
     "unused_keys", "typed_ends", "typed_templates", "fallbacks",
 )  # fmt: skip
 """The kinds of facts, by their names in the manifest."""
+_USED_OPTIONS = "used_options"  # of sources; only those without a use are named
 
 _MAX_NAMES = 1000  # of a kind; rows whose keys are data have as many keys as they like
 _OTHERS = "(others)"
@@ -47,9 +48,11 @@ class RowFacts:
         }
         self._fits_tools, self._fits_calls = not shown.tools, not shown.tool_calls
 
-    def of(self, conversation: Conversation) -> str | None:
-        """The facts of a conversation; None without any."""
+    def of(self, conversation: Conversation, used_options: Sequence[str] = ()) -> str | None:
+        """The facts of a conversation, and the options of its source that it uses; None without."""
         facts = _joined_keys(conversation.unused_keys) if conversation.unused_keys else ""
+        for option in used_options:
+            facts += _fact(_USED_OPTIONS, option)
         if self._fits_tools and conversation.tools:
             facts += _fact(FALLBACKS, "tools")
         text, end, template, fitted = self._text, None, None, set[str]()
@@ -64,8 +67,9 @@ class RowFacts:
                 continue
             if role == "text":
                 end = text.end_of(content)
-            if role != "tool":
-                template = template or text.anywhere_in(content)
+            template = template or (
+                text.around_result(content) if role == "tool" else text.anywhere_in(content)
+            )
             if role in self._fitted_roles:
                 fitted.add(self._fitted_roles[role])
         if end:
@@ -81,7 +85,7 @@ class FactCounts:
     """Counts the rows of each fact, and remembers the first row."""
 
     def __init__(self) -> None:
-        self._rows = {kind: Counter[str]() for kind in KINDS}
+        self._rows = {kind: Counter[str]() for kind in (*KINDS, _USED_OPTIONS)}
         self._first: dict[tuple[str, str], str] = {}
 
     def add(self, table: pa.Table, origin: Callable[[int, int], str]) -> None:
@@ -108,13 +112,18 @@ class FactCounts:
                     row = rows.slice(first, 1).to_pylist()[0]
                     self._first[kind, name] = origin(row["chunk"], row["row"])
 
+    def without_use(self, options: Sequence[str]) -> list[str]:
+        """Those of the options of a source that no row uses."""
+        used = self._rows[_USED_OPTIONS]
+        return [option for option in options if used[_printable(option)] == 0]
+
     def manifest(self) -> dict[str, Any]:
         """For each kind the rows of each name, most frequent first, and `first_rows`: file:line."""
-        return {kind: dict(names.most_common()) for kind, names in self._rows.items()} | {
+        return {kind: dict(self._rows[kind].most_common()) for kind in KINDS} | {
             "first_rows": {
-                kind: {name: self._first[kind, name] for name in names}
-                for kind, names in self._rows.items()
-                if names
+                kind: {name: self._first[kind, name] for name in self._rows[kind]}
+                for kind in KINDS
+                if self._rows[kind]
             }
         }
 
@@ -135,5 +144,8 @@ def _joined_keys(keys: tuple[str, ...]) -> str:
 
 
 def _fact(kind: str, name: str) -> str:
-    name = printable(name).replace(_FACT, " ").replace(_NAME, " ")
-    return f"{_FACT}{kind}{_NAME}{name}"
+    return f"{_FACT}{kind}{_NAME}{_printable(name)}"
+
+
+def _printable(name: str) -> str:
+    return printable(name).replace(_FACT, " ").replace(_NAME, " ")

@@ -28,6 +28,7 @@ from pipelines.data.convert.dedup import signature
 from pipelines.data.convert.quality_filters import QualityFilters
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
+from pipelines.data.convert.source_options import used_options
 from pipelines.data.convert.truncation import shorten
 from pipelines.data.read.chunks import Chunk
 from pipelines.data.read.raw_row import RawRow, as_text, reason_of
@@ -146,7 +147,8 @@ class ChunkTokenizer:
             heldout = source.split == "heldout"
         copies = 1 if heldout else num_copies(conversation, source.weight, seed)
         fate = HELDOUT if heldout else TRAIN
-        facts = self._facts.of(conversation)
+        has_options = source.columns or source.roles
+        facts = self._facts.of(conversation, used_options(raw.value, source) if has_options else ())
         return Sample(raw.number, conversation, fate, keys, cluster_id(conversation), copies, facts)
 
     def _filtered(self, sample: Sample) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.config.schema import AuditConfig
 from pipelines.data.audit.visible_text import visible
-from pipelines.data.convert.unused_keys import blocking, meaning
+from pipelines.data.convert.unused_keys import advice, blocking, meaning
 
 _MAX_KEYS = 20
 # The line of rows with text of a chat template, in conversations and in plain text.
@@ -46,8 +46,7 @@ def row_problems(
         name = visible(key)
         yield (
             f"the key {name} ({_rows(keys[key])}, {_first(metadata, 'unused_keys', key)}) is not "
-            f"used; its meaning elsewhere: {meaning(key)}; map it in the source's `columns`, "
-            f"remove it, or set data.unused_keys.allow=[{name}]"
+            f"used; its meaning elsewhere: {meaning(key)}; {advice(key, name)}"
         )
     for kind in _TYPED:
         if _share(metadata, kind) > limits.max_typed_share:

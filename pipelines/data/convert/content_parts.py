@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,13 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _THOUGHT_TYPES = ("reasoning", "thinking", "thought", "reasoning_text")
 _TEXT_KEYS = ("text", "value", "content")
 _THOUGHT_KEYS = ("thinking", "reasoning", "thought", *_TEXT_KEYS)
+# Keys that take the place of `type`.
+_KEYED = frozenset(
+    {
+        "toolUse", "functionCall", "function_call", "toolResult", "functionResponse",
+        "function_response", "reasoningContent",
+    }
+)  # fmt: skip
 _CALL_TYPES = ("tool_use", "tool_call", "tool_calls")
 
 
@@ -43,6 +51,7 @@ def read_parts(parts: list[Any], where: str, path: str, context: RowContext) -> 
         if not isinstance(part, Mapping):
             raise RowError(f"{where}: only parts of type text can be trained, not {part!r:.40}")
         part = {key: value for key, value in part.items() if value is not None}
+        part = _typed(part)
         kind = part.get("type", "text")
         if kind in _THOUGHT_TYPES or part.get("thought") is True:  # Gemini marks a text
             _check_order(where, "a thought", content.text, content.calls, content.results)
@@ -75,6 +84,33 @@ def read_parts(parts: list[Any], where: str, path: str, context: RowContext) -> 
     content.masked = ranges_of(trained)
     content.reasoning = "\n".join(thoughts)
     return content
+
+
+def _typed(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of Bedrock or Gemini, whose only key is its type, with the keys of the others."""
+    key, value = next(iter(part.items()), ("", None))
+    if len(part) != 1 or key not in _KEYED or not isinstance(value, Mapping):
+        return part
+    if key in ("toolResult", "functionResponse", "function_response"):
+        content = value.get("content", value.get("response", ""))
+        if isinstance(content, list):
+            content = [_result(item) for item in content]
+        return {"type": "tool_result", "content": _as_json(content)}
+    if key == "reasoningContent":
+        thought = value.get("reasoningText")
+        text = thought.get("text") if isinstance(thought, Mapping) else None
+        return {"type": "reasoning", "text": text}
+    return {"type": "tool_use", **value}
+
+
+def _result(item: Any) -> Any:
+    """A part of Bedrock's result, which may be an object under `json`."""
+    is_json = isinstance(item, Mapping) and set(item) == {"json"}
+    return {"text": json.dumps(item["json"], ensure_ascii=False)} if is_json else item
+
+
+def _as_json(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
 
 
 def _text_of(part: Mapping[str, Any], keys: tuple[str, ...], where: str) -> tuple[str, str]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.data.convert.unused_keys import PREFERENCE, meaning
+
 # Keys of a question and of an answer that are known by themselves, if a row has one of each.
 QUESTION_KEYS = frozenset(
     {"prompt", "instruction", "question", "query", "problem", "user", "human", "input", "inputs"}
@@ -39,6 +41,9 @@ _ORIGIN = re.compile(
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"[\W_]+")
+_LISTS = ("messages", "conversations", *LIST_KEYS)
+_ANSWERING = ("assistant", "gpt", "model", "chatbot", "bot")
+_CHOSEN = re.compile(r"chosen|preferred|winn|better|response_j$", re.IGNORECASE)
 _PLAIN = re.compile(r"\w[\w .-]*")
 
 
@@ -52,7 +57,20 @@ def hint_for(row: Mapping[str, Any]) -> str:
     columns = proposed_columns(row)
     mapped = ", ".join(f"{key}: {_yaml(name)}" for key, name in columns.items() if key != name)
     line = f"`columns: {{{mapped}}}`"
-    if (rejected := _of_preference(row, "rejected")) and (chosen := _of_preference(row, "chosen")):
+    if row.keys() & {"role", "from"}:
+        return (
+            "the row is one turn of a conversation: join the turns of each conversation in one "
+            "row, as a list under messages"
+        )
+    rivals = [key for key in map(str, row) if meaning(key) == PREFERENCE and _is_answer(row[key])]
+    chosen = next((key for key in rivals if _CHOSEN.match(key)), None)
+    rejected = next((key for key in rivals if key != chosen), None)
+    if len(rivals) > 1 and not chosen:
+        return (
+            f"{' and '.join(rivals)} are the answers of a preference: write the better one of each "
+            "row under a key of its own, such as completion"
+        )
+    if rejected and chosen:
         pair = f"{chosen} and {rejected} are a preference pair"
         if chosen not in columns.values() or "text" in columns:
             return f"{pair} without a question, which no format reads"
@@ -76,13 +94,23 @@ def proposed_columns(row: Mapping[str, Any]) -> dict[str, str]:
     """The `columns` of a source that would read a row of no known format; empty without a guess."""
     keys = [key for key in row if isinstance(key, str) and not key.startswith("rejected")]
     lists = [key for key in keys if _is_list_of_turns(row[key])]
-    lists = [key for key in lists if key.startswith("chosen")] or lists
+    lists = [key for key in lists if _CHOSEN.match(key)] or lists
+    questions = _worded(keys, _QUESTION_WORDS) or [key for key in keys if key in _LISTS]
     if len(lists) == 1:
-        return {"messages": lists[0]}
+        begins = row[lists[0]][0]
+        is_answer = (begins.get("role") or begins.get("from")) in _ANSWERING
+        if not is_answer or not questions:
+            return {"messages": lists[0]}
+        return {"prompt": _path_of_turns(row, questions[0]), "completion": lists[0]}
     questions, answers = _worded(keys, _QUESTION_WORDS), _worded(keys, _ANSWER_WORDS)
     if questions and answers:
         return {"prompt": questions[0], "completion": answers[0]}
+    nested = [(key, proposed_columns(value)) for key, value in row.items() if _is_object(value)]
+    nested = [(key, columns) for key, columns in nested if columns.keys() - {"text"}]
+    if len(nested) == 1:
+        return {name: f"{nested[0][0]}.{column}" for name, column in nested[0][1].items()}
     texts = [key for key in keys if isinstance(row[key], str) and not _ORIGIN.fullmatch(key)]
+    texts = [key for key in texts if not meaning(key)]
     if len(texts) == 2:
         swapped = questions == texts[1:] or answers == texts[:1]
         prompt, completion = texts[::-1] if swapped else texts
@@ -110,9 +138,24 @@ def _worded(keys: list[str], words: frozenset[str]) -> list[str]:
     return exact or [key for key in keys if words & set(_WORDS.split(key.casefold()))]
 
 
-def _of_preference(row: Mapping[str, Any], name: str) -> str | None:
-    """The key of a preference pair: chosen or rejected, alone or as in `chosen_messages`."""
-    return next((key for key in row if isinstance(key, str) and key.startswith(name)), None)
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, str | list | Mapping)
+
+
+def _is_object(value: Any) -> bool:
+    """True for an object that may have the keys of a row, and is no turn."""
+    return isinstance(value, Mapping) and bool(value) and not value.keys() & {"role", "from"}
+
+
+def _path_of_turns(row: Mapping[str, Any], key: str) -> str:
+    """The key of a question, or its path where the turns lie in an object."""
+    value = row[key]
+    inner = (
+        [name for name, item in value.items() if _is_list_of_turns(item)]
+        if _is_object(value)
+        else []
+    )
+    return f"{key}.{inner[0]}" if inner else key
 
 
 def _is_list_of_turns(value: Any) -> bool:

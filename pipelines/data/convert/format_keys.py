@@ -21,7 +21,7 @@ from pipelines.data.convert.format_hints import (
 )
 from pipelines.data.convert.row_context import is_blank
 from pipelines.data.convert.row_error import RowError
-from pipelines.data.convert.unused_keys import MEANINGFUL
+from pipelines.data.convert.unused_keys import meaning
 
 Row = Mapping[str, Any]
 LISTS = {"messages": "messages", "sharegpt": "conversations"}
@@ -51,7 +51,7 @@ _ALIASES = {
 _WEAK_QUESTIONS = ("input", "inputs")  # a question unless there is another, else an addition to it
 # A row with one of these keys is not plain text, although it has a key `text`.
 _NOT_TEXT = frozenset().union(
-    *FORMAT_KEYS.values(), QUESTION_KEYS, ANSWER_KEYS, LIST_KEYS, OPTIONAL_KEYS, MEANINGFUL,
+    *FORMAT_KEYS.values(), QUESTION_KEYS, ANSWER_KEYS, LIST_KEYS, OPTIONAL_KEYS,
     ("role", "from", "speaker", "parent_id", "summary", "translation"),
 ) - {"text"}  # fmt: skip
 
@@ -75,8 +75,10 @@ def check_columns(sources: Sequence[SourceConfig]) -> None:
 def map_columns(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     """The row with the values of mapped columns under the format's own keys alone.
 
-    Raises RowError when the row lacks a column of a required key, or has one of nearly its name.
+    A column such as `body.messages` lies in an object of the row. Raises RowError when the row
+    lacks a column of a required key, or has one of nearly its name.
     """
+    row = opened(row, columns.values())
     for key, column in columns.items():
         if column in row:
             continue
@@ -86,6 +88,22 @@ def map_columns(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     moved = {column for column in columns.values() if column in row} - columns.keys()
     mapped = {key: row[column] for key, column in columns.items() if column in row}
     return {**{key: value for key, value in row.items() if key not in moved}, **mapped}
+
+
+def opened(row: Row, columns: Collection[str]) -> Row:
+    """The row with the keys of the objects in which columns lie, such as `body.messages`."""
+    for column in columns:
+        while column not in row and (outer := _object_around(row, column)):
+            inner = {f"{outer}.{key}": value for key, value in row[outer].items()}
+            row = {key: value for key, value in row.items() if key != outer} | inner
+    return row
+
+
+def _object_around(row: Row, column: str) -> str | None:
+    """The key of an object in which a column lies."""
+    parts = column.split(".")
+    paths = [".".join(parts[:i]) for i in range(1, len(parts))]
+    return next((path for path in paths if isinstance(row.get(path), Mapping)), None)
 
 
 def standard_row(row: Row, format: str, mapped: Collection[str] = ()) -> tuple[str, Row]:
@@ -162,7 +180,7 @@ def _detected(row: Row, mapped: Collection[str]) -> tuple[str, dict[str, str]] |
         own = [name for name, keys in PAIRS.items() if keys[0] == pair[0]]
         format = own[0] if own else "prompt_completion"
         return format, dict(zip(PAIRS[format], pair, strict=True))
-    if "text" in row and (not _NOT_TEXT & row.keys() or "text" in mapped):
+    if "text" in row and ("text" in mapped or not any(map(_is_not_of_text, row))):
         return "text", {}
     return None
 
@@ -186,6 +204,10 @@ def _preferred(row: Row, fitting: Sequence[str], mapped: Collection[str]) -> str
         fits = "; ".join(f"{name} ({', '.join(sorted(FORMAT_KEYS[name]))})" for name in names)
         raise RowError(f"the row fits several formats: {fits}; set the source's `format`")
     return names[0]
+
+
+def _is_not_of_text(key: Any) -> bool:
+    return key in _NOT_TEXT or meaning(str(key)) is not None
 
 
 def _pair(row: Row, mapped: Collection[str]) -> tuple[str, str] | None:

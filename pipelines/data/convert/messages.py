@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.core.conversation import Turn
 from pipelines.data.convert.content_parts import Content, read_parts
+from pipelines.data.convert.format_hints import keys_of
 from pipelines.data.convert.loss_keys import LOSS_KEYS, masked_by_detail, train_and_weight
 from pipelines.data.convert.row_checks import brief, require_text
 from pipelines.data.convert.row_context import RowContext, is_blank
@@ -29,7 +30,7 @@ ROLES: Mapping[str, str] = {
 }  # fmt: skip
 """Role names that are known by themselves, in any letter case, with `-` and `_` as equals."""
 _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
-_CONTENT_KEYS = ("content", "value", "text", "parts")
+_CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 _READ_KEYS = LOSS_KEYS | {
     "role", "from", "name", "tool_calls", "function_call",
@@ -176,6 +177,8 @@ def _content(
         calls = [decode_json_text(message["function_call"])]
     if value is None and calls:
         value = ""
+    if value is None:
+        raise RowError(f"{where}: no content and no tool calls, only the keys {keys_of(message)}")
     content = (
         read_parts(value, where, path, context)
         if isinstance(value, list)

@@ -13,12 +13,15 @@ from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.unused_keys import MEDIA, meaning
 
 MAX_TURNS = 1024  # masking renders once per turn, so the cost of a row is quadratic in this
-_MEDIA = r"<(?:image|video|audio)(?:_\d+)?>"
-# LLaVA, LLaMA-Factory and ms-swift put placeholders at the start of a text or on a line of their
-# own. Elsewhere `<video>` may be HTML.
+_MEDIA = r"(?:<(?:image|video|audio)(?:_\d+)?>|<ImageHere>|\[IMG\])"
+# Trainers of vision models put placeholders at the start or the end of a text, or on a line of
+# their own. Elsewhere `<video>` may be HTML, and `<image>` with its closing tag SVG or RSS.
 _PLACEHOLDER = re.compile(
-    rf"\A\s*{_MEDIA}(?=\S|\s*\n|\s*\Z)|^[ \t]*{_MEDIA}[ \t]*$"
-    r"|<\|(image_pad|video_pad|audio_pad|vision_start|image|audio)\|>",
+    rf"\A\s*{_MEDIA}(?=\S|\s*\n|\s*\Z)|^[ \t]*{_MEDIA}[ \t]*$|[.?!:]\s*{_MEDIA}\s*\Z"
+    r"|<\|(?:image_pad|video_pad|audio_pad|vision_start|image|audio|image_\d+)\|>"
+    r"|<(?:start_of_image|image_soft_token|IMG_CONTEXT|im_start><image|Img><ImageHere)>"
+    r"|<(img|audio|video)>[^<>\n]*\.\w{2,5}</\1>"
+    r"|(?<!`)<image>(?!`|[\s\S]*</image>|\s*(?:tag|element)s?\b)",
     re.MULTILINE,
 )
 _MAX_SHOWN_CHARS, _MAX_SHOWN_BITS = 60, 200
@@ -56,7 +59,7 @@ def check_conversation(conversation: Conversation) -> None:
         has_answer |= enters_loss(turn)
         num_systems += turn.role == "system"
         check_text(turn.content, turn.role)
-        if turn.role == "user" and "<" in turn.content and not is_media_row:
+        if turn.role == "user" and not is_media_row:
             _check_placeholder(turn.content)
         if turn.reasoning:
             check_text(turn.reasoning, "a thought")
@@ -69,7 +72,9 @@ def check_conversation(conversation: Conversation) -> None:
 
 
 def _check_placeholder(text: str) -> None:
-    """Refuse a text that begins or ends with the placeholder of an image, a video or a sound."""
+    """Refuse a text with the placeholder of an image, a video or a sound."""
+    if "<" not in text and "[IMG]" not in text:
+        return
     match = _PLACEHOLDER.search(text)
     if match:
         raise RowError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from pipelines.core.conversation import Conversation, Turn
 from pipelines.data.convert.content_parts import read_parts
+from pipelines.data.convert.format_hints import LIST_KEYS
 from pipelines.data.convert.format_keys import (
     LISTS,
     PAIRS,
@@ -16,11 +17,20 @@ from pipelines.data.convert.format_keys import (
     standard_row,
     unread_keys,
 )
+from pipelines.data.convert.loss_keys import LOSS_KEYS
 from pipelines.data.convert.messages import ROLES, turns_of
-from pipelines.data.convert.row_checks import check_conversation, is_empty, require_text
+from pipelines.data.convert.row_checks import (
+    brief,
+    check_conversation,
+    is_empty,
+    require_text,
+)
 from pipelines.data.convert.row_context import RowContext, is_blank
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.tool_calls import calls_in_text, decode_json_text, tools_of
+
+# Keys of an answer, of which a row may have several.
+_ANSWERS = frozenset({"completion", "output", "answer", "response", "solution"})
 
 
 def to_conversation(
@@ -46,6 +56,8 @@ def to_conversation(
         context.tools = tools_of(standard, context)
     turns = _trained(_CONVERTERS[name](standard, context))
     unused = _unused(standard, name, turns, context)
+    if unused:
+        _check_answers(name, mapped, turns, unused, columns)
     conversation = Conversation(turns, context.tools, unused_keys=unused)
     check_conversation(conversation)
     for key in unused:
@@ -92,6 +104,27 @@ def _unused(row: Row, name: str, turns: tuple[Turn, ...], context: RowContext) -
     return tuple(context.unused)
 
 
+def _check_answers(
+    name: str, row: Row, turns: tuple[Turn, ...], unused: tuple[str, ...], columns: Collection[str]
+) -> None:
+    """Refuse a row with an answer under another key than its turns or its answer."""
+    others = [key for key in unused if key in _ANSWERS or key.startswith("chosen")]
+    if not others:
+        return
+    if name in LISTS and turns[-1].role == "user":
+        key = next(key for key in (LISTS[name], *LIST_KEYS) if key in row)
+        raise RowError(
+            f"{key} end in a question, and the answer is under {others[0]}: to train it, set the "
+            f"source's `columns: {{prompt: {key}, completion: {others[0]}}}`"
+        )
+    others = [key for key in others if key in _ANSWERS and isinstance(row.get(key), str)]
+    if others and name in PAIRS and (own := PAIRS[name][1]) not in columns:
+        raise RowError(
+            f"several answers: {own}, {', '.join(others)}; name the one to train in the source's "
+            f"`columns: {{{own}: {own}}}`"
+        )
+
+
 def _from_list(key: str) -> Callable[[Row, RowContext], tuple[Turn, ...]]:
     """The converter of a format whose turns are a list."""
 
@@ -113,9 +146,13 @@ def _from_pair(question_key: str, answer_key: str) -> Callable[[Row, RowContext]
                 for turn in turns_of(question, question_key, context)
             )
             _note(row, ("history", "context", "input"), context)
+            for key in _asking_to_train(question):
+                context.unused[f"{question_key}.{key}"] = None
         else:
             text = _question(row, question_key)
             before = (*_history(row, context), Turn("user", text))
+        if isinstance(answer, Mapping) and not answer.keys().isdisjoint(("role", "from")):
+            answer = [answer]
         if isinstance(answer, list) and answer_key == "completion":
             after = turns_of(answer, answer_key, context)
             _note(row, ("reasoning",), context)
@@ -124,6 +161,17 @@ def _from_pair(question_key: str, answer_key: str) -> Callable[[Row, RowContext]
         return _with_system(row, (*before, *after), context)
 
     return convert
+
+
+def _asking_to_train(messages: list[Any]) -> list[str]:
+    """The keys by which messages ask to be trained."""
+    return [
+        key
+        for message in messages
+        if isinstance(message, Mapping)
+        for key in LOSS_KEYS.intersection(message)
+        if message[key]
+    ]
 
 
 def _from_text(row: Row, context: RowContext) -> tuple[Turn, ...]:
@@ -186,6 +234,12 @@ def _only_text(value: Any, key: str) -> Any:
     """The text of an answer that is a list of equal texts, or SQuAD's object with such a list."""
     if isinstance(value, str):
         return value
+    if isinstance(value, bool | int | float):
+        kind = type(value).__name__
+        raise RowError(
+            f"{key}: expected text, this is {kind} ({brief(value)}); write the answer as a text, "
+            "and instead of the number of a choice the choice itself"
+        )
     texts = value.get("text") if isinstance(value, Mapping) else value
     if not isinstance(texts, list):
         return value

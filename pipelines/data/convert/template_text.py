@@ -30,6 +30,7 @@ _TEMPLATE = re.compile(
     r"|^### ?(?:Instruction|Response|Human|Assistant|User|System):",
     re.MULTILINE,
 )
+_RESULT = "<tool_response>"
 _FIRST_CHARACTERS = frozenset("<[#]")
 _OPENINGS = ("USER:", "Human:", "User:")
 _GENERATION_PROMPTS = ("ASSISTANT:", "Assistant:", "AI:", "Falcon:")
@@ -71,6 +72,11 @@ class TemplateText:
             return None
         match = _TEMPLATE.match(answer) or self._tokens.pattern.match(answer)
         return None if match is None or match.group() in self._learned else match.group()
+
+    @staticmethod
+    def around_result(result: str) -> str | None:
+        """The tag that a template of Qwen's kind writes around a tool's result, or None."""
+        return _RESULT if result.lstrip().startswith(_RESULT) else None
 
     def anywhere_in(self, prompt: str) -> str | None:
         """The first text of a chat template in a prompt, or None."""

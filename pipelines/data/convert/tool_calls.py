@@ -16,7 +16,9 @@ _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _SCHEMAS = ("parameters", "input_schema", "inputSchema")
 _DECLARATIONS = ("function_declarations", "functionDeclarations")
 # Keys of a call that say nothing beyond its order, its kind and its name.
-_CALL_KEYS = frozenset({"id", "type", "index", "function", "name", "strict", "description"})
+_CALL_KEYS = frozenset(
+    {"id", "type", "index", "function", "name", "strict", "description", "toolUseId"}
+)
 # Keys of a schema in which JSON's null is a value.
 _NULLABLE = frozenset({"default", "const", "example", "examples"})
 

@@ -80,7 +80,7 @@ BAD = [
         turns(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d")),
         "more than one system turn",
     ),
-    (turns(("user", None), ("assistant", "b")), "messages[0]: missing"),
+    (turns(("user", None), ("assistant", "b")), "messages[0]: no content and no tool calls"),
     (row(messages=["a", "b"]), "messages[0]: a turn is an object"),
     (row(messages=[{"role": "user", "content": [{"type": "image"}]}]), "only parts of type text"),
     (
@@ -98,7 +98,7 @@ BAD = [
     (row(instruction="a", output="b", history=["x"]), "history: each entry is a pair"),
     (
         row(conversations=[{"from": "human", "value": "a"}, {"from": "gpt"}]),
-        "conversations[1]: missing",
+        "conversations[1]: no content and no tool calls",
     ),
     (row(prompt="a", completion="b", tools="not a list"), "tools: expected a list"),
     (

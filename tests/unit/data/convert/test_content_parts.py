@@ -46,7 +46,7 @@ def test_parts_of_text_are_joined(parts):
         ({"type": "image", "image": "x", "text": None}, "a part of type image"),
         ({"type": "redacted_thinking", "data": "x"}, "a part of type redacted_thinking"),
         ({"image": {"format": "png"}}, "a part with the keys image"),
-        ({"functionCall": {"name": "f"}}, "a part with the keys functionCall"),
+        ({"executableCode": {"code": "f"}}, "a part with the keys executableCode"),
         ({"type": "text"}, "a part with the keys type"),
         ({"type": "text", "text": "a", "value": "b"}, "a part with the keys type, text, value"),
         ({"type": "text", "text": 3}, "a part with the keys type, text"),

@@ -124,7 +124,16 @@ def test_a_placeholder_of_media_costs_the_row_if_no_key_has_the_media(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["<video> is an HTML tag. Why?", "What does <audio> do?", "Explain <image>", "a < b", "<img>"],
+    [
+        "<video> is an HTML tag. Why?",
+        "What does <audio> do?",
+        "Explain the <image> tag",
+        "What is `<image>`?",
+        "<rss><image><url>u</url></image></rss>",
+        "Is <audio>none</audio> right?",
+        "a < b",
+        "<img>",
+    ],
 )
 def test_tags_within_a_text_are_text(text):
     assert to_conversation({"question": text, "answer": "a"}).turns[0].content == text
