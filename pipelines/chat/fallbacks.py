@@ -82,17 +82,21 @@ def probe_capabilities(template: ChatTemplate) -> TemplateCapabilities:
         parallel_calls=not calls or _shows_parallel_calls(template, call_ids),
         tool_role=tool_role,
         call_ids=calls and call_ids,
-        thought_key=_thought_key(template),
+        thought_key=_thought_key(template, calling),
     )
 
 
-def _thought_key(template: ChatTemplate) -> str:
+def _thought_key(template: ChatTemplate, calling: Mapping[str, Any]) -> str:
     content = str(ANSWER["content"])
-    answers = {key: {**ANSWER, key: THOUGHT} for key in THOUGHT_KEYS}
+    for key in THOUGHT_KEYS:
+        if _shows(template, [ASK, {**ANSWER, key: THOUGHT}], (), (THOUGHT, content)):
+            return key
     if "</think>" in template.source:
-        answers["content"] = {**ANSWER, "content": _with_thought(THOUGHT, content)}
-    for key, answer in answers.items():
+        answer = {**ANSWER, "content": _with_thought(THOUGHT, content)}
         if _shows(template, [ASK, answer], (), (THOUGHT, content)):
+            return "content"
+    for key in THOUGHT_KEYS:  # Gemma 4's shows thoughts before calls only
+        if _shows(template, [ASK, {**calling, key: THOUGHT}], [TOOL], (THOUGHT, *CALL_WORDS)):
             return key
     return ""
 

@@ -134,9 +134,10 @@ class TemplateRenderer:
             text = spans.text if is_left_out else spans.text[answer.start : answer.end]
             if thought and thought not in text:
                 num_dropped += 1
-                if turn.reasoning and turn.train and answer is spans.answers[-1]:
+                must_show = answer is spans.answers[-1] or not self.capabilities.thought_key
+                if turn.reasoning and turn.train and must_show:
                     raise TemplateError(
-                        "the chat template does not show the thought of the last answer (its "
+                        "the chat template does not show the thought of an answer (its "
                         "reasoning_content, reasoning or thinking); set data.chat_template to a "
                         "template that does"
                     )

@@ -54,7 +54,7 @@ def answer_notes(metadata: Mapping[str, Any]) -> Iterator[str]:
     if num_dropped:
         yield (
             f"the base's chat template leaves out {num_dropped:,} of "
-            f"{checks.checked('thoughts_shown'):,} thoughts, those of earlier answers"
+            f"{checks.checked('thoughts_shown'):,} thoughts of answers"
             f"{checks.first('thoughts_shown')}"
         )
     num_texts = checks.failed("texts_beside_calls")
