@@ -165,6 +165,17 @@ def test_a_mapped_answer_settles_which_of_several_is_trained() -> None:
     assert to_conversation({**row, "solution": "good"}).turns == TWO_TURNS  # the same text twice
 
 
+def test_an_answer_in_a_list_of_texts_is_read_if_it_is_the_only_one() -> None:
+    row = {"question": "q", "found": {"text": ["good", "good"]}}
+    for columns in (
+        {"prompt": "question", "completion": "found.text"},
+        {"answer": "found.text"},
+    ):
+        assert to_conversation(row, columns=columns).turns == TWO_TURNS
+    row = {"question": "q", "found": {"text": ["good", "another"]}}
+    assert "expected one text" in reason(row, columns={"answer": "found.text"})
+
+
 def test_the_hint_never_takes_a_system_text_or_a_role_for_a_question() -> None:
     for row in ({"system": "s", "chat": "USER: q ASSISTANT: a"}, {"role": "user", "message": "q"}):
         assert "prompt: system" not in reason(row) and "prompt: role" not in reason(row)

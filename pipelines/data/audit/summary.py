@@ -23,7 +23,8 @@ def summary_of(audit: Audit) -> dict[str, Any]:
         share = split.num_loss_tokens / max(1, split.num_tokens)
         summary[name] = (
             f"{split.num_samples:,} samples, {split.num_tokens:,} tokens, {share:.1%} in the loss, "
-            f"{split.num_rows:,} packs of {prepared.row_tokens:,}, "
+            f"{split.num_rows:,} pack{'s' if split.num_rows != 1 else ''} of "
+            f"{prepared.row_tokens:,}, "
             f"fill {split.fill(prepared.row_tokens):.2%}"
         )
     order = sorted(
@@ -33,8 +34,8 @@ def summary_of(audit: Audit) -> dict[str, Any]:
         f"{name.replace('_', ' ')} {count:,}" for name, count in order if count
     )
     for name, text, items in (
-        ("prefix_matches", "stand behind their generation prompt", "answers checked"),
-        ("stop_trained", "end in a stop token", "answers in the loss"),
+        ("prefix_matches", "answers after their generation prompt", "checked"),
+        ("stop_trained", "answers that end in a stop token", "in the loss"),
     ):
         checked, failed = _counts(audit, name)
         summary[text] = f"{checked - failed:,} of {checked:,} {items}"
@@ -44,7 +45,7 @@ def summary_of(audit: Audit) -> dict[str, Any]:
             f"rendered in {checked - failed:,} of {checked:,} turns"
         )
     checked, failed = _counts(audit, "other_turns_masked")
-    summary["leaked loss tokens"] = f"{failed:,} in {checked:,} system, user and tool turns"
+    summary["prompt turns in the loss"] = f"{failed:,} of {checked:,} system, user and tool turns"
     return summary
 
 

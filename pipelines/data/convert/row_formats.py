@@ -153,7 +153,8 @@ def _from_pair(question_key: str, answer_key: str) -> Callable[[Row, RowContext]
             before = (*_history(row, context), Turn("user", text))
         if isinstance(answer, Mapping) and not answer.keys().isdisjoint(("role", "from")):
             answer = [answer]
-        if isinstance(answer, list) and answer_key == "completion":
+        is_list = isinstance(answer, list) and not all(isinstance(each, str) for each in answer)
+        if is_list and answer_key == "completion":
             after = turns_of(answer, answer_key, context)
             _note(row, ("reasoning",), context)
         else:

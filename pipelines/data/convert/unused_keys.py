@@ -134,8 +134,8 @@ _ADVICE: Mapping[str, str] = {
     _THOUGHT: "name it reasoning_content in the answer's turn, or reasoning next to a question "
     "(`columns: {{reasoning: {name}}}`), or set {allow}",
     _TURN: "write it into the text of its turn, or set {allow}",
-    _PROMPT: "map it in the source's `columns` (to context, input or system), write it into the "
-    "text of the question, or set {allow}",
+    _PROMPT: "if it is a text next to a question, map it in the source's `columns` to context, "
+    "input or system; else write it into the text of the question, or set {allow}",
     _VARIABLE: "set it in data.template_arguments, which holds for all rows, and set {allow}",
 }
 
