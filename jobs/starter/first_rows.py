@@ -35,14 +35,14 @@ _COUNT_SECONDS = 5.0
 class FirstRows:
     """What the first rows of a dataset show.
 
-    `formats` counts rows by format; `columns` is what a source needs for rows of no known format.
+    `source` has the keys that a recipe needs to read them. `formats` counts rows by format.
     `num_rows` is the number of rows, exact or estimated. `errors` counts the reasons why rows
     cannot be used, each with `file:line` of the first; most frequent first.
     """
 
     conversations: list[Conversation]
+    source: SourceConfig
     formats: Mapping[str, int]
-    columns: Mapping[str, str]
     num_rows: int
     exact: bool
     num_files: int
@@ -58,24 +58,37 @@ class FirstRows:
         return self.exact and self.num_rows <= NUM_CONVERTED
 
 
-def read_first_rows(path: str) -> FirstRows:
-    """Read the dataset at `path`: a file, a folder, a glob or a URI.
+def read_first_rows(source: SourceConfig) -> FirstRows:
+    """Read the dataset of a source. Where its rows need `columns` and it has none, they are set.
 
-    Raises UserError when there are no rows, or when none of them has a known format.
+    Raises UserError when there are no rows, when none of them has a known format, and when the
+    source needs another key.
     """
-    files = files_at(path, "--data", 0, "auto")
+    try:
+        return _read(source)
+    except UserError as error:
+        if "the source's `" not in str(error):
+            raise
+        raise UserError(f"{error}; give `init` such a key as --source 'KEY: VALUE'") from error
+
+
+def _read(source: SourceConfig) -> FirstRows:
+    files = files_at(source.path, "--data", 0, "auto", source)
     rows = _rows(files)
     first = list(itertools.islice(rows, NUM_CONVERTED))
     if not first:
-        raise UserError(f"--data {path}: holds no row")
-    source = SourceConfig(path=path, columns=_columns([row for _, row in first]))
+        raise UserError(f"--data {source.path}: holds no row")
+    if not source.columns and source.format == "auto":
+        columns = _columns([row for _, row in first])
+        source = source.model_copy(update={"columns": columns})
     conversations, formats, errors = _convert(first, source)
     if not conversations:
         raise UserError(
-            f"--data {path}: none of the first {len(first)} rows can be used: {next(iter(errors))}"
+            f"--data {source.path}: none of the first {len(first)} rows can be used: "
+            f"{next(iter(errors))}"
         )
     num_rows, exact = _count(rows, [row for _, row in first], files)
-    return FirstRows(conversations, formats, source.columns, num_rows, exact, len(files), errors)
+    return FirstRows(conversations, source, formats, num_rows, exact, len(files), errors)
 
 
 def split_keys(conversations: list[Conversation]) -> list[float]:
@@ -108,10 +121,14 @@ def _convert(
     for chunk, row in rows:
         try:
             conversations.append(conversation_of(row, source, chunk.is_table))
-            formats[detect_format(row.value, source.columns)] += 1
+            formats[_format_of(row.value, source)] += 1
         except RowError as error:
             reasons.add(str(error), place_of(chunk, row))
     return conversations, formats, reasons.counts()
+
+
+def _format_of(row: Any, source: SourceConfig) -> str:
+    return detect_format(row, source.columns) if source.format == "auto" else source.format
 
 
 def _columns(rows: list[RawRow]) -> dict[str, str]:

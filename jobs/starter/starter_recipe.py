@@ -12,7 +12,7 @@ from jobs.starter.choices import MAX_HELDOUT_SHARE, MIN_HELDOUT, Choices
 from jobs.starter.first_rows import FirstRows
 from jobs.starter.machine_size import MachineSize
 from pipelines.config.recipe import parse_recipe
-from pipelines.config.shipped import path_from, with_schema_comment, yaml_scalar
+from pipelines.config.shipped import path_from, with_schema_comment, yaml_on_one_line
 
 _MAX_NAME_CHARS = 63
 
@@ -31,17 +31,16 @@ def starter_text(
     Raises RecipeError for a name that a recipe cannot have.
     """
     where = path_from(out, Path(base.base)) if Path(base.base).is_dir() else base.base
-    source = [f"    - path: {yaml_scalar(_source_path(data, out))}"]
-    if rows.columns:
-        pairs = ", ".join(f"{key}: {yaml_scalar(name)}" for key, name in rows.columns.items())
-        source.append(f"      columns: {{{pairs}}} # the rows' own names")
+    source = [f"    - path: {yaml_on_one_line(_source_path(data, out))}"]
+    keys = rows.source.model_dump(exclude={"path"}, exclude_defaults=True)
+    source += [f"      {key}: {yaml_on_one_line(value)}" for key, value in keys.items()]
     number = f"{rows.num_rows:,}" if rows.exact else f"about {rows.num_rows:,}"
     text = f"""\
 # Recipe for {number} rows on {machine}, written by `loraforge init`.
 # All keys: `loraforge explain`, or docs/recipe.md. Try a value: -s train.lr=1e-4.
-name: {yaml_scalar(name)}
+name: {yaml_on_one_line(name)}
 model:
-  base: {yaml_scalar(where)}
+  base: {yaml_on_one_line(where)}
   quantization: {choices.quantization} # nf4 is QLoRA: 4-bit weights, a quarter of the memory
 lora:
   r: 16 # rank: more can learn more, and takes more memory
@@ -68,7 +67,7 @@ gate:
   metric: heldout_loss
   margin: 0.01
 registry:
-  model: {yaml_scalar(name)} # the adapter's name in the registry and in the API
+  model: {yaml_on_one_line(name)} # the adapter's name in the registry and in the API
 serve:
   max_model_tokens: {min(max(1024, choices.row_tokens), base.window)}
 resources:

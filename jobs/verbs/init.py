@@ -19,6 +19,12 @@ def init(
         str,
         typer.Option("--data", metavar="PATH|URI", help="rows: a file, a folder, a glob or a URI"),
     ],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source", metavar="'KEY: VALUE'", help="a key of the rows, such as 'delimiter: \";\"'"
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="FOLDER|ID", help="the base model; else the pocket base"),
@@ -37,10 +43,12 @@ def init(
     from jobs.starter.first_rows import read_first_rows
     from jobs.starter.machine_size import machine_size
     from jobs.starter.new_file import check_absent, write_new
+    from jobs.starter.source_keys import source_of
     from jobs.starter.starter_recipe import name_from, starter_text
     from pipelines.config.shipped import pocket_dir
 
-    rows = read_first_rows(str(Path(data).expanduser()) if "://" not in data else data)
+    path = str(Path(data).expanduser()) if "://" not in data else data
+    rows = read_first_rows(source_of(path, source or ()))
     check_absent(out, force)
     size, machine = base_size(base or str(pocket_dir() / "model")), machine_size()
     choices = choose(rows, size, machine)
@@ -67,7 +75,7 @@ def _rows_line(rows: FirstRows) -> str:
         count += f" in {rows.num_files} files"
     formats = ", ".join(f"{name} ({count:,})" for name, count in rows.formats.items())
     formats = formats if len(rows.formats) > 1 else next(iter(rows.formats))
-    mapped = ", ".join(f"{column} as {key}" for key, column in rows.columns.items())
+    mapped = ", ".join(f"{column} as {key}" for key, column in rows.source.columns.items())
     return f"{count}, format {formats}" + (f", with {mapped}" if mapped else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,4 +147,6 @@ def _template(given: str, folder: Path) -> str:
 def _absolute(path: str, folder: Path) -> str:
     if "://" in path:
         return path
-    return str((folder.absolute() / Path(path).expanduser()).resolve())
+    # A link keeps its name, which tells the type of its file; so does one that leads nowhere.
+    full = folder.absolute() / Path(path).expanduser()
+    return os.path.normpath(os.path.join(os.path.realpath(full.parent), full.name))

@@ -78,7 +78,7 @@ def copied_text(recipe: Path, target: Path) -> str:
         path = (recipe.parent / node.value).resolve()
         if "://" not in node.value and path.exists():
             start, end = node.start_mark.index, node.end_mark.index
-            text = text[:start] + yaml_scalar(path_from(target, path)) + text[end:]
+            text = text[:start] + yaml_on_one_line(path_from(target, path)) + text[end:]
     return with_schema_comment(text, target)
 
 
@@ -124,7 +124,9 @@ def _start(node: yaml.Node) -> int:
     return node.start_mark.index
 
 
-def yaml_scalar(text: str) -> str:
-    """The text as YAML writes it on one line, quoted if needed."""
-    dumped = yaml.safe_dump(text, default_flow_style=True, width=1 << 20, allow_unicode=True)
+def yaml_on_one_line(value: object) -> str:
+    """A text, a number or an object of them as YAML, quoted if needed."""
+    dumped = yaml.safe_dump(
+        value, default_flow_style=True, width=1 << 20, allow_unicode=True, sort_keys=False
+    )
     return dumped.removesuffix("...\n").rstrip("\n")

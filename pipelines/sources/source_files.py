@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _ADVICE = {
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "save the sheet as CSV (UTF-8)"),
     **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz"), "unpack it"),
 }
+_MAX_SHOWN = 5  # names of a folder, in a message
 NO_KEYS = SourceConfig(path="-")
 """The entry of files that no source names, such as benchmarks."""
 
@@ -91,7 +93,7 @@ def files_at(
     names = (
         _remote_files(path, key, split or "benchmark")
         if "://" in path
-        else [(str(p), p.stat().st_size) for p in _local_files(path, key, split)]
+        else [(str(p), _size_of(p, f"{key}={p}")) for p in _local_files(path, key, split)]
     )
     return [
         SourceFile(source, name, _kind_of(name, f"{key}={name}"), size, key, config)
@@ -113,6 +115,23 @@ def _kind_of(name: str, where: str) -> str:
     return kind
 
 
+def _size_of(path: Path, where: str) -> int:
+    """A local file's size. Raises UserError for a file that will not open, or without a text name.
+
+    A folder of `save_to_disk` may name a file that it lacks.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = where.encode(errors="backslashreplace").decode()
+        raise UserError(f"{shown}: the file's name is not UTF-8; rename the file") from error
+    try:
+        with open(path, "rb"):
+            return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({one_line(error, REASON_CHARS)})") from error
+
+
 def _local_files(text: str, key: str, split: str | None) -> list[Path]:
     path = Path(text)
     if path.is_file():
@@ -121,14 +140,22 @@ def _local_files(text: str, key: str, split: str | None) -> list[Path]:
     if files:
         return files
     if path.is_dir():
-        raise UserError(f"{key}={text}: the folder has no file of a known type ({KNOWN_TYPES})")
+        raise UserError(
+            f"{key}={text}: the folder has no file of a known type ({KNOWN_TYPES}); it has "
+            + (", ".join(sorted(p.name for p in path.iterdir())[:_MAX_SHOWN]) or "nothing")
+        )
     files = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
     if files:
         return files
+    if path.is_symlink():
+        raise UserError(f"{key}={text}: a link to {os.readlink(path)}, which does not exist")
+    if path.exists():
+        raise UserError(f"{key}={text}: not a regular file; save its rows as one")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
     hint = f"did you mean {path.parent / near[0]}?" if near else "set a file, a folder or a glob"
-    raise UserError(f"{key}={text}: no such file; {hint}")
+    noun = "no file matches this glob" if glob.has_magic(text) else "no such file"
+    raise UserError(f"{key}={text}: {noun}; {hint}")
 
 
 def _in_local_folder(path: Path, split: str | None, where: str) -> list[str]:

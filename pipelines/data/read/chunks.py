@@ -75,7 +75,10 @@ def _table_cuts(file: SourceFile, kind: str, chunk_bytes: int) -> list[int]:
     try:
         sizes = table_sizes(file.path, kind)
     except (ValueError, OSError) as error:
-        raise UserError(f"{file.name}: not {kind} ({one_line(error, REASON_CHARS)})") from error
+        raise UserError(
+            f"{file.name}: damaged, or not {kind} ({one_line(error, REASON_CHARS)}); fix or "
+            "replace the file"
+        ) from error
     cuts, size = [0], 0
     for number, part_bytes in enumerate(sizes):
         size += part_bytes

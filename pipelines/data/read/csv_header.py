@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from pipelines.sources.source_files import SourceFile
 _DELIMITERS = (",", ";", "\t", "|")
 _SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t|]*\r?\n?', re.IGNORECASE)
 _LINE = re.compile(r"([^\r\n]*)(?:\r\n|\r|\n)?")
+_UNUSUAL = re.compile(r"[^\w\s\"'.-]|[\x01-\x08\x1c-\x1f]")
+_SHOWN_CHARS = 60
 _NUM_ROWS = 20
 _MIN_SHARE = 0.9  # of rows with the header's number of fields that make any text a table
 
@@ -41,6 +44,7 @@ def delimiter_of(file: SourceFile, text: str, ends: bool) -> str | None:
     usual = {"csv": ",", "tsv": "\t"}.get(file.kind)
     fits = {d: fit for d in _DELIMITERS if (fit := _fit(text, ends, d)) is not None}
     if not fits:
+        _refuse_unusual(file, text, ends)
         return usual
     best = max(fits.values())
     chosen = [delimiter for delimiter, fit in fits.items() if fit == best]
@@ -53,6 +57,27 @@ def delimiter_of(file: SourceFile, text: str, ends: bool) -> str | None:
             f"{file.advice(keys)}"
         )
     return usual if usual in chosen else chosen[0]
+
+
+def check_header(file: SourceFile, text: str, ends: bool, delimiter: str) -> None:
+    """Raise UserError if most of the first rows have more filled fields than the header has names.
+
+    That is so where a title stands above the header, as in many sheets of Excel.
+    """
+    header, *rows = _first_records(text, ends, delimiter) or [[]]
+    if sep_of(delimiter.join(header)) and rows:
+        header, *rows = rows
+    num_names = _num_filled(header)
+    has_index = bool(header) and not header[0].strip()
+    num_wider = sum(_num_filled(row) > num_names + has_index for row in rows)
+    if num_wider > len(rows) / 2:
+        named = f"{num_names} column{'s' if num_names > 1 else ''}"
+        shown = printable(delimiter.join(header).strip(delimiter))[:_SHOWN_CHARS]
+        raise UserError(
+            f"{file.name}: its first line {shown!r} names {named}, but most rows have more fields; "
+            f"delete the lines above the header, name every column and put texts with "
+            f"{_shown(delimiter)} in quotes"
+        )
 
 
 def column_names(header: Sequence[str], path: str) -> list[str]:
@@ -83,10 +108,31 @@ def _checked(file: SourceFile, text: str, delimiter: str) -> str:
     return delimiter
 
 
+def _refuse_unusual(file: SourceFile, text: str, ends: bool) -> None:
+    """Raise UserError where another character of the header splits the rows below it as well."""
+    header = _LINE.match(text.lstrip("\r\n"))
+    for mark in dict.fromkeys(_UNUSUAL.findall(header[1] if header else "")):
+        fit = _fit(text, ends, mark)
+        if fit and fit[1] and fit[0] >= _MIN_SHARE:
+            raise UserError(
+                f"{file.name}: its header is one column, but {_shown(mark)} seems to split it: "
+                + file.advice(f"`delimiter: {_shown(mark)}`")
+            )
+
+
 def _fit(text: str, ends: bool, delimiter: str) -> tuple[float, int] | None:
     """How well a delimiter fits: the share of rows that have the header's number of fields, and
     the number of rows looked at; None if the header has one field.
     """
+    records = _first_records(text, ends, delimiter)
+    if not records or len(records[0]) < 2:
+        return None
+    widths = [len(record) for record in records[1:]]
+    return sum(width == len(records[0]) for width in widths) / max(1, len(widths)), len(widths)
+
+
+def _first_records(text: str, ends: bool, delimiter: str) -> list[list[str]]:
+    """The header and the first rows that are complete, up to one that is broken."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records: list[list[str]] = []
     try:
@@ -98,12 +144,13 @@ def _fit(text: str, ends: bool, delimiter: str) -> tuple[float, int] | None:
             if not ends:
                 records.pop()  # it may be cut off
     except csv.Error:
-        pass  # the record is broken; the header before it counts
-    if not records or len(records[0]) < 2:
-        return None
-    widths = [len(record) for record in records[1:]]
-    return sum(width == len(records[0]) for width in widths) / max(1, len(widths)), len(widths)
+        pass  # the records before it count
+    return records
+
+
+def _num_filled(row: Sequence[str]) -> int:
+    return sum(bool(field.strip()) for field in row)
 
 
 def _shown(delimiter: str) -> str:
-    return '"\\t"' if delimiter == "\t" else f'"{delimiter}"'
+    return json.dumps(delimiter)

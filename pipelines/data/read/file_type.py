@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.core.errors import UserError
-from pipelines.data.read.csv_header import delimiter_of
+from pipelines.data.read.csv_header import check_header, delimiter_of
 from pipelines.data.read.foreign_files import refuse_foreign_bytes, refuse_foreign_text
 from pipelines.data.read.json_layout import NeedsMore, json_layout
 from pipelines.data.read.raw_row import MAX_ROW_BYTES
@@ -94,6 +94,7 @@ def file_type(file: SourceFile) -> FileType:
             "neither JSON nor the header of a table (plain text needs rows such as "
             f'{{"text": "..."}}); valid: {KNOWN_TYPES}'
         )
+    check_header(file, text, head.ends, delimiter)
     return FileType("csv", head.compressions, encoding, delimiter)
 
 

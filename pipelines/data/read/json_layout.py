@@ -93,6 +93,8 @@ def _of_object(file: SourceFile, value: dict[str, Any]) -> tuple[str, str]:
         return "values", ""
     if _are_rows(value, file.config.columns):
         return "object", ""
+    if PurePosixPath(file.path).name in DESCRIPTIONS - {"config.json"}:
+        raise UserError(f"{file.name}: describes a dataset and has no rows; name its folder")
     lists = list(_lists(value, file.config.columns))
     if len(lists) == 1 and lists[0] in value:
         return "object", lists[0]
@@ -102,8 +104,6 @@ def _of_object(file: SourceFile, value: dict[str, Any]) -> tuple[str, str]:
             f"{file.name}: is one JSON object with rows in {', '.join(lists[:10])}; "
             f"{file.advice(keys)}"
         )
-    if PurePosixPath(file.path).name in DESCRIPTIONS - {"config.json"}:
-        raise UserError(f"{file.name}: describes a dataset and has no rows; name its folder")
     if _is_columns(value):
         raise UserError(
             f"{file.name}: is one JSON object of columns ({', '.join(map(str, value))[:100]}), not "

@@ -31,6 +31,7 @@ _WIDE = ("utf-16", "utf-32")
 _STRAY = re.compile(r"[\udc80-\udcff]")  # a byte that is no UTF-8, as surrogateescape decodes it
 _NOT_ASCII = re.compile(r"[^\0-\x7f]")
 _HIGH, _HIGH_PAIR = re.compile(rb"[\x80-\xff]"), re.compile(rb"[\x80-\xff]{2,}")
+_JAPANESE_ESCAPE = re.compile(rb"\x1b\$[@B]")  # of ISO-2022-JP, which is all ASCII
 _MAX_STRAY_SHARE = 0.01  # of lines, where there is no other character to compare with
 _MIN_CHARACTERS = 3  # fewer may be UTF-8 by chance
 # Encodings that a text may be guessed to have, with characters that make up most of such a text.
@@ -60,7 +61,9 @@ def encoding_of(file: SourceFile, data: bytes, ends: bool) -> str:
     if seen and seen.startswith(_WIDE):
         return _checked(file, seen, data, ends)
     offset, num_stray, num_good = _stray_bytes(data, ends)
-    if num_stray <= num_good or _stray_share(data) <= _MAX_STRAY_SHARE:
+    if escape := _JAPANESE_ESCAPE.search(data):
+        offset = escape.start()
+    elif num_stray <= num_good or _stray_share(data) <= _MAX_STRAY_SHARE:
         return "utf-8"  # with a few damaged rows
     place = f"the byte {data[offset]:#04x} at offset {offset:,} (line {_line(data, offset)})"
     if b"\0" in data[:4096]:
@@ -68,7 +71,7 @@ def encoding_of(file: SourceFile, data: bytes, ends: bool) -> str:
         raise UserError(
             f"{file.name}: no UTF-8: it has zero bytes, and {place}; if it is text, {advice}"
         )
-    guess = _guess(data)
+    guess = "iso2022_jp" if escape else _guess(data)
     key = f"set the source's `encoding: {guess}` (or utf-8, to reject such rows) or "
     raise UserError(
         f"{file.name}: not UTF-8, but perhaps {guess}: {place}; "

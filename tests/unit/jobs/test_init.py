@@ -23,6 +23,7 @@ from jobs.starter.machine_size import MachineSize
 from jobs.verbs.init import init
 from pipelines.config.load import load_recipe
 from pipelines.config.recipe import Recipe
+from pipelines.config.schema import SourceConfig
 from pipelines.config.shipped import pocket_dir
 from pipelines.core.errors import UserError
 
@@ -127,9 +128,10 @@ def test_rows_of_every_file_type_and_folder_are_read(tmp_path: Path) -> None:
     write_rows(tmp_path / "folder" / "a.jsonl", 10)
     write_rows(tmp_path / "folder" / "b.jsonl", 15)
     for name, count, files in [("array.json", 30, 1), ("table.csv", 30, 1), ("folder", 25, 2)]:
-        shown = read_first_rows(str(tmp_path / name))
+        shown = read_first_rows(SourceConfig(path=str(tmp_path / name)))
         assert (shown.num_rows, shown.exact, shown.num_files) == (count, True, files), name
-    assert read_first_rows(str(tmp_path / "packed.jsonl.gz")).formats == {"alpaca": 30}
+    packed = SourceConfig(path=str(tmp_path / "packed.jsonl.gz"))
+    assert read_first_rows(packed).formats == {"alpaca": 30}
     run_init("--data", "folder")
     assert load_recipe(tmp_path / "recipe.yaml").data.sources[0].path == str(tmp_path / "folder")
 
@@ -211,7 +213,7 @@ def test_the_expected_rows_are_those_that_prepare_holds_out(tmp_path: Path) -> N
     write_rows(tmp_path / "rows.jsonl", 120)
     output = run_init("--data", "rows.jsonl")
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    keys = split_keys(read_first_rows("rows.jsonl").conversations)
+    keys = split_keys(read_first_rows(SourceConfig(path="rows.jsonl")).conversations)
     expected = sum(key < recipe.data.heldout_share for key in keys)
     assert expected >= 20 and f"split:   {expected} held-out rows" in output
     prepared = prepare(recipe, Store(tmp_path / "store"), SILENT, serial_tokenize)
@@ -241,7 +243,8 @@ def test_packed_rows_fit_the_rows_and_the_window(
 
 
 def choices_for(count: int, tmp_path: Path, base: BaseSize, machine: MachineSize):
-    return choose(read_first_rows(str(write_rows(tmp_path / "r.jsonl", count))), base, machine)
+    source = SourceConfig(path=str(write_rows(tmp_path / "r.jsonl", count)))
+    return choose(read_first_rows(source), base, machine)
 
 
 @pytest.mark.parametrize("count", [1, 20, 50, 500, 3000])

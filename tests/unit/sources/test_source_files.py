@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
+from pipelines.config.load import load_recipe
 from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
 from pipelines.data.read.chunks import cut_chunks
@@ -61,3 +64,56 @@ def test_an_unreadable_remote_source_is_refused_in_one_line(path, message):
     with pytest.raises(UserError, match=message) as error:
         find_files([SourceConfig(path=path)])
     assert "\n" not in str(error.value)
+
+
+def test_a_link_is_read_under_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "rows.jsonl").symlink_to("blob")
+    (tmp_path / "recipe.yaml").write_text(
+        "name: t\nmodel: {base: ORG/base}\ndata: {sources: [rows.jsonl]}\n"
+    )
+    (source,) = load_recipe(tmp_path / "recipe.yaml").data.sources
+    (file,) = find_files([source])
+    assert file.path == str(tmp_path / "rows.jsonl") and file.kind == "jsonl"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere.jsonl", "a link to gone, which does not exist"),
+        ("loop.jsonl", "a link to loop.jsonl, which does not exist"),
+        ("pipe.jsonl", "not a regular file"),
+        ("x*.jsonl", "no file matches this glob; did you mean .*pipe.jsonl"),
+        ("text.*", "no file matches this glob; set a file"),
+        ("books", r"the folder has no file of a known type \(.*\); it has a.xlsx, b.docx"),
+        ("bytes", r"bytes/\\udcff.jsonl: the file's name is not UTF-8; rename the file"),
+        ("saved", r"saved/part.arrow: cannot be read \(.*No such file"),
+    ],
+)
+def test_a_path_without_rows_is_refused_with_its_cause(
+    tmp_path: Path, path: str, message: str
+) -> None:
+    (tmp_path / "nowhere.jsonl").symlink_to("gone")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("books/b.docx", "books/a.xlsx", "bytes/\udcff.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "saved").mkdir()
+    state = {"_data_files": [{"filename": "part.arrow"}]}
+    (tmp_path / "saved/state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=message) as error:
+        find_files([SourceConfig(path=str(tmp_path / path))])
+    str(error.value).encode()
+
+
+def test_a_file_without_permission_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "rows.jsonl").touch()
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match=r"rows.jsonl: cannot be read \(.*Permission denied\)"):
+        find_files([SourceConfig(path=str(tmp_path / "rows.jsonl"))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,41 @@ def test_a_row_at_which_the_file_ends_says_so(tmp_path: Path) -> None:
     assert values_in(tmp_path / "rows.csv", "instruction,output\na,b\nc")[1] == (
         "1 fields, the header has 2; the file ends in this row: is it complete?"
     )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Report of questions", "", "instruction,output", "a,b", "c,d"],
+        ["Report of questions,,", "Created 2024,,", ",,", "instruction,output,", "a,b,", "c,d,"],
+        ["Report,2024,,", "id,instruction,output,x", "1,a,b,2", "2,c,d,2"],
+    ],
+)
+def test_a_title_above_the_header_is_named(tmp_path: Path, lines: list[str]) -> None:
+    message = refusal_of(tmp_path / "rows.csv", "\n".join(lines) + "\n")
+    title = lines[0].strip(",")
+    assert f"its first line {title!r} names" in message
+    assert "but most rows have more fields; delete the lines above the header" in message
+
+
+@pytest.mark.parametrize("mark", ["^", "~", "\x01", "§"])
+def test_a_rare_delimiter_is_proposed(tmp_path: Path, mark: str) -> None:
+    content = "".join(f"{a}{mark}{b}\n" for a, b in (("instruction", "output"), "ab", "cd"))
+    shown = json.dumps(mark)
+    assert refusal_of(tmp_path / "rows.csv", content) == (
+        f"data.sources.0.path=rows.csv: its header is one column, but {shown} seems to split it: "
+        f"set the source's `delimiter: {shown}`"
+    )
+    assert values_in(tmp_path / "rows.csv", content, delimiter=mark) == ROWS
+
+
+def test_a_table_of_one_column_is_read(tmp_path: Path) -> None:
+    content = "Text (plain)\nHello, world\nA: b; c\n"
+    assert values_in(tmp_path / "rows.csv", "text\nHello: you\nOne; two\n") == [
+        {"text": "Hello: you"},
+        {"text": "One; two"},
+    ]
+    assert values_in(tmp_path / "rows.tsv", content) == [
+        {"Text (plain)": "Hello, world"},
+        {"Text (plain)": "A: b; c"},
+    ]
