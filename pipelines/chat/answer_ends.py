@@ -80,14 +80,17 @@ class AnswerEnds:
     def where_differs(self, text: str, other: str, start: int, limit: int) -> int | None:
         """Where a turn ends that begins at `start` of both texts, if it ends where they differ."""
         position = start + shared_length(text[start:limit], other[start:])
-        for match in self._special.finditer(text, start, limit):
-            if match.start() < position < match.end():
-                position = match.start()
+        position = self.token_start(text, position)
         end = self.after(text, position, limit)
         tokens = [*self._special.finditer(text, start, position)]
         if end is None and tokens and tokens[-1].end() == position:
             return position
         return end
+
+    def token_start(self, text: str, position: int) -> int:
+        """The position, or the start of the special token of the text that it is inside of."""
+        inside = [m.start() for m in self._special.finditer(text) if m.start() < position < m.end()]
+        return inside[0] if inside else position
 
     def missing(self, with_calls: bool) -> str:
         """What a conversation that ends in an answer lacks at its end; mostly nothing."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipelines.chat.answer_ends import AnswerEnds
+from pipelines.chat.fallbacks import THOUGHT_KEYS
 from pipelines.chat.spans import (
     LEFT_OUT,
     NO_PROMPT,
@@ -20,6 +21,7 @@ from pipelines.chat.spans import (
     AnswerSpan,
     RenderedSpans,
     Span,
+    shared_length,
 )
 from pipelines.chat.template import (
     ChatTemplate,
@@ -95,17 +97,17 @@ class AssistantSpanFinder:
         elif in_place_only and prompt is not None:
             return AnswerSpan(turn, 0, 0, LEFT_OUT)
         else:
-            start = self._start_without_prompt(run, turn)
+            start = self._start_without_prompt(run, turn, prompt or "")
             if prompt is None:
                 gap = NO_PROMPT
             else:
                 gap = NO_THOUGHT if opens_thought(prompt) else OTHER_PROMPT
         return AnswerSpan(turn, start, self._end(run, turn, start), gap)
 
-    def _start_without_prompt(self, run: _Run, turn: int) -> int:
+    def _start_without_prompt(self, run: _Run, turn: int, prompt: str) -> int:
         """Where an answer begins whose generation prompt does not begin the text: at its content
         or, if it has calls or its content is not in the text as it was, behind the text that the
-        template writes before a plain answer in its place.
+        template writes before a plain answer in its place. Else where text and prompt differ.
         """
         if turn in run.generations:
             return run.generations[turn][0]
@@ -118,6 +120,9 @@ class AssistantSpanFinder:
             return len(before)
         if content is not None:
             return content[0]
+        start = self._ends.token_start(run.text, shared_length(run.text, prompt))
+        if start >= max((end for i, (_, end) in run.contents.items() if i < turn), default=1):
+            return start
         raise TemplateError(
             "the chat template's render does not show where an assistant turn's text is"
         )
@@ -138,10 +143,14 @@ class AssistantSpanFinder:
         content = run.contents.get(turn)
         if content is not None and not message.get("tool_calls") and start <= content[1] <= limit:
             return self._ends.after(text, content[1], limit, marked) or content[1]
-        alone = self._render(run.messages[: turn + 1], run.tools)
-        if alone is not None and text.startswith(alone) and start < len(alone) <= limit:
-            end = self._ends.last_in(text, start, len(alone))
-            return end or self._ends.after(text, len(alone), limit) or len(alone)
+        # Many templates write a thought in the last turn only.
+        without_thought = {k: v for k, v in message.items() if k not in THOUGHT_KEYS}
+        before, alone = run.messages[:turn], None
+        for last in (message, without_thought):
+            alone = self._render([*before, last], run.tools)
+            if alone is not None and text.startswith(alone) and start < len(alone) <= limit:
+                end = self._ends.last_in(text, start, len(alone))
+                return end or self._ends.after(text, len(alone), limit) or len(alone)
         other = self._with_placeholder(run, turn)
         after = other.text[other.content_spans[turn][1] :] if other else None
         if after is not None and text.endswith(after):

@@ -15,7 +15,7 @@ from pipelines.chat.encoder import byte_offsets
 from pipelines.chat.fallbacks import apply_fallbacks, probe_capabilities
 from pipelines.chat.probes import CALLING, RESULT
 from pipelines.chat.rendered import RenderedText
-from pipelines.chat.spans import LEFT_OUT, ByteSpans, PlainSpans, RenderedSpans, Span
+from pipelines.chat.spans import LEFT_OUT, OTHER_PROMPT, ByteSpans, PlainSpans, RenderedSpans, Span
 from pipelines.chat.special_tokens import InjectionGuard, SpecialTokens
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError, spells_marks
 from pipelines.chat.thoughts import probe_thoughts
@@ -130,8 +130,8 @@ class TemplateRenderer:
             turn = by_message[answer.turn]
             thought = _thought(turn)
             num_thoughts += bool(thought)
-            is_left_out = answer.gap == LEFT_OUT
-            text = spans.text if is_left_out else spans.text[answer.start : answer.end]
+            in_place = answer.gap not in (LEFT_OUT, OTHER_PROMPT)
+            text = spans.text[answer.start : answer.end] if in_place else spans.text
             if thought and thought not in text:
                 num_dropped += 1
                 must_show = answer is spans.answers[-1] or not self.capabilities.thought_key

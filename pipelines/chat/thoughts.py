@@ -44,8 +44,8 @@ class Thoughts:
     `tag` opens a thought. `empty`: the empty thought that it writes before an answer without one,
     if it does. `opened`: its prompt opens a thought. `expected`: its prompt is for an answer with a
     thought, and no argument of the recipe asks for that. `trains_empty`: an argument does, so empty
-    thoughts are trained. `switch`: the argument and the value that would give prompts for answers
-    without a thought.
+    thoughts are trained. `switch`: the argument and another value that would give prompts for
+    answers without a thought.
     """
 
     tag: str = ""
@@ -96,13 +96,15 @@ def probe_thoughts(template: ChatTemplate, arguments: Mapping[str, Any]) -> Thou
     prompt = _render(template, [ASK], True)
     opened, empty = _OPENED.search(prompt), _empty_thought(template, prompt)
     given = [name for name in SWITCHES if name in arguments]
-    switches = [name for name in SWITCHES if name in variables_of(template.source)]
+    variables = variables_of(template.source)
+    switches = [name for name in SWITCHES if name in variables]
     tag, expected, switch = opened.group(1) if opened else _tag_of(empty), False, None
     for name in switches:
         for value in (False, True):
             other = template.with_variable(name, value)
             other_prompt = _render(other, [ASK], True)
-            if switch is None and _serves_plain_answers(other, other_prompt):
+            is_given = arguments.get(name) is value
+            if switch is None and not is_given and _serves_plain_answers(other, other_prompt):
                 switch = (name, value)
             added = other_prompt[len(without_empty(other_prompt)) :]
             if not given and not value and other_prompt != prompt and (opened or added):

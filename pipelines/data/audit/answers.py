@@ -45,9 +45,11 @@ def answer_notes(metadata: Mapping[str, Any]) -> Iterator[str]:
     checks = _Checks(metadata)
     num_left_out = checks.failed("answers_in_place")
     if num_left_out:
+        thoughts = metadata.get("thoughts", {})
         yield (
             f"{num_left_out:,} answers before the last are not trained: the base's chat template "
             "writes them behind another text than the generation prompt that serving sends there"
+            f"{f'; {_advice(thoughts)}' if thoughts.get('switch') else ''}"
             f"{checks.first('answers_in_place')}"
         )
     num_dropped = checks.failed("thoughts_shown")
