@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.chat import ROW_FAULTS, ChatRenderer, RenderedBatch, TemplateError
+from pipelines.chat import ChatRenderer, RenderedBatch, TemplateError
 from pipelines.config.schema import DataConfig
 from pipelines.config.schema.data import SourceConfig
 from pipelines.core.conversation import Turn
@@ -27,11 +27,10 @@ from pipelines.data.convert.decontamination import Benchmarks
 from pipelines.data.convert.dedup import signature
 from pipelines.data.convert.quality_filters import QualityFilters
 from pipelines.data.convert.row_error import RowError
-from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.convert.source_options import used_options
 from pipelines.data.convert.truncation import shorten
 from pipelines.data.read.chunks import Chunk
-from pipelines.data.read.raw_row import RawRow, as_text, reason_of
+from pipelines.data.read.raw_row import RawRow, as_text
 from pipelines.data.read.rows import read_chunk
 from pipelines.data.row_facts import RowFacts
 from pipelines.data.sample import (
@@ -41,6 +40,7 @@ from pipelines.data.sample import (
     num_copies,
     only_last_answer,
 )
+from pipelines.data.source_rows import conversation_of
 from pipelines.data.text_pieces import Pieces, text_pieces
 from pipelines.data.tokenized_table import (
     FILTERED,
@@ -59,7 +59,6 @@ from pipelines.data.tokenized_table import (
 )
 
 BATCH_ROWS = 1024
-TABLE_KINDS = ("parquet", "arrow")  # their rows have null where a field is absent
 
 
 class ChunkTokenizer:
@@ -104,15 +103,10 @@ class ChunkTokenizer:
         samples: list[Sample] = []
         for raw in rows:
             try:
-                sample = self._sample(source, raw, chunk.kind in TABLE_KINDS)
-            except (RowError, *ROW_FAULTS) as error:
-                reason = (
-                    str(error)
-                    if isinstance(error, RowError)
-                    else f"a field is not of the type that its format needs ({reason_of(error)})"
-                )
+                sample = self._sample(source, raw, chunk.is_table)
+            except RowError as error:
                 text = raw.text or as_text(raw.value)
-                rejects.append(reject_line(raw.number, REJECTED, reason, text))
+                rejects.append(reject_line(raw.number, REJECTED, str(error), text))
                 continue
             reject = self._filtered(sample)
             if reject:
@@ -131,12 +125,8 @@ class ChunkTokenizer:
 
     def _sample(self, source: SourceConfig, raw: RawRow, from_table: bool) -> Sample:
         """Convert a row and choose its split. Raises RowError."""
-        if raw.error:
-            raise RowError(raw.error)
         seed, share = self._config.seed, self._config.heldout_share
-        conversation = to_conversation(
-            raw.value, source.format, source.columns, source.roles, from_table
-        )
+        conversation = conversation_of(raw, source, from_table)
         if self._config.train_on == "last":
             conversation = only_last_answer(conversation)
         keys = prompt_keys(conversation)
