@@ -64,12 +64,13 @@ def open_session(
 ) -> Session:
     """Load the recipe and look at everything it names before anything slow is imported.
 
-    Raises UserError for errors in the recipe, an unreachable base, missing weights (unless not
-    `needs_weights`), missing data files (unless not `needs_sources`), a store that cannot be
+    Raises UserError for errors in the recipe, a base that cannot be reached or used, missing
+    weights (unless not `needs_weights`), missing data files (unless not `needs_sources`), a store that cannot be
     written (unless not `writes`), and, with `needs_registry`, a recipe whose result cannot be
     registered. With `verify`,
     files are hashed again even if their digests are remembered.
     """
+    from jobs.bases.checks import check_loads
     from jobs.cluster.ray import quiet
     from pipelines.config.load import load_recipe
     from pipelines.sources.base_files import weight_files
@@ -88,6 +89,7 @@ def open_session(
     if needs_sources:
         find_files(loaded.data.sources)
     local_base_dir(loaded.model.base, loaded.model.revision, needs_weights, progress)
+    check_loads(loaded.model)
     if needs_weights:
         weight_files(loaded.model.base, loaded.model.revision)
     return Session(Inputs(loaded, FileHashes(verify=verify)), store, progress, verbose)

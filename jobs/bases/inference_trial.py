@@ -57,12 +57,10 @@ def try_evaluating(base: Path, adapter: Path) -> Cell:
 
 
 def reference_model(base: Path, adapter: Path | None = None) -> Any:
-    """A copy as transformers and PEFT load it, with the base's own eager attention."""
+    """A copy as transformers and PEFT load it, with the attention that transformers chooses."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(base), dtype=torch.float32, attn_implementation="eager"
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
     if adapter is not None:
         model.load_adapter(str(adapter))
     return model.eval()

@@ -35,18 +35,16 @@ _MANY_UPDATES = 100  # so that A, which stands still while B is 0, is checked, t
 _LOSS_TOLERANCE = 1e-4  # relative; the packed path sums in another order
 
 
-def prove_copy(base: Path, model: ModelConfig, lora: LoraConfig) -> Any:
+def prove_copy(model: ModelConfig, lora: LoraConfig | None) -> Any:
     """Prove a tiny copy as a run proves its base before the first step; returns its packed loss.
 
-    `model` has the settings of the run, `base` is the copy's folder. Raises UserError where the
-    run would.
+    `model.base` is the copy's folder; `lora` None trains every weight. Raises UserError where the
+    run would, and what the base's own code raises.
     """
-    config = model.model_copy(update={"base": str(base), "revision": None})
-    loaded = load_base(config, "cpu", PACKED)
+    loaded = load_base(model, "cpu", PACKED)
     check_base(loaded, ROW_TOKENS)
-    with base_errors_as_user_errors(model.base):
-        loss = PackedLoss(attach(loaded, lora, seed=0))
-        check_proof(prove_base(loss, samples()), model.base, loss.model)
+    loss = PackedLoss(attach(loaded, lora, seed=0) if lora else loaded)
+    check_proof(prove_base(loss, samples()), model.base, loss.model)
     return loss
 
 
@@ -55,7 +53,8 @@ def try_training(base: Path, lora: LoraConfig, adapter: Path) -> Cell:
 
     Writes the adapter to `adapter`. Raises UserError where a run would.
     """
-    loss = prove_copy(base, ModelConfig(base=str(base), dtype="fp32"), lora)
+    with base_errors_as_user_errors(str(base)):
+        loss = prove_copy(ModelConfig(base=str(base), dtype="fp32"), lora)
     reference: Any = attach(
         load_base(ModelConfig(base=str(base), dtype="fp32"), "cpu", "eager"), lora, seed=0
     )
@@ -99,7 +98,8 @@ def try_quantization(base: Path, lora: LoraConfig, quantization: str, trains: bo
         if not loaded(input_ids=ids, use_cache=False).logits.isfinite().all():
             return Cell("silent", "its logits are not finite")
     if trains:
-        prove_copy(base, model, lora)
+        with base_errors_as_user_errors(str(base)):
+            prove_copy(model, lora)
     return YES
 
 

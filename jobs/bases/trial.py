@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from pipelines.model.supported import (
     serve_refusal,
     train_refusal,
 )
-from pipelines.model.tiny_base import save_tiny_base
+from pipelines.model.tiny_base import complete_config, save_tiny_base
 from pipelines.model.vllm_claims import vllm_cell
 from serve_app.engines.protocol import RequestError
 
@@ -49,14 +50,13 @@ def base_row(base: PublishedBase) -> BaseRow:
 
     Samples that cross a window must be refused or computed as transformers computes them.
     """
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     cells = try_base(base)
     cells["vllm"] = vllm_cell(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(base.model_type, ""))
     if cells["loads"].verdict != "yes":
         return BaseRow(cells)
-    complete = PublishedBase(base.name, AutoConfig.for_model(**base.values).to_dict())
+    complete = PublishedBase(base.name, complete_config(base.values).to_dict())
     limits = [sample_limit(complete), "adapters on attention" if complete.num_experts else ""]
     if limits[0]:
         crossed = try_base(base, _WINDOW, _CROSSED)
@@ -82,11 +82,16 @@ def try_base(
         except UserError as error:
             return cells | {column: Cell("not run", str(error)) for column in columns}
         tried = _try_copy(base, folder, columns)
-        copy = str(folder / "base")
         return cells | {
-            column: replace(cell, reason=cell.reason.replace(copy, base.name))
+            column: replace(cell, reason=_named(cell.reason, folder, base.name))
             for column, cell in tried.items()
         }
+
+
+def _named(reason: str, folder: Path, name: str) -> str:
+    """A reason that names the base and its adapter, not the folders of the trial."""
+    reason = reason.replace(str(folder / "base"), name)
+    return re.sub(rf"{re.escape(str(folder))}/[\w-]+", "its adapter", reason)
 
 
 def _try_copy(base: PublishedBase, folder: Path, columns: tuple[str, ...]) -> dict[str, Cell]:

@@ -79,6 +79,7 @@ def run_recipe(inputs: Inputs, runner: Runner) -> RunResult:
 
     Raises UserError, before anything is trained, for what could not be scored or registered later.
     """
+    from jobs.bases.checks import check_evaluates
     from pipelines.registry.registry import Registry
     from pipelines.train.stage import check_startable
 
@@ -86,6 +87,8 @@ def run_recipe(inputs: Inputs, runner: Runner) -> RunResult:
     recipe.check_registers()
     check_startable(recipe, store)
     graph = recipe_graph(inputs, store)
+    check_evaluates(recipe)
+    check_base(recipe, runner, graph)
     runner.progress.note(f"recipe {recipe.name} {short(recipe.digest)}, store {store.uri}")
     prepared = runner.run(graph.prepare)
     if not prepared.heldout.num_samples:
@@ -109,6 +112,16 @@ def run_recipe(inputs: Inputs, runner: Runner) -> RunResult:
         version,
         dict(runner.seconds),
     )
+
+
+def check_base(recipe: Recipe, runner: Runner, graph: RecipeGraph) -> None:
+    """Raise UserError for a base that cannot be trained, unless the run has finished already."""
+    if runner.find(graph.train) is None:
+        from jobs.bases.checks import check_trains, training_notes
+
+        check_trains(recipe)
+        for line in training_notes(recipe):
+            runner.progress.note(line)
 
 
 def check_trainable(recipe: Recipe, store: Store, dataset: PreparedDataset) -> None:

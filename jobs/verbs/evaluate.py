@@ -28,9 +28,11 @@ def evaluate(
     session = open_session(
         recipe, overrides, store, verbose, verify=verify, needs_sources=prepared is None
     )
+    from jobs.bases.checks import check_evaluates
     from jobs.graphs.run import recipe_graph
     from jobs.views.scores import scores_table
 
+    check_evaluates(session.recipe)
     graph = recipe_graph(session.inputs, session.store, prepared=prepared, run=run)
     with session.runner() as runner:
         runner.require(graph.train)

@@ -14,6 +14,9 @@ def serve(
 ) -> None:
     """Answer over HTTP with the base and the promoted adapters until Ctrl-C."""
     session = open_session(recipe, overrides, store, verbose, needs_sources=False)
+    from jobs.bases.checks import check_serves
+
+    check_serves(session.recipe)
     from jobs.cluster.endpoint import serve_until_stopped
 
     with ray_session(verbose, resumes=False):

@@ -37,9 +37,10 @@ def train(
         from jobs.views.dry_run import show_dry_run
 
         return show_dry_run(session.inputs, session.store, session.progress.console)
-    from jobs.graphs.run import recipe_graph
+    from jobs.graphs.run import check_base, recipe_graph
 
     graph = recipe_graph(session.inputs, session.store, prepared=prepared)
     with session.runner() as runner:
         runner.require(graph.prepare)
+        check_base(session.recipe, runner, graph)
         runner.run(graph.train)

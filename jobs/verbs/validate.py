@@ -40,15 +40,15 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 def _notes(recipe: Recipe) -> Iterator[str]:
     """One line for each thing that a later command would refuse, or that serving needs."""
+    from jobs.bases.checks import check_loads
     from pipelines.chat.default_templates import chosen_template
     from pipelines.core.errors import UserError
     from pipelines.sources.source_files import files_at
-    from pipelines.storage import local_base_dir
 
     base, sources = recipe.model.base, recipe.data.sources
     checks: list[Callable[[], object]] = [recipe.check_registers]
     if base.startswith("/"):
-        checks.append(lambda: local_base_dir(base))
+        checks.append(lambda: check_loads(recipe.model))
     for number, source in enumerate(sources):
         if "://" not in source.path:
             checks.append(lambda n=number, s=source: files_at(s.path, f"data.sources.{n}.path", n))

@@ -9,6 +9,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from jobs.bases.checks import check_trains, training_notes
 from jobs.views.dry_run_proof import proof_line
 from pipelines.chat import ChatRenderer
 from pipelines.config.recipe import Recipe
@@ -21,8 +22,7 @@ from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.stage import prepare_step
 from pipelines.data.tokenize import ChunkTokenizer
 from pipelines.data.tokenized_table import CHUNK_END, HELDOUT, TRAIN
-from pipelines.model.base import meta_model, resolve_dtype
-from pipelines.model.supported import check_base
+from pipelines.model.base import resolve_dtype
 from pipelines.plan.flops import RECOMPUTED_SHARE, step_flops
 from pipelines.plan.memory import MemoryPlan, choose_plan, device_bytes
 from pipelines.plan.shape import ModelShape, shape_of
@@ -58,7 +58,7 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
     yield _rows_table(rows, inputs.renderer)
     samples = [np.array(ids, np.int32) for ids in rows["input_ids"].to_pylist() if ids]
     _check_limits(recipe, samples)
-    check_base(meta_model(recipe.model), recipe.data.row_tokens)
+    check_trains(recipe)
     shape = shape_of(recipe)
     yield _parameters_table(shape)
     device = torch.device(
@@ -75,6 +75,7 @@ def dry_run(inputs: Inputs, store: Store) -> Iterator[Table | str]:
     if folder:
         check_rows(recipe.model, folder)
     yield proof_line(recipe, shape, device, rate, folder, [s for s in samples if len(s) > 1])
+    yield from training_notes(recipe)
     yield from recipe.serving_notes()
 
 

@@ -113,6 +113,12 @@ def serve_refusal(base: PublishedBase, max_tokens: int | None = None) -> str:
 
 def evaluate_refusal(base: PublishedBase, num_tokens: int) -> str:
     """The reason why samples of up to `num_tokens` tokens, answers included, cannot be scored."""
+    chunk = base.windows.get("attention_chunk_size", num_tokens)
+    if chunk < num_tokens:
+        return (
+            f"it attends in chunks of {chunk} tokens, which transformers counts from the padding "
+            f"of a batch: set data.row_tokens plus eval.max_new_tokens to {chunk} or less"
+        )
     return _rotation_refusal(base, "data.row_tokens plus eval.max_new_tokens", num_tokens)
 
 

@@ -9,6 +9,8 @@ copy, too, in milliseconds and on any machine.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TINY_VOCABULARY = 160
 
@@ -149,10 +151,10 @@ def save_tiny_base(values: Mapping[str, Any], folder: Path, window: int | None =
     Raises UserError when transformers cannot build a model from them.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        published = AutoConfig.for_model(**{**values, "model_type": values["model_type"]})
+        published = complete_config(values)
         tiny = tiny_values(published.to_dict(), window)
         config = type(published).from_dict(tiny)
         with torch.random.fork_rng(devices=[]):
@@ -163,6 +165,18 @@ def save_tiny_base(values: Mapping[str, Any], folder: Path, window: int | None =
     except Exception as error:
         raise UserError(f"a tiny copy of it cannot be built: {one_line(error)}") from error
     model.save_pretrained(str(folder))
+
+
+def complete_config(values: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration that transformers makes of a config.json with these values.
+
+    Raises what transformers raises for values that it cannot read.
+    """
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory(prefix="loraforge-config-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(values))
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _randomize(model: PreTrainedModel) -> None:
