@@ -16,8 +16,8 @@ TRAINING_COLUMNS = ("input_ids", "loss_weights", "sample_lengths", "sample_ids")
 
 # What identifies a sample. `sample_id` is a digest of its content, `cluster_id` one of its opening,
 # which variants of one conversation share. `source` is the number of the source in the recipe,
-# `slice` a name for reports ("" by default), and `split` is "train", "select" or "gate". `file` is a
-# number in the manifest's `files`, `line` the row's line or number in it, from 1. `fault` has the
+# `slice` a name for reports ("" by default), and `split` is "train", "select" or "gate". `file` is
+# a number in the manifest's `files`, `line` the row's line or number in it, from 1. `fault` has the
 # names of the checks that the sample fails, separated by spaces.
 LABELS = {
     "sample_id": pa.string(),

@@ -94,7 +94,8 @@ class Selection:
     """Samples to pack, by number in their store; a number may occur several times.
 
     The ids are V16 [N], sources and files int32 [N], lines int64 [N] and faults a dictionary
-    of texts [N], in the order of `numbers`. `split` is the label "train", "select" or "gate" of all of them.
+    of texts [N], in the order of `numbers`. `split` is the label "train", "select" or "gate" of
+    all of them.
     """
 
     numbers: np.ndarray

@@ -105,7 +105,7 @@ def check_text(text: str, where: str) -> None:
         code = ord(error.object[error.start])
         # Readers decode a stray byte as a code point of this range ("surrogateescape").
         fault = (
-            f"the byte {code - 0xDC00:#04x}"
+            f"the byte {code - 0xDC00:#04x} (is the source's `encoding` another?)"
             if 0xDC80 <= code <= 0xDCFF
             else f"half a surrogate pair, U+{code:04X}"
         )

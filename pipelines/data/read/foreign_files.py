@@ -14,7 +14,11 @@ _TABLE = "write its rows as Parquet or JSON Lines"
 _BYTES = (
     (re.compile(rb"PK\x03\x04.{0,4000}?xl/", re.DOTALL), "an Excel workbook", _WORKBOOK),
     (re.compile(rb"PK\x03\x04.{0,4000}?word/", re.DOTALL), "a Word document", _TABLE),
-    (re.compile(rb"PK\x03\x04.{0,60}opendocument", re.DOTALL), "an office document", _WORKBOOK),
+    (
+        re.compile(rb"PK\x03\x04.{0,60}(?:opendocument|\[Content_Types\]\.xml)", re.DOTALL),
+        "an office document",
+        _WORKBOOK,
+    ),
     (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "an old Excel or Word file", _WORKBOOK),
     (re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"), "a ZIP archive", _UNPACK),
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", _UNPACK),
@@ -31,10 +35,24 @@ _BYTES = (
     (re.compile(rb"ORC"), "an ORC file", _TABLE),
     (re.compile(rb"FEA1"), "a file of Feather version 1", _TABLE),
 )
-_LFS = re.compile(r"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/")
-_ANNEX = re.compile(r"(?:\.\./)*(?:\.git)?/annex/objects/\S+\s*$")
-_WEB_PAGE = re.compile(r"<(?:!doctype\b|html\b|head\b|body\b|!--)", re.IGNORECASE)
-_XML = re.compile(r"<\?xml\b|<(?:Error|rss|feed|svg)\b")
+_TEXTS = (
+    (
+        re.compile(r"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/"),
+        "a Git LFS pointer, not the data; run `git lfs pull` in the repository that it comes from",
+    ),
+    (
+        re.compile(r"(?:\.\./)*(?:\.git)?/annex/objects/\S+\s*$"),
+        "a git-annex pointer, not the data; run `git annex get` in the repository that has it",
+    ),
+    (
+        re.compile(r"<(?:!doctype\b|html\b|head\b|body\b|!--)", re.IGNORECASE),
+        "a web page (HTML), not the data, such as of a login or an error; download the file again",
+    ),
+    (
+        re.compile(r"<\?xml\b|<(?:Error|rss|feed|svg)\b"),
+        "XML, not rows; if it is an error of a server, download the file again",
+    ),
+)
 
 
 def refuse_foreign_bytes(file: SourceFile, data: bytes) -> None:
@@ -53,23 +71,6 @@ def refuse_foreign_text(file: SourceFile, text: str) -> None:
     """Raise UserError for a text that stands for data or replaces it."""
     beginning = text[:4096].lstrip("\ufeff \t\r\n")
     name = PurePosixPath(file.path).name
-    if _LFS.match(beginning):
-        raise UserError(
-            f"{file.name}: {name} is a Git LFS pointer, not the data; run `git lfs pull` in the "
-            "repository that it comes from"
-        )
-    if _ANNEX.match(beginning):
-        raise UserError(
-            f"{file.name}: {name} is a git-annex pointer, not the data; run `git annex get` in the "
-            "repository that it comes from"
-        )
-    if _WEB_PAGE.match(beginning):
-        raise UserError(
-            f"{file.name}: {name} is a web page (HTML), not the data, such as a page of a login or "
-            "an error; download the file again"
-        )
-    if _XML.match(beginning):
-        raise UserError(
-            f"{file.name}: {name} is XML, not rows; if it is an error of a server, download the "
-            "file again"
-        )
+    for pattern, reason in _TEXTS:
+        if pattern.match(beginning):
+            raise UserError(f"{file.name}: {name} is {reason}")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.config.schema import SourceConfig
 from pipelines.core.errors import UserError
+from pipelines.data.convert.row_error import RowError
+from pipelines.data.read.chunks import cut_chunks
+from pipelines.data.read.rows import read_chunk
+from pipelines.data.source_rows import conversation_of
+from pipelines.sources.source_files import find_files
 from tests.unit.data.row_files import read_rows
 
 
@@ -71,3 +77,13 @@ def test_a_csv_line_above_the_limit_costs_its_rows_and_moves_no_line(tmp_path, m
 def test_blank_lines_before_a_csv_header_are_skipped(tmp_path):
     (tmp_path / "rows.csv").write_text("\n\nprompt,completion\na,b\n")
     assert read_rows(tmp_path / "rows.csv") == [(4, {"prompt": "a", "completion": "b"})]
+
+
+def test_a_stray_byte_in_a_table_costs_its_row_and_names_the_key(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b"instruction,output\na,b\nc,d\xe9\n")
+    source = SourceConfig(path=str(tmp_path / "rows.csv"), encoding="utf-8")
+    (chunk,) = cut_chunks(find_files([source]))
+    good, bad = read_chunk(chunk)
+    assert conversation_of(good, source, False).turns[1].content == "b"
+    with pytest.raises(RowError, match=r"the byte 0xe9 \(is the source's `encoding` another\?\)"):
+        conversation_of(bad, source, False)

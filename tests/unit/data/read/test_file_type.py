@@ -75,6 +75,7 @@ def test_a_table_is_seen_under_any_name(tmp_path: Path) -> None:
         (b"../../.git/annex/objects/x1/y2/SHA256E-s1--a.json", "git-annex pointer"),
         (zipped("a.json"), "is a ZIP archive, not a file of rows; unpack it"),
         (zipped("[Content_Types].xml", "xl/workbook.xml"), "is an Excel workbook"),
+        (zipped("[Content_Types].xml"), "is an office document"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "is an old Excel or Word file"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive"),
         (b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),

@@ -24,6 +24,7 @@ FOREIGN = {
     "latin-1": "Größe für alle, ÷",
     "shift_jis": "こんにちは世界、元気ですか",
     "euc_jp": "こんにちは世界、元気ですか",
+    "iso2022_jp": "こんにちは世界、元気ですか",
     "euc_kr": "안녕하세요 세계",
     "gb18030": "你好世界，今天天气怎么样",
     "big5": "你好世界，今天天氣怎麼樣",
@@ -62,7 +63,7 @@ def test_other_encodings_are_guessed_in_a_refusal_and_read_when_set(
     content = text.encode(encoding)
     guess = "windows-1252" if encoding == "latin-1" else encoding
     line = 2 if name == "rows.csv" else 1
-    offset = next(i for i, byte in enumerate(content) if byte > 127)
+    offset = next(i for i, byte in enumerate(content) if byte > 127 or byte == 0x1B)
     message = refusal_of(tmp_path / name, content)
     assert f"not UTF-8, but perhaps {guess}: the byte {content[offset]:#04x} " in message
     assert f" at offset {offset} (line {line}); set the source's `encoding: {guess}`" in message
