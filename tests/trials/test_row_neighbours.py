@@ -14,15 +14,13 @@ from pipelines.core.errors import UserError
 from pipelines.data.convert.row_error import RowError
 from pipelines.data.convert.row_formats import to_conversation
 from pipelines.data.convert.source_options import options_of, used_options
-from pipelines.data.convert.unused_keys import MEDIA, advice, blocking, meaning
+from pipelines.data.convert.unused_keys import blocking
 from tests.trials.test_inspect import CHATML, Dataset, chatml_base, pair
 
 pytestmark = pytest.mark.trials
 __all__ = ["chatml_base"]
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}
 BAD = {"role": "assistant", "content": "bad"}
-CHAT = {"messages": [USER, ANSWER]}
-PAIR = {"instruction": "q", "output": "good"}
 TWO_TURNS = (Turn("user", "q"), Turn("assistant", "good"))
 
 
@@ -34,61 +32,6 @@ def reason(row: Any, **source: Any) -> str:
     with pytest.raises(RowError) as error:
         to_conversation(row, **source)
     return str(error.value)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "Label", "Rejected", "accepted", "is_bad", "feedback", "completion_label", "response_k",
-        "completion_b", "lossMask", "no_loss", "is_masked", "mask_loss", "turn_mask", "masks",
-        "assistant_masks", "completion_mask", "token_weights", "train_on_input", "train_on_inputs",
-        "do_train", "is_trained", "ignore", "skip", "include_in_loss", "Complex_CoT", "Context",
-        "option_a", "opa", "choice1", "Options", "A", "definition", "chat_history", "toolConfig",
-        "enable_thinking", "image_0", "picture", "image_file",
-    ],
-)  # fmt: skip
-def test_the_same_meaning_in_another_spelling_blocks(key: str) -> None:
-    for row in ({**PAIR, key: "v"}, {**CHAT, key: "v"}):
-        assert blocked(row) == [key]
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["id", "score", "rating", "lang", "source", "model", "metadata", "timestamp", "input_ids",
-     "attention_mask", "n_epochs", "answerable", "training_date_note", "unlabelled_source",
-     "reasoning_type", "image_prompt_style", "instruction_de", "a", "opinion", "trained_by"],
-)  # fmt: skip
-def test_other_keys_stay_notes(key: str) -> None:
-    assert meaning(key) is None
-
-
-@pytest.mark.parametrize("key", ["mask", "loss_mask", "train_on", "label", "training_detail"])
-def test_keys_of_turns_and_parts_block_with_their_path(key: str) -> None:
-    assert blocked({"messages": [USER, {**ANSWER, key: 0}]}) == [f"messages.{key}"]
-    part = {"type": "text", "text": "a", key: True}
-    assert blocked({"messages": [USER, {**ANSWER, "content": [part]}]}) == [
-        f"messages.content.{key}"
-    ]
-
-
-def test_each_meaning_has_its_own_advice() -> None:
-    """Media and labels cannot be mapped."""
-    for key, words in {
-        "images": "their texts alone",
-        "label": "remove the rows with bad answers",
-        "rejected": "the other answer alone",
-        "loss_mask": "`train: false`",
-        "cot": "`columns: {reasoning: cot}`",
-        "passage": "map it in the source's `columns`",
-        "enable_thinking": "data.template_arguments",
-    }.items():
-        assert words in advice(key, key) and f"data.unused_keys.allow=[{key}]" in advice(key, key)
-        assert ("`columns`" in advice(key, key)) == (key == "passage")
-
-
-def test_a_text_beside_the_text_of_a_turn_blocks() -> None:
-    row = {"messages": [USER, {**ANSWER, "text": "another"}]}
-    assert blocked(row) == ["messages.text"]
 
 
 @pytest.mark.parametrize(
@@ -176,9 +119,26 @@ def test_an_answer_in_a_list_of_texts_is_read_if_it_is_the_only_one() -> None:
     assert "expected one text" in reason(row, columns={"answer": "found.text"})
 
 
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        {"input": "q", "output": "good"},
+        {"output": "good", "input": "q"},
+        {"system": "", "input": "q", "output": "good"},
+        {"assistant": "good", "human": "q"},
+    ],
+)
+def test_a_turn_may_be_a_question_with_its_answer(exchange: dict[str, str]) -> None:
+    assert to_conversation({"conversation": [exchange, exchange]}).turns == (*TWO_TURNS, *TWO_TURNS)
+    turns = to_conversation({"conversation": [{**exchange, "system": "s"}]}).turns
+    assert turns == (Turn("system", "s"), *TWO_TURNS)
+
+
 def test_the_hint_never_takes_a_system_text_or_a_role_for_a_question() -> None:
     for row in ({"system": "s", "chat": "USER: q ASSISTANT: a"}, {"role": "user", "message": "q"}):
         assert "prompt: system" not in reason(row) and "prompt: role" not in reason(row)
+    numbered = {"sentence1": "a", "sentence2": "b", "score": 1}
+    assert "prompt: sentence1" not in reason(numbered)
     tree = {"id": "1", "prompt": {"role": "prompter", "text": "q", "replies": [ANSWER]}}
     assert "prompt.replies" not in reason(tree)
 
@@ -213,18 +173,6 @@ def test_parts_named_by_their_key_are_read() -> None:
         assert (answered.role, json.loads(answered.content)) == ("tool", {"y": 2})
         assert (answer.reasoning, answer.content, user.content) == ("t", "a", "q")
         assert conversation.unused_keys == ()
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["What is it? <image>", "Compare <image> and <image>.", "Look: <audio>", "[IMG]What is it?",
-     "Picture 1: <img>a/b.jpeg</img>\nWhat?", "Audio 1:<audio>x.wav</audio>", "<|image_1|> Who?",
-     "<start_of_image> What?", "<im_start><image><im_end>\nWhat?", "<ImageHere>What?"],
-)  # fmt: skip
-def test_placeholders_of_media_cost_the_row(text: str) -> None:
-    assert "media that a text base cannot see" in reason({"question": text, "answer": "a"})
-    row = {"question": text, "answer": "a", "images": ["1.jpg"]}
-    assert [meaning(key) for key in blocked(row)] == [MEDIA]
 
 
 def test_entries_of_columns_and_roles_without_a_use_are_an_error(

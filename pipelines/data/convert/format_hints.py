@@ -31,7 +31,7 @@ _QUESTION_WORDS = QUESTION_KEYS | {
 _ANSWER_WORDS = ANSWER_KEYS | {
     "chosen", "antwort", "respuesta", "réponse", "reponse", "risposta", "resposta", "ответ",
     "回答", "答案", "答え", "답변", "cevap", "antwoord", "odpowiedź", "svar", "summary",
-    "completions", "responses", "outputs", "translation",
+    "completions", "responses", "outputs", "solutions", "translation",
 }  # fmt: skip
 # Keys of a row's origin, which are never its text.
 _ORIGIN = re.compile(
@@ -103,7 +103,7 @@ def proposed_columns(row: Mapping[str, Any]) -> dict[str, str]:
             return {"messages": lists[0]}
         return {"prompt": _path_of_turns(row, questions[0]), "completion": lists[0]}
     questions, answers = _worded(keys, _QUESTION_WORDS), _worded(keys, _ANSWER_WORDS)
-    if questions and answers:
+    if questions and answers and questions[0] != answers[0]:
         return {"prompt": questions[0], "completion": answers[0]}
     nested = [(key, proposed_columns(value)) for key, value in row.items() if _is_object(value)]
     nested = [(key, columns) for key, columns in nested if columns.keys() - {"text"}]
@@ -111,7 +111,7 @@ def proposed_columns(row: Mapping[str, Any]) -> dict[str, str]:
         return {name: f"{nested[0][0]}.{column}" for name, column in nested[0][1].items()}
     texts = [key for key in keys if isinstance(row[key], str) and not _ORIGIN.fullmatch(key)]
     texts = [key for key in texts if not meaning(key)]
-    if len(texts) == 2:
+    if len(texts) == 2 and texts[0][:-1] != texts[1][:-1]:  # sentence1 is no question of sentence2
         swapped = questions == texts[1:] or answers == texts[:1]
         prompt, completion = texts[::-1] if swapped else texts
         return {"prompt": prompt, "completion": completion}
@@ -127,7 +127,7 @@ def worded_pair(row: Mapping[str, Any]) -> dict[str, str]:
     """
     keys = [key for key in row if isinstance(key, str)]
     questions, answers = _worded(keys, _QUESTION_WORDS), _worded(keys, _ANSWER_WORDS)
-    if len(questions) == len(answers) == 1:
+    if len(questions) == len(answers) == 1 and questions != answers:
         return {"prompt": questions[0], "completion": answers[0]}
     return {}
 

@@ -29,6 +29,8 @@ ROLES: Mapping[str, str] = {
     ),
 }  # fmt: skip
 """Role names that are known by themselves, in any letter case, with `-` and `_` as equals."""
+_EXCHANGE = {"input": "user", "output": "assistant"}  # keys of a question with its answer
+_ORDER = ("system", "user", "assistant", "tool")
 _CALL_ROLES = ("function_call", "tool_call", "tool_calls")
 _CONTENT_KEYS = ("content", "value", "text", "parts", "message")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -117,13 +119,18 @@ def _add_turns(turns: list[Turn], message: Any, where: str, path: str, context: 
 
 
 def _by_role(message: Mapping[str, Any], context: RowContext) -> list[Turn]:
-    """The turns of an object such as {"human": "...", "assistant": "..."}, else none."""
+    """The turns of an object such as {"human": "...", "assistant": "..."}, else none.
+
+    The order of its keys does not count: a question precedes its answer.
+    """
     if not message or "role" in message or "from" in message:
         return []
-    roles = [_known_role(key, context) for key in message]
+    roles = [_known_role(key, context) or _EXCHANGE.get(key) for key in message]
     if not all(roles) or not all(isinstance(text, str) for text in message.values()):
         return []
-    return [Turn(role or "", text) for role, text in zip(roles, message.values(), strict=True)]
+    turns = [Turn(role or "", text) for role, text in zip(roles, message.values(), strict=True)]
+    turns = [turn for turn in turns if turn.role != "system" or turn.content.strip()]
+    return sorted(turns, key=lambda turn: _ORDER.index(turn.role))
 
 
 def _role(message: Mapping[str, Any], where: str, context: RowContext) -> tuple[str, bool]:

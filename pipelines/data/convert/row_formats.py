@@ -119,9 +119,10 @@ def _check_answers(
         )
     others = [key for key in others if key in _ANSWERS and isinstance(row.get(key), str)]
     if others and name in PAIRS and (own := PAIRS[name][1]) not in columns:
+        proposals = " or ".join(f"`columns: {{{own}: {key}}}`" for key in (own, *others))
         raise RowError(
-            f"several answers: {own}, {', '.join(others)}; name the one to train in the source's "
-            f"`columns: {{{own}: {own}}}`"
+            f"several answers: {own}, {', '.join(others)}; name the one to train: {proposals} of "
+            "the source"
         )
 
 

@@ -103,7 +103,7 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
         r"(is|was)_(bad|wrong|incorrect|accepted|acceptable|rejected|desirable|preferred)",
         r"(is|was)_(positive|negative)|un(desirable|acceptable)|incorrect",
         r"(completion|binary|kto|preference|quality|answer|response|human|reward|is)_labels?",
-        r"(user|human|thumbs)_(feedback|up|down|vote)|reward_\w+",
+        r"(user|human|thumbs)_(feedback|up|down|vote)|reward_scores?",
     ),
     MEDIA: (
         r"(image|img|video|audio)s?_(path|url|uri|file|bytes|base64|name|data)s?",
@@ -117,6 +117,7 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
     _THOUGHT: (
         r"(\w+_)?(cot|chain_of_thought|reasoning|thinking|thoughts?)",
         r"(cot|reasoning|thinking|thought)_(content|text|trace|step|process|chain|path)s?",
+        r"(reasoning|thinking|thought)_trajector(y|ies)",
     ),
     _PROMPT: (
         r"(option|opt|choice|ending|distractor)s?_?([a-h]|[0-9]|text|list)?",
