@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipelines.core.errors import UserError
 from pipelines.data.read.raw_row import printable
@@ -80,12 +80,22 @@ def check_header(file: SourceFile, text: str, ends: bool, delimiter: str) -> Non
         )
 
 
+def records(lines: Iterable[str], delimiter: str, is_spaced: bool = False) -> Iterator[list[str]]:
+    """The fields of each record, without a space behind a delimiter where `is_spaced`."""
+    return csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
+
+
+def has_spaces(header: Sequence[str]) -> bool:
+    """Whether a space follows every delimiter: then those of the rows have one too."""
+    return len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+
+
 def column_names(header: Sequence[str], path: str) -> list[str]:
-    """The names of a header; those without a name are empty, and left out at its end.
+    """The names of a header without spaces around them; empty ones are left out at its end.
 
     Raises UserError for a name that occurs twice.
     """
-    names = [name if name.strip() else "" for name in header]
+    names = [name.strip() for name in header]
     while names and not names[-1]:
         names.pop()
     repeated = [name for name in names if name and names.count(name) > 1]
@@ -124,28 +134,29 @@ def _fit(text: str, ends: bool, delimiter: str) -> tuple[float, int] | None:
     """How well a delimiter fits: the share of rows that have the header's number of fields, and
     the number of rows looked at; None if the header has one field.
     """
-    records = _first_records(text, ends, delimiter)
-    if not records or len(records[0]) < 2:
+    header, *rows = _first_records(text, ends, delimiter) or [[]]
+    if len(header) < 2:
         return None
-    widths = [len(record) for record in records[1:]]
-    return sum(width == len(records[0]) for width in widths) / max(1, len(widths)), len(widths)
+    return sum(len(row) == len(header) for row in rows) / max(1, len(rows)), len(rows)
 
 
 def _first_records(text: str, ends: bool, delimiter: str) -> list[list[str]]:
     """The header and the first rows that are complete, up to one that is broken."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records: list[list[str]] = []
+    lines = io.StringIO(text, newline="")
+    first: list[list[str]] = []
     try:
-        for row in rows:
-            records += [row] if row else []
-            if len(records) > _NUM_ROWS:
+        is_spaced = has_spaces(next(filter(None, records(lines, delimiter)), []))
+        lines.seek(0)
+        for row in records(lines, delimiter, is_spaced):
+            first += [row] if row else []
+            if len(first) > _NUM_ROWS:
                 break
         else:
             if not ends:
-                records.pop()  # it may be cut off
+                first.pop()  # it may be cut off
     except csv.Error:
         pass  # the records before it count
-    return records
+    return first
 
 
 def _num_filled(row: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from pipelines.core.errors import UserError
-from pipelines.data.read.csv_header import column_names, sep_of
+from pipelines.data.read.csv_header import column_names, has_spaces, records, sep_of
 from pipelines.data.read.raw_row import MAX_ROW_BYTES, RawRow, broken
 
 _MARK = "\ufeff"  # the byte order mark
@@ -25,8 +25,8 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
     lines = _Lines(
         io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     )
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = _header(lines, rows, path)
+    header, is_spaced = _header(lines, delimiter, path)
+    rows = records(lines, delimiter, is_spaced)
     names = column_names(header, path)
     unnamed = [i for i in range(1, len(header)) if not names[i : i + 1] or not names[i]]
     plain_width = len(header) if len(names) == len(header) and "" not in names else -1
@@ -39,7 +39,7 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
         except csv.Error as error:
             # Most often a quote is not closed: the record's other lines may be good rows.
             yield broken(lines.number, f"not CSV: {error}{lines.at_end()}", lines.give_back())
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+            rows = records(lines, delimiter, is_spaced)
             continue
         if len(row) == plain_width and row[0] and row[0] != header[0]:  # nearly all rows
             yield RawRow(lines.number, dict(zip(names, row, strict=False)))
@@ -58,16 +58,20 @@ def read_csv(stream: IO[bytes], path: str, delimiter: str) -> Iterator[RawRow]:
             yield RawRow(lines.number, {name: row[i] for i, name in enumerate(names) if name})
 
 
-def _header(lines: _Lines, rows: Iterator[list[str]], path: str) -> list[str]:
+def _header(lines: _Lines, delimiter: str, path: str) -> tuple[list[str], bool]:
+    """The header, and whether spaces follow its delimiters."""
+    rows = records(lines, delimiter)
     try:
         header = next(filter(None, rows), [])  # skips blank lines
         if sep_of("".join(lines.record).lstrip("\r\n")):
+            lines.begin()
             header = next(filter(None, rows), [])
+        is_spaced = has_spaces(header)
+        return next(filter(None, records(lines.record, delimiter, is_spaced)), []), is_spaced
     except csv.Error as error:
         raise UserError(
             f"{path}: its first line is not a CSV header ({error}); fix the file"
         ) from error
-    return header
 
 
 class _Lines:

@@ -37,6 +37,10 @@ _BYTES = (
 )
 _TEXTS = (
     (
+        re.compile(r"[^\n]*\|[^\n]*\n[ \t|:+-]*--[ \t|:+-]*\r?\n"),
+        "a table of Markdown or of a database's terminal; save it as CSV",
+    ),
+    (
         re.compile(r"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/"),
         "a Git LFS pointer, not the data; run `git lfs pull` in the repository that it comes from",
     ),

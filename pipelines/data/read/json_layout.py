@@ -79,7 +79,14 @@ def _of_broken(file: SourceFile, text: str, ends: bool, error: ValueError) -> tu
             + file.advice(f"`field: {path}`")
         )
     place, reason = getattr(error, "pos", 0), reason_of(error).removesuffix(" at")
-    if ends and (reason.startswith("Unterminated") or place >= len(text.rstrip())):
+    if reason.startswith("Unterminated") or place >= len(text.rstrip()):
+        if not ends and file.kind == "jsonl":
+            return "jsonl", ""  # a first line above the limit costs itself
+        if not ends:
+            raise UserError(
+                f"{file.name}: its first value has no end within {len(text):,} characters; if it "
+                f"is an object with a list of rows, {file.advice('`field` to the key of the list')}"
+            )
         reason += ": the file is cut off here"
     _refuse(file, text, place, f"not JSON: {reason}")
 
@@ -198,7 +205,7 @@ def _is_columns(value: Mapping[str, Any]) -> bool:
 def _open_list(text: str) -> str | None:
     """The path of the first list of objects in a text that ends inside an object."""
     decode, path, at = json.JSONDecoder().raw_decode, list[str](), text.index("{")
-    step = re.compile(r'[\s,]*(?:(\{)|(\})|("(?:[^"\\]|\\.)*")\s*:\s*(\[\s*\{)?)')
+    step = re.compile(r'[\s,]*(?:(\{)|(\})|("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*(\[\s*\{)?)')
     while match := step.match(text, at):
         opened, closed, key, rows = match.groups()
         at = match.end()

@@ -93,7 +93,8 @@ def _set_encoding(file: SourceFile, data: bytes, ends: bool, seen: str | None) -
     where = f"{file.key.removesuffix('.path')}.encoding={text}"
     try:
         name = codecs.lookup(text).name
-        works = 'a,"b"\n'.encode(name).decode(name) == 'a,"b"\n'
+        decoder = codecs.getincrementaldecoder(name)(errors="surrogateescape")
+        works = decoder.decode('a,"b"\n'.encode(name), final=True) == 'a,"b"\n'
     except (LookupError, UnicodeError, TypeError):
         works = False
     if not works:

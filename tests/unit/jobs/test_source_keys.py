@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from jobs.starter.first_rows import read_first_rows
 from jobs.starter.source_keys import source_of
 from jobs.verbs.init import init
 from pipelines.config.load import load_recipe
@@ -42,6 +43,12 @@ def test_columns_given_by_hand_replace_the_guess(tmp_path: Path) -> None:
     arguments = ["--data", str(data), "--out", str(recipe), *keys]
     CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert load_recipe(recipe).data.sources[0].columns == columns
+
+
+def test_a_column_is_not_both_question_and_answer(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question answer\n" + "a b\n" * 20)
+    with pytest.raises(UserError, match="unknown format: the row has the keys question answer"):
+        read_first_rows(source_of(str(tmp_path / "rows.csv"), []))
 
 
 @pytest.mark.parametrize(

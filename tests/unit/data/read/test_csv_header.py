@@ -135,3 +135,26 @@ def test_a_table_of_one_column_is_read(tmp_path: Path) -> None:
         {"Text (plain)": "Hello, world"},
         {"Text (plain)": "A: b; c"},
     ]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["instruction, output", "a, b", "c, d"],
+        ['"instruction", "output"', '"a", "b"', '"c", "d"'],
+        ["instruction , output ", "a, b", "c, d"],
+        ["sep=,", "", "instruction, output", "a,b", '"c", "d"'],
+    ],
+)
+def test_a_space_behind_the_delimiters_of_a_header_is_no_text(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    assert values_in(tmp_path / "rows.csv", "\n".join(lines) + "\n") == ROWS
+
+
+def test_other_spaces_are_text(tmp_path: Path) -> None:
+    content = "instruction,output\na, b\n c,d \n"
+    assert [list(row.values()) for row in values_in(tmp_path / "rows.csv", content)] == [
+        ["a", " b"],
+        [" c", "d "],
+    ]

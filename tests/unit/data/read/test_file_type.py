@@ -73,6 +73,14 @@ def test_a_table_is_seen_under_any_name(tmp_path: Path) -> None:
         ("\ufeff<HTML lang=en>".encode(), "is a web page (HTML)"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is XML, not rows"),
         (b"../../.git/annex/objects/x1/y2/SHA256E-s1--a.json", "git-annex pointer"),
+        (
+            b"| q | a |\n|---|:-:|\n| b | c |\n",
+            "is a table of Markdown or of a database's terminal",
+        ),
+        (
+            b" q | a \r\n---+---\r\n b | c \r\n",
+            "is a table of Markdown or of a database's terminal",
+        ),
         (zipped("a.json"), "is a ZIP archive, not a file of rows; unpack it"),
         (zipped("[Content_Types].xml", "xl/workbook.xml"), "is an Excel workbook"),
         (zipped("[Content_Types].xml"), "is an office document"),

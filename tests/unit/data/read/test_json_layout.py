@@ -158,6 +158,23 @@ def test_what_is_no_json_of_rows_is_refused(
         raise AssertionError(refusal_of(tmp_path / name, content))
 
 
+def test_a_first_value_above_the_limit_costs_its_line_or_names_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.data.read.file_type.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("pipelines.data.read.rows.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("pipelines.data.read.file_type._HEAD_BYTES", 100)
+    long = json.dumps({"instruction": "a" * 5000, "output": "b"})
+    path = tmp_path / "rows.jsonl"
+    error, *rows = values_in(path, "\n".join([long, *TEXTS]) + "\n")
+    assert error.startswith("a line of 5035 bytes, the limit is 1000") and rows == ROWS
+    message = refusal_of(tmp_path / "rows.json", json.dumps({"info": "a" * 5000, "data": ROWS}))
+    assert (
+        "its first value has no end within 1,000 characters; if it is an object with a" in message
+    )
+    assert message.endswith("set the source's `field` to the key of the list")
+
+
 def test_a_broken_first_line_costs_only_itself(tmp_path: Path) -> None:
     for first in ('{"instruction": "a', "# a comment", '{"a": 1} and more', '{"a": 1', "[", "{"):
         values = values_in(tmp_path / "rows.jsonl", "\n".join([first, *TEXTS]))

@@ -113,6 +113,7 @@ def test_zero_bytes_that_show_no_encoding_are_named(tmp_path: Path) -> None:
     [
         ("klingon", b"a,b\n", "Python knows no such text encoding; valid: utf-16, windows-1252"),
         ("base64", b"a,b\n", "Python knows no such text encoding"),
+        ("idna", b"a,b\n", "Python knows no such text encoding"),
         ("windows-1252", "a,b\né,è\nü,ö\n".encode(), "rows.csv is UTF-8; delete `encoding`"),
         ("latin-1", "\ufeffa,b\n".encode(), "rows.csv begins as utf-8 does; delete `encoding`"),
         ("utf-8", "a,b\n".encode("utf-16"), "rows.csv begins as utf-16-le does"),
