@@ -8,6 +8,7 @@ change the text that a model is trained on.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ def _tojson(
     )
 
 
+@functools.lru_cache(maxsize=32)  # one renderer asks for the same template several times
 def parse_template(source: str) -> jinja2.Template:
     """Compile a template in the sandbox. Raises TemplateError on bad syntax."""
     try:
@@ -135,9 +137,10 @@ class ChatTemplate:
         self._template = parse_template(source)
         self._variables = {"strftime_now": strftime_now({}), **variables}
         self.takes_parts = False
-        if not self._shows_texts():
+        as_texts = self._hidden_roles()
+        if as_texts:
             self.takes_parts = True
-            self.takes_parts = self._shows_texts()
+            self.takes_parts = len(self._hidden_roles()) < len(as_texts)
 
     def with_variable(self, name: str, value: Any) -> ChatTemplate:
         """The template with another value of one variable."""
@@ -146,15 +149,17 @@ class ChatTemplate:
     def check_texts(self) -> None:
         """Raise TemplateError if the template refuses a question with an answer, or drops one."""
         self.render([ASK, ANSWER])
-        if not self._shows_texts():
-            raise TemplateError("it writes no text of the messages")
+        hidden = self._hidden_roles()
+        if hidden:
+            raise TemplateError(f"it writes no text of {' and '.join(hidden)} messages")
 
-    def _shows_texts(self) -> bool:
+    def _hidden_roles(self) -> list[str]:
+        """The roles, of a question and an answer, whose text the template does not write."""
         try:
             text = self.render([ASK, ANSWER]).text
         except TemplateError:
-            return False
-        return all(str(message["content"]) in text for message in (ASK, ANSWER))
+            text = ""
+        return [message["role"] for message in (ASK, ANSWER) if message["content"] not in text]
 
     def render(
         self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False
