@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.chat import RenderedBatch
 from pipelines.core.conversation import Conversation
-from tests.unit.chat.corpus_reference import Messages, Reference
+from tests.unit.chat.corpus_reference import Messages, Reference, serving_faults
 
 _THOUGHT_ENDS = ("</think>", "[/THINK]", "</seed:think>", "<channel|>")
 
@@ -79,13 +79,14 @@ class Check:
             yield f"not transformers' ids: {spelled!r}, not {text!r}"
             return
         yield from self._hidden(text)
+        prompts = self.reference.prompts(self.conversation)
+        yield from serving_faults(self.reference, self.conversation, prompts)
         allowed = np.zeros(len(ids), bool)
         last = 0
         for k, (turn, at) in enumerate(zip(self.conversation.turns, index, strict=True)):
             if turn.role != "assistant":
                 continue
-            prompt = self.reference.prompt_before(self.conversation, k)
-            answer = self._locate(text, messages, at, prompt, last)
+            answer = self._locate(text, messages, at, prompts[k], last)
             last = max(last, answer.last)
             inside = self._tokens_of(answer, text, offsets)
             weight = turn.weight if turn.train else 0.0

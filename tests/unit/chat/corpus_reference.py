@@ -52,9 +52,14 @@ class Reference:
         except (jinja2.TemplateError, *ROW_FAULTS):
             return None
 
-    def prompt_before(self, conversation: Conversation, turn: int) -> str | None:
-        messages, tools, _ = self.as_rendered(conversation, turn)
-        return self.render(messages, tools, prompt=True)
+    def prompts(self, conversation: Conversation) -> dict[int, str | None]:
+        """The generation prompt before each assistant turn, None where the template refuses it."""
+        prompts = {}
+        for k, turn in enumerate(conversation.turns):
+            if turn.role == "assistant":
+                messages, tools, _ = self.as_rendered(conversation, k)
+                prompts[k] = self.render(messages, tools, prompt=True)
+        return prompts
 
     def as_rendered(
         self, conversation: Conversation, count: int | None = None
@@ -73,12 +78,11 @@ class Reference:
         return np.array(encoded["input_ids"], np.int32), offsets
 
 
-def serving_faults(reference: Reference, conversation: Conversation) -> Iterator[str]:
+def serving_faults(
+    reference: Reference, conversation: Conversation, prompts: Mapping[int, str | None]
+) -> Iterator[str]:
     """Where the server's prompt before an answer is not transformers'."""
-    for k, turn in enumerate(conversation.turns):
-        if turn.role != "assistant":
-            continue
-        expected = reference.prompt_before(conversation, k)
+    for k, expected in prompts.items():
         try:
             prompt = reference.renderer.prompt_ids(
                 conversation.messages()[:k], conversation.tools
