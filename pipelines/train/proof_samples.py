@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.train.row_feed import Feed
+from pipelines.train.row_feed import SampleSource
 
 MAX_SAMPLES = 8
 _SHARES = (0.5, 0.25, 0.75, 0.1, 0.9, 0.98)
-_SPARE_TOKENS = 1024  # of all samples but the longest, or a quarter of a row if that is more
+_SPARE_TOKENS = 512  # of all samples but the longest, or a quarter of a row if that is more
 
 
-def choose_samples(feed: Feed, row_tokens: int) -> list[np.ndarray]:
+def choose_samples(feed: SampleSource, row_tokens: int) -> list[np.ndarray]:
     """Token ids of up to MAX_SAMPLES samples, the longest first; empty if none has two tokens.
 
     The longest sample crosses every window that a sample of the dataset crosses. The shortest one

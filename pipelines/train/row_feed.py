@@ -8,14 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Feed(Protocol):
-    """Streams the packed rows of one split, and reads single samples."""
-
-    def batches(
-        self, order: np.ndarray, batch_size: int, start: int = 0
-    ) -> Iterator[Mapping[str, Any]]:
-        """The rows `order[start:]`, by index, `batch_size` at a time as columns."""
-        ...
+class SampleSource(Protocol):
+    """Reads single samples of one split."""
 
     def sample_lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of each sample and the number of its row, int64 [N], in the rows' order."""
@@ -23,4 +17,14 @@ class Feed(Protocol):
 
     def read_samples(self, row: int) -> list[np.ndarray]:
         """The token ids of each sample of a row."""
+        ...
+
+
+class Feed(SampleSource, Protocol):
+    """Streams the packed rows of one split, too."""
+
+    def batches(
+        self, order: np.ndarray, batch_size: int, start: int = 0
+    ) -> Iterator[Mapping[str, Any]]:
+        """The rows `order[start:]`, by index, `batch_size` at a time as columns."""
         ...
