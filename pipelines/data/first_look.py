@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import NoReturn
 
 from pipelines.core.errors import UserError
 from pipelines.data.convert.row_error import RowError
@@ -36,6 +37,16 @@ class RejectReasons:
         self._counts[kind] += 1
         self._first.setdefault(kind, f"{printable(reason)} (first at {place})")
 
+    def update(self, later: RejectReasons) -> None:
+        """Add the rows of another file."""
+        self._counts.update(later._counts)
+        self._first = {**later._first, **self._first}
+
+    @property
+    def total(self) -> int:
+        """The number of rows."""
+        return self._counts.total()
+
     def counts(self) -> dict[str, int]:
         """Each reason with the place of its first row, and the number of its rows; most first."""
         return {self._first[kind]: count for kind, count in self._counts.most_common()}
@@ -53,27 +64,31 @@ def check_first_rows(files: Sequence[SourceFile], max_rejects_share: float) -> N
     may_reject_all = max_rejects_share >= 1
     for _, group in itertools.groupby(files, lambda file: file.source):
         of_source = list(group)
-        reasons, num_rows, num_rejects = RejectReasons(), 0, 0
+        reasons, num_rows = RejectReasons(), 0
         for file in of_source[:_NUM_FILES]:
-            own, count = RejectReasons(), 0
-            for chunk, raw in itertools.islice(
-                _rows(chunks.get((file.source, file.path), [])), NUM_ROWS
-            ):
-                count += 1
-                try:
-                    conversation_of(raw, file.config, chunk.is_table)
-                except RowError as error:
-                    num_rejects += 1
-                    for each in (own, reasons):
-                        each.add(str(error), place_of(chunk, raw))
+            own, count = _first_rejects(file, chunks.get((file.source, file.path), []))
+            if own.total == count == NUM_ROWS and not may_reject_all:
+                _refuse(file.name, own)
+            reasons.update(own)
             num_rows += count
-            if count == NUM_ROWS == sum(own.counts().values()) and not may_reject_all:
-                _refuse(file.name, count, own)
         where = f"{of_source[0].key}={of_source[0].config.path}"
         if not num_rows and len(of_source) <= _NUM_FILES:
             raise UserError(f"{where}: no row in it")
-        if num_rows and num_rejects == num_rows and not may_reject_all:
-            _refuse(where, num_rows, reasons)
+        if num_rows and reasons.total == num_rows and not may_reject_all:
+            _refuse(where, reasons)
+
+
+def _first_rejects(file: SourceFile, chunks: Sequence[Chunk]) -> tuple[RejectReasons, int]:
+    """Why some of a file's first rows cannot be used, and how many rows were looked at."""
+    reasons, count = RejectReasons(), 0
+    rows = ((chunk, raw) for chunk in chunks for raw in read_chunk(chunk))
+    for chunk, raw in itertools.islice(rows, NUM_ROWS):
+        count += 1
+        try:
+            conversation_of(raw, file.config, chunk.is_table)
+        except RowError as error:
+            reasons.add(str(error), place_of(chunk, raw))
+    return reasons, count
 
 
 def place_of(chunk: Chunk, raw: RawRow) -> str:
@@ -81,12 +96,9 @@ def place_of(chunk: Chunk, raw: RawRow) -> str:
     return f"{PurePosixPath(chunk.path).name}:{line_of(chunk, raw.number)}"
 
 
-def _rows(chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, RawRow]]:
-    return ((chunk, raw) for chunk in chunks for raw in read_chunk(chunk))
-
-
-def _refuse(where: str, num_rows: int, reasons: RejectReasons) -> None:
+def _refuse(where: str, reasons: RejectReasons) -> NoReturn:
     first, *others = reasons.counts()
     more = f"; {len(others)} other reason{'s' if len(others) > 1 else ''}" if others else ""
-    rows = f"none of the first {num_rows} rows can" if num_rows > 1 else "its only row cannot"
+    count = reasons.total
+    rows = f"none of the first {count} rows can" if count > 1 else "its only row cannot"
     raise UserError(f"{where}: {rows} be used: {first}{more}")
