@@ -164,7 +164,8 @@ def apply_fallbacks(
         message_index.append(len(out))
         out.append(message)
     if tools and not capabilities.tools:
-        out, message_index = _with_system_text(out, message_index, _tools_text(tools))
+        text = _tools_text(tools, asks_for_calls=not capabilities.tool_calls)
+        out, message_index = _with_system_text(out, message_index, text)
         tools = ()
     if capabilities.call_ids and any(message.get("tool_calls") for message in out):
         out = with_call_ids(out)
@@ -207,9 +208,10 @@ def _with_system_text(
     return [{"role": "system", "content": text}, *out], [i + 1 for i in message_index]
 
 
-def _tools_text(tools: Sequence[Any]) -> str:
+def _tools_text(tools: Sequence[Any], asks_for_calls: bool) -> str:
+    """The tools as text. A template that writes calls itself has its own form for them."""
     lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
-    return "\n".join([_TOOLS_INTRO, *lines, _CALLS_INTRO])
+    return "\n".join([_TOOLS_INTRO, *lines, *([_CALLS_INTRO] if asks_for_calls else [])])
 
 
 def _call_text(call: Mapping[str, Any]) -> str:

@@ -137,13 +137,12 @@ class ChatTemplate:
         self._template = parse_template(source)
         self._variables = {"strftime_now": strftime_now({}), **variables}
         self.takes_parts = False
-        as_texts = self._hidden_roles()
-        if as_texts:
+        if as_texts := self._hidden_roles():
             self.takes_parts = True
             self.takes_parts = len(self._hidden_roles()) < len(as_texts)
 
     def with_variable(self, name: str, value: Any) -> ChatTemplate:
-        """The template with another value of one variable."""
+        """The template with another value of a variable."""
         return ChatTemplate(self.source, {**self._variables, name: value}, self._no_tools)
 
     def check_texts(self) -> None:

@@ -104,6 +104,7 @@ def test_calls_that_a_template_writes_before_the_text_are_trained(text: str) -> 
     turns = (Turn("user", "Weather?"), calling, Turn("tool", "rain"), Turn("assistant", "Rain."))
     written = shown(renderer_of(CALLS_FIRST), Conversation(turns, (TOOL,)))
     call = '<call>{"name": "find", "arguments": {"q": "x"}}</call>'
+    assert "<tool_call>" not in written  # the fallback for the tools asks for no other form
     assert f"<|im_start|>assistant\n[[{call}{text}<|im_end|>]]\n" in written
     assert written.endswith("<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
                             "[[Rain.<|im_end|>]]\n")  # fmt: skip
@@ -227,9 +228,11 @@ def test_a_template_that_reads_parts_only_gets_texts_as_parts() -> None:
         )
 
 
-@pytest.mark.parametrize("shows", ["nothing", "questions", "answers"])
-def test_a_template_that_leaves_texts_out_is_refused(shows: str) -> None:
-    role = {"questions": "user", "answers": "assistant"}.get(shows, "nobody")
-    template = PARTS.replace("m.content", f"(m.content if m.role == '{role}' else [])")
-    with pytest.raises(UserError, match="writes no text of the messages"):
+@pytest.mark.parametrize(
+    ("shown_role", "hidden"),
+    [("nobody", "user and assistant"), ("user", "assistant"), ("assistant", "user")],
+)
+def test_a_template_that_leaves_texts_out_is_refused(shown_role: str, hidden: str) -> None:
+    template = PARTS.replace("m.content", f"(m.content if m.role == '{shown_role}' else [])")
+    with pytest.raises(UserError, match=f"it writes no text of {hidden} messages"):
         renderer_of(template)
