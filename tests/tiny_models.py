@@ -13,7 +13,7 @@ SIZES = {
 }  # fmt: skip
 WINDOWS = ["sliding_attention", "full_attention"]
 KINDS: dict[str, dict[str, Any]] = {
-    "llama": {},
+    "llama": {"head_dim": 32},  # the fused layers need a power of two of at least 32
     "qwen3": {"head_dim": 32},
     "olmo2": {},
     "gemma3_text": {"head_dim": 32, "sliding_window": 24, "layer_types": WINDOWS},
