@@ -174,7 +174,7 @@ class ChunkTokenizer:
                 continue
             text = as_text(sample.conversation.messages())
             if i in rendered.errors or not num_loss_tokens[i]:
-                reason = rendered.errors.get(i, "no token of it enters the loss")
+                reason = rendered.errors.get(i) or _no_loss(mask_counts[i]["num_left_out"])
                 lines.append(_left_out(sample, REJECTED, reason, text))
                 continue
             reason = f"{lengths[i]} tokens, a pack has {self._config.row_tokens}"
@@ -247,6 +247,16 @@ def _left_out(sample: Sample, fate: int, reason: str, text: str = "") -> dict[st
 
 def _has_text_and_calls(turn: Turn) -> bool:
     return bool(turn.tool_calls) and bool(turn.content.rpartition("</think>")[2].strip())
+
+
+def _no_loss(num_left_out: int) -> str:
+    """Why no token of a row enters the loss."""
+    if num_left_out:
+        return (
+            "its trained answers stand behind another text than the generation prompt that serving "
+            "sends, and only its last answer does not"
+        )
+    return "no token of it enters the loss"
 
 
 def _num_loss_tokens(rendered: RenderedBatch) -> np.ndarray:

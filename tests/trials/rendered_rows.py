@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines.chat import ChatRenderer, TokenizerSpec
 from pipelines.config.schema import AuditConfig, DataConfig, SourceConfig
 from pipelines.core.conversation import Conversation, Turn
@@ -14,6 +16,7 @@ from pipelines.data.audit.answers import answer_notes, answer_problems
 from pipelines.data.mask_checks import MaskChecks
 from pipelines.data.read.chunks import cut_chunks
 from pipelines.data.tokenize import ChunkTokenizer
+from pipelines.data.tokenized_table import CHUNK_END
 from pipelines.sources.source_files import find_files
 from tests.unit.chat.tokenizer_kinds import LLAMA_WORDS, byte_level_bpe, spell
 
@@ -55,16 +58,24 @@ def talk(*texts: str, **answer: Any) -> Conversation:
     return Conversation(tuple(turns))
 
 
-def audited(
+def tables_of(
     renderer: ChatRenderer, folder: Path, rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[str], list[str]]:
-    """The problems and the notes of these rows' answers."""
+) -> list[pa.Table]:
+    """What the prepare stage's task makes of these rows."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [SourceConfig(path=str(folder / "rows.jsonl"))]
     config = DataConfig(sources=sources, row_tokens=1024, heldout_share=0)
     (chunk,) = cut_chunks(find_files(sources))
+    tables = ChunkTokenizer(renderer, config).tables(0, chunk)
+    return [table for table in tables if CHUNK_END not in table["fate"].to_pylist()]
+
+
+def audited(
+    renderer: ChatRenderer, folder: Path, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """The problems and the notes of these rows' answers."""
     checks = MaskChecks()
-    for table in ChunkTokenizer(renderer, config).tables(0, chunk):
+    for table in tables_of(renderer, folder, rows):
         checks.add(table, lambda _, row: f"row {row}")
     metadata = {"checks": checks.counts, "first_rows": {"checks": checks.first_rows}}
     metadata["thoughts"] = renderer.thought_facts

@@ -19,6 +19,7 @@ from tests.trials.rendered_rows import (
     renderer_of,
     row_of,
     shown,
+    tables_of,
     talk,
 )
 
@@ -171,3 +172,13 @@ def test_earlier_answers_that_stand_behind_another_prompt_are_not_trained(tmp_pa
         )
     problems, notes = audited(renderer, tmp_path, [row_of(conversation)])
     assert not problems and "1 answers before the last are not trained" in notes[0]
+
+
+def test_a_row_whose_trained_answers_are_all_left_out_is_rejected_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    renderer = renderer_of(STRIPS, ordinary=THINKING, arguments=OFF)
+    row = row_of(talk("a", "b", "c", "d"))
+    row["messages"][3]["train"] = False
+    (table,) = tables_of(renderer, tmp_path, [row])
+    assert "stand behind another text" in table["reason"][0].as_py()
