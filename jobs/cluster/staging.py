@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +105,8 @@ def _package_files(package: str) -> Iterator[tuple[str, Path]]:
 
 def _stays(path: str, shared: Sequence[Path]) -> bool:
     return "://" in path or any(
-        Path(path).is_relative_to(folder.expanduser().resolve()) for folder in shared
+        Path(os.path.realpath(path)).is_relative_to(folder.expanduser().resolve())
+        for folder in shared
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pipelines.config.recipe import Recipe, parse_recipe
 from pipelines.config.schema import BUILT_IN_TEMPLATES
 from pipelines.config.yaml_lines import KeyPath, Position, YamlDocument, parse_yaml
 from pipelines.core.errors import UserError, one_line
-from pipelines.storage import nearest_path
+from pipelines.storage import nearest_path, without_links
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -147,6 +146,4 @@ def _template(given: str, folder: Path) -> str:
 def _absolute(path: str, folder: Path) -> str:
     if "://" in path:
         return path
-    # A link keeps its name, which tells the type of its file; so does one that leads nowhere.
-    full = folder.absolute() / Path(path).expanduser()
-    return os.path.normpath(os.path.join(os.path.realpath(full.parent), full.name))
+    return str(without_links(folder / Path(path).expanduser()))

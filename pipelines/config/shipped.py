@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from pipelines.core.errors import UserError
-from pipelines.storage import nearest_path
+from pipelines.storage import nearest_path, without_links
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SCHEMA_COMMENT = "# yaml-language-server: $schema="
@@ -94,8 +94,9 @@ def path_from(target: Path, path: Path) -> str:
     A path that climbs further than two folders is absolute: it would break as soon as the recipe
     moves, and is hard to read.
     """
-    relative = os.path.relpath(path.resolve(), target.absolute().parent.resolve())
-    return str(path.resolve()) if relative.startswith(os.path.join("..", "..", "..")) else relative
+    full = without_links(path)
+    relative = os.path.relpath(full, target.absolute().parent.resolve())
+    return str(full) if relative.startswith(os.path.join("..", "..", "..")) else relative
 
 
 def _path_nodes(document: yaml.Node | None) -> Iterator[yaml.ScalarNode]:

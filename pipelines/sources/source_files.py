@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pipelines.sources.hub_datasets import (
     suffix_of,
 )
 from pipelines.sources.open import REASON_CHARS, file_system_of
-from pipelines.storage import client_errors
+from pipelines.storage import client_errors, nearest_path
 
 # Files with these endings, and no other unknown ones, may hold rows: their first bytes decide.
 _BY_CONTENT = {"", ".txt"}
@@ -151,9 +150,8 @@ def _local_files(text: str, key: str, split: str | None) -> list[Path]:
         raise UserError(f"{key}={text}: a link to {os.readlink(path)}, which does not exist")
     if path.exists():
         raise UserError(f"{key}={text}: not a regular file; save its rows as one")
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-    hint = f"did you mean {path.parent / near[0]}?" if near else "set a file, a folder or a glob"
+    near = nearest_path(path)
+    hint = f"did you mean {near}?" if near else "set a file, a folder or a glob"
     noun = "no file matches this glob" if glob.has_magic(text) else "no such file"
     raise UserError(f"{key}={text}: {noun}; {hint}")
 

@@ -14,6 +14,7 @@ from pipelines.storage.folders import (
     sha256_file,
     sync_tree,
     verify,
+    without_links,
 )
 from pipelines.storage.hub import local_base_dir
 from pipelines.storage.os_errors import as_user_error, client_errors
@@ -35,4 +36,5 @@ __all__ = [
     "sha256_file",
     "sync_tree",
     "verify",
+    "without_links",
 ]

@@ -40,6 +40,15 @@ def nearest_path(path: Path) -> Path | None:
     return path.parent / matches[0] if matches else None
 
 
+def without_links(path: Path) -> Path:
+    """The absolute path with no link among its folders.
+
+    A link at its end stays: its name may tell the type of a file, and it may lead nowhere.
+    """
+    full = path.absolute()
+    return Path(os.path.normpath(os.path.join(os.path.realpath(full.parent), full.name)))
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """The sha256 and size of every file below a folder, by relative name."""
     return {

@@ -50,7 +50,7 @@ _TEXTS = (
     ),
     (
         re.compile(r"<(?:!doctype\b|html\b|head\b|body\b|!--)", re.IGNORECASE),
-        "a web page (HTML), not the data, such as of a login or an error; download the file again",
+        "a web page (HTML), perhaps of a login or an error; download the file again",
     ),
     (
         re.compile(r"<\?xml\b|<(?:Error|rss|feed|svg)\b"),

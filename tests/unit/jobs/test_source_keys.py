@@ -51,6 +51,15 @@ def test_a_column_is_not_both_question_and_answer(tmp_path: Path) -> None:
         read_first_rows(source_of(str(tmp_path / "rows.csv"), []))
 
 
+def test_a_link_stays_in_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text('{"instruction": "a", "output": "b"}\n' * 20)
+    (tmp_path / "rows.jsonl").symlink_to("blob")
+    arguments = ["--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "recipe.yaml")]
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (source,) = load_recipe(tmp_path / "recipe.yaml").data.sources
+    assert source.path == str(tmp_path / "rows.jsonl")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
