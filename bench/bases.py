@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -31,6 +32,15 @@ from pipelines.model.vllm_claims import VLLM_VERSION
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "bases.md"
 MIN_ARCHITECTURES = 70
+_GENERAL = (
+    (r"\d+ experts", "N experts"),
+    (r"=[\d.]+\)", "=...)"),
+    (r"^(it|model\.base)( \([\w-]+\))?:? ", "it "),
+    (r"its \w+Attention", "its attention"),
+    (r"[\w.]+\.c_attn", "its c_attn"),
+)
+"""What differs between refusals for the same reason, and what the page has in its place."""
+
 _NAME = "BASE"  # equal refusals of two bases are one reason
 
 
@@ -107,6 +117,8 @@ def page(rows: Mapping[str, Mapping[str, str]]) -> str:
         verdict, _, reason = text.partition(": ")
         if verdict != "refused":
             return text
+        for pattern, general in _GENERAL:
+            reason = re.sub(pattern, general, reason)
         return f"refused: [{reasons.setdefault(reason, len(reasons) + 1)}](#reasons)"
 
     columns = [*COLUMNS.values(), "limit"]

@@ -84,4 +84,8 @@ async def _answers(
         return "".join(delta.text for delta in deltas)
 
     asked = (ask(prompt, name) for prompt, name in zip(prompts, names, strict=True))
-    return list(await asyncio.wait_for(asyncio.gather(*asked), 60))
+    answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [str(answer) for answer in answers]

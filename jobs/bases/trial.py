@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.bases.inference_trial import try_evaluating, try_loading, try_merging
 from jobs.bases.serving_trial import try_serving
-from jobs.bases.tiny_samples import save_random_adapter
+from jobs.bases.tiny_samples import LENGTHS, save_random_adapter
 from jobs.bases.training_trial import try_quantization, try_training
 from pipelines.config.schema import LoraConfig, ModelConfig
 from pipelines.core.errors import UserError, one_line
@@ -20,6 +20,7 @@ from pipelines.model.lora import attention_targets
 from pipelines.model.published import PublishedBase
 from pipelines.model.support_table import COLUMNS, NOT_BUILT, Cell
 from pipelines.model.supported import (
+    evaluate_refusal,
     load_refusal,
     published_values,
     quantize_refusal,
@@ -35,6 +36,7 @@ _TRIED = ("loads", "packed", "nf4", "fp8", "merges", "evaluates", "served")
 _CROSSED = ("packed", "evaluates", "served")
 _WINDOW = 12  # tokens, fewer than most samples of a trial have
 _RANK = 2
+_RECURRENT_TARGETS = ("in_proj", "q_proj", "key")  # of layers without attention
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _try_copy(base: PublishedBase, folder: Path, columns: tuple[str, ...]) -> di
         "packed": train_refusal(base),
         "nf4": _quantize_refusal(base, "nf4"),
         "fp8": _quantize_refusal(base, "fp8"),
+        "evaluates": evaluate_refusal(base, max(LENGTHS)),
         "served": serve_refusal(base),
     }
     try:
@@ -146,7 +149,9 @@ def copy_lora(copy: Path) -> LoraConfig:
     base = published_values(model.config)
     if not base.num_experts and not base.recurrent_layers:
         return LoraConfig(r=_RANK)
-    return LoraConfig(r=_RANK, targets=attention_targets(model) or ["in_proj"])
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    others = [name for name in _RECURRENT_TARGETS if name in names]
+    return LoraConfig(r=_RANK, targets=attention_targets(model) or others[:1])
 
 
 def _guarded(trial: Callable[[], Cell]) -> Cell:

@@ -18,6 +18,8 @@ from pipelines.layers.kernels import supports_kernels
 PACKED = "loraforge_packed"
 """The name under which transformers finds `packed_attention`."""
 
+_MAX_FLASH_HEAD = 256
+
 _HARMLESS = {
     "position_ids",  # already applied: the rotation happens before attention
     "use_cache",  # training has no cache
@@ -63,7 +65,8 @@ def packed_attention(
         )
     _check_arguments(module, others | {"attention_mask": attention_mask}, bounds.max_seqlen)
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-    if supports_flash(query):
+    # The kernel takes heads of one size; those of latent attention (MLA) have two.
+    if supports_flash(query) and query.shape[-1] == value.shape[-1] and _fits_flash(query):
         return cast(torch.Tensor, _Flash.apply(query, key, value, bounds, scaling))[None], None
     return padded_attention(query, key, value, bounds, scaling)[None], None
 
@@ -97,6 +100,11 @@ def supports_flash(tensor: torch.Tensor) -> bool:
     """
     half = tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.is_cuda and half and supports_kernels(tensor.device)
+
+
+def _fits_flash(tensor: torch.Tensor) -> bool:
+    """Whether the kernel takes heads of this size."""
+    return tensor.shape[-1] % 8 == 0 and tensor.shape[-1] <= _MAX_FLASH_HEAD
 
 
 def padded_attention(

@@ -149,6 +149,7 @@ def _architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
     # Values that the file leaves out come from the class, such as the number of experts.
     complete = PublishedBase(config.base, architecture.to_dict())
     refuse(base, quantize_refusal(complete, config.quantization))
+    architecture.name_or_path = config.base  # for messages; the Hub's snapshot has a long path
     return architecture
 
 

@@ -83,13 +83,17 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 
 def attention_targets(model: PreTrainedModel) -> list[str]:
-    """The names of the linear modules that only a model's attention has, such as q_proj."""
+    """The names of the linear modules of a model's attention, such as q_proj.
+
+    Names that other modules have, too, are left out, unless there are no others.
+    """
     import torch
 
     linears = [name for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)]
     inside = {name for name in linears if _ATTENTION.search(name)}
+    last_names = {name.rsplit(".", 1)[-1] for name in inside}
     outside = {name.rsplit(".", 1)[-1] for name in linears if name not in inside}
-    return sorted({name.rsplit(".", 1)[-1] for name in inside} - outside)
+    return sorted(last_names - outside or last_names)
 
 
 def _check_names(model: PreTrainedModel, config: LoraConfig, targets: str | list[str]) -> None:

@@ -46,6 +46,9 @@ _PART = re.compile(
     r"(text|llm|language|vision|visual|audio|speech|image|video|thinker|talker|encoder|decoder"
     r"|depth_decoder|qformer|projector)\w*"
 )
+_OTHER_TASK = re.compile(
+    r"For(Sequence|Token|Reward|Masked|Question|Multiple|Image|Audio|Speech|PreTraining|Next)"
+)
 _NUM_EXPERTS = re.compile(r"((num|n|moe_num)_(local_|routed_)?experts)|num_moe_experts")
 _HAS_EXPERTS = ("is_moe", "enable_moe_block", "use_moe")
 _RECURRENT_KIND = re.compile(
@@ -99,6 +102,12 @@ class PublishedBase:
         if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
             bits = 4 if settings.get("load_in_4bit") else 8
         return f"{name}, {bits} bits" if bits else name
+
+    @property
+    def other_task(self) -> str:
+        """The class of a model that does not continue texts, such as a classifier; else ""."""
+        names = self.values.get("architectures") or ()
+        return next((name for name in names if _OTHER_TASK.search(str(name))), "")
 
     @property
     def max_tokens(self) -> int | None:

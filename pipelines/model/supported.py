@@ -40,8 +40,9 @@ def load_refusal(base: PublishedBase) -> str:
             "into and served with unquantized weights only: set the base that it was quantized "
             "from, and model.quantization=nf4 or fp8 for a small frozen base"
         )
-    if base.values.get("is_encoder_decoder"):
-        return "it is an encoder-decoder model: choose a decoder-only base (a causal model)"
+    if base.values.get("is_encoder_decoder") or base.other_task:
+        kind = base.other_task or "an encoder-decoder model"
+        return f"it is {kind}, not a causal language model: choose a base that continues texts"
     if base.nested:
         return (
             f"it is a model of several parts ({base.nested}), such as text and images, and an "
@@ -113,6 +114,11 @@ def serve_refusal(base: PublishedBase, max_tokens: int | None = None) -> str:
 
 def evaluate_refusal(base: PublishedBase, num_tokens: int) -> str:
     """The reason why samples of up to `num_tokens` tokens, answers included, cannot be scored."""
+    if base.recurrent_layers:
+        return (
+            f"some of its layers ({base.recurrent_layers}) carry a state from token to token, into "
+            "which the padding of a batch goes: choose a base with attention in all layers"
+        )
     chunk = base.windows.get("attention_chunk_size", num_tokens)
     if chunk < num_tokens:
         return (

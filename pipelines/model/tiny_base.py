@@ -135,6 +135,8 @@ def tiny_values(values: Mapping[str, Any], window: int | None = None) -> dict[st
         tiny["max_position_embeddings"] = 512  # one learned vector per position
     elif window and "dynamic" in str(values.get("rope_parameters")):
         tiny["max_position_embeddings"] = window
+    if window and tiny.get("original_max_position_embeddings"):
+        tiny["original_max_position_embeddings"] = window
     for key in ("_name_or_path", "transformers_version", "id2label", "label2id"):
         tiny.pop(key, None)
     own = _OWN_SIZES.get(str(values.get("model_type")), {})

@@ -208,6 +208,22 @@ def test_a_dense_base_may_name_experts(values: dict[str, Any]) -> None:
     assert not adapter_refusal(base(**values), LoraConfig())
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"architectures": ["LlamaForSequenceClassification"]},
+        {"architectures": ["BertForMaskedLM"]},
+        {"architectures": ["InternLM2ForRewardModel"]},
+        {"model_type": "t5", "is_encoder_decoder": True},
+    ],
+    ids=str,
+)
+def test_a_model_that_does_not_continue_texts_is_refused(values: dict[str, Any]) -> None:
+    assert "not a causal language model" in load_refusal(base(**values))
+    for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "ChatGLMModel"):
+        assert not load_refusal(base(architectures=[name]))
+
+
 def test_a_folder_with_an_adapter_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "adapter_config.json").write_text("{}")
