@@ -42,10 +42,12 @@ class AnswerEnds:
         """`calling` and `result`: a call and its result in the form that the template takes."""
         self._special = special_tokens.pattern
         self._next_token = re.compile(rf"\s*(?:{special_tokens.pattern.pattern})")
-        content, value = str(ANSWER["content"]), CALL_WORDS[-1]
+        question, content, value = str(ASK["content"]), str(ANSWER["content"]), CALL_WORDS[-1]
+        ends_question = self._special.search(_after(template, [ASK, ANSWER], question) or "")
+        self._ends_question = ends_question.group() if ends_question else ""
         answers = self._ends(
             _after(template, [ASK, ANSWER], content),
-            _after(template, [ASK, ANSWER, ASK, ANSWER], content, str(ASK["content"])),
+            _after(template, [ASK, ANSWER, ASK, ANSWER], content, question),
         )
         calls = self._ends(
             _after(template, [ASK, calling], value),
@@ -77,15 +79,10 @@ class AnswerEnds:
             return matches[-1].end()
         return None
 
-    def where_differs(self, text: str, other: str, start: int, limit: int) -> int | None:
-        """Where a turn ends that begins at `start` of both texts, if it ends where they differ."""
+    def after_shared(self, text: str, other: str, start: int, limit: int) -> int | None:
+        """Where a turn ends of which only the beginning, from `start`, is the same in two texts."""
         position = start + shared_length(text[start:limit], other[start:])
-        position = self.token_start(text, position)
-        end = self.after(text, position, limit)
-        tokens = [*self._special.finditer(text, start, position)]
-        if end is None and tokens and tokens[-1].end() == position:
-            return position
-        return end
+        return self.after(text, self.token_start(text, position), limit)
 
     def token_start(self, text: str, position: int) -> int:
         """The position, or the start of the special token of the text that it is inside of."""
@@ -106,7 +103,11 @@ class AnswerEnds:
         size = shared_length(last, middle)
         shared = [m for m in self._special.finditer(last) if m.end() <= size]
         if shared:
-            return _Ends(last[: shared[-1].end()], (shared[-1].group(),))
+            # A template may write the next header in any case (the first one of Llama-3). The token
+            # that ends the question shows where the header begins, if it ends answers too.
+            same = [m for m in shared if m.group() == self._ends_question]
+            end = same[0] if same else shared[-1]
+            return _Ends(last[: end.end()], (end.group(),))
         follows = self._next_token.match(middle, len(last) if middle.startswith(last) else 0)
         next_token = [follows.group().strip()] if follows else []
         if first:

@@ -202,6 +202,7 @@ PUBLISHED: dict[str, Published] = {
         eos="<|role_end|>",
     ),
     "llama32": _llama3(),
+    "llama3_first": _llama3(),
     "llama4": Published(
         "<|begin_of_text|> <|header_start|> <|header_end|> <|eot|> <|python_start|> <|python_end|>",
         bos="<|begin_of_text|>",
