@@ -107,6 +107,7 @@ def _batches(stream: IO[bytes], chunk: Chunk) -> Iterator[tuple[int, Any]]:
     if chunk.type.kind == "arrow":
         for i, batch in enumerate(itertools.islice(arrow_batches(stream), chunk.last)):
             if i >= chunk.first:
+                batch.validate(full=True)  # wrong offsets of a damaged file would end the process
                 yield number, batch
             number += batch.num_rows
         return

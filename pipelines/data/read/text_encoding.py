@@ -110,6 +110,11 @@ def _set_encoding(file: SourceFile, data: bytes, ends: bool, seen: str | None) -
     if name.startswith(_WIDE):
         if b"\0" not in data:
             raise UserError(f"{where}: {file.path} has no zero byte, so it is not {name}")
+        if not seen and name in _WIDE:
+            raise UserError(
+                f"{where}: {file.path} has no byte order mark; set {name}-le or {name}-be if that "
+                "is its encoding"
+            )
         return _checked(file, seen or name, data, ends)
     _, num_stray, num_good = _stray_bytes(data, ends)
     if num_good >= _MIN_CHARACTERS and not num_stray:

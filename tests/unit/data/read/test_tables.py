@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -119,3 +120,13 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_rows_are_numbered_over_parts_and_row_groups(tmp_path):
     pq.write_table(pa.table({"n": range(2500)}), tmp_path / "rows.parquet", row_group_size=2100)
     assert read_rows(tmp_path / "rows.parquet") == [(i + 1, {"n": i}) for i in range(2500)]
+
+
+def test_an_arrow_file_with_wrong_offsets_is_refused_and_ends_no_process(tmp_path):
+    offsets = pa.py_buffer(np.array([0, 5, 2, 6], np.int32))
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"abcdef")])
+    batch = pa.RecordBatch.from_arrays([texts, texts], ["instruction", "output"])
+    with pa.ipc.new_stream(tmp_path / "rows.arrow", batch.schema) as out:
+        out.write_batch(batch)
+    with pytest.raises(UserError, match=r"rows.arrow: damaged \(.*offset.*\); fix or replace"):
+        read_rows(tmp_path / "rows.arrow")

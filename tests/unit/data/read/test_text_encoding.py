@@ -111,6 +111,7 @@ def test_zero_bytes_that_show_no_encoding_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoding", "content", "reason"),
     [
+        ("utf-16", b"a\0\0\0,\0", "has no byte order mark; set utf-16-le or utf-16-be"),
         ("klingon", b"a,b\n", "Python knows no such text encoding; valid: utf-16, windows-1252"),
         ("base64", b"a,b\n", "Python knows no such text encoding"),
         ("idna", b"a,b\n", "Python knows no such text encoding"),
