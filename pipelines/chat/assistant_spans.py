@@ -143,31 +143,39 @@ class AssistantSpanFinder:
         content = run.contents.get(turn)
         if content is not None and not message.get("tool_calls") and start <= content[1] <= limit:
             return self._ends.after(text, content[1], limit, marked) or content[1]
-        # Many templates write a thought in the last turn only.
-        without_thought = {k: v for k, v in message.items() if k not in THOUGHT_KEYS}
-        before, alone = run.messages[:turn], None
-        for last in (message, without_thought):
-            alone = self._render([*before, last], run.tools)
-            if alone is not None and text.startswith(alone) and start < len(alone) <= limit:
+        beginnings = self._beginnings(run, turn)
+        for alone in beginnings:
+            if text.startswith(alone) and start < len(alone) <= limit:
                 end = self._ends.last_in(text, start, len(alone))
                 return end or self._ends.after(text, len(alone), limit) or len(alone)
         other = self._with_placeholder(run, turn)
         after = other.text[other.content_spans[turn][1] :] if other else None
-        if after is not None and text.endswith(after):
+        if after is not None and text.endswith(after) and start <= len(text) - len(after) <= limit:
             end = len(text) - len(after)
-            # In the conversation up to this turn, all of the answer is written by the model.
-            if start <= end <= limit and (alone is None or text[start:end] in alone):
+            if not beginnings or any(_writes(alone, text, start, end) for alone in beginnings):
                 return self._ends.after(text, end, limit) or end
-        if alone is not None and alone.startswith(text[:start]):
-            end = self._ends.where_differs(text, alone, start, limit)
-            if end is not None:
-                return end
+        for alone in beginnings if message.get("tool_calls") else ():
+            if alone.startswith(text[:start]):
+                end = self._ends.after_shared(text, alone, start, limit)
+                if end is not None:
+                    return end
         if turn in run.generations:
             end = min(run.generations[turn][1], limit)
             return self._ends.after(text, end, limit) or end
         raise TemplateError(
             "the chat template's render does not show where an assistant turn's text ends"
         )
+
+    def _beginnings(self, run: _Run, turn: int) -> list[str]:
+        """The renders of the conversation up to and with this turn, in which all of the answer is
+        written by the model. Many templates write a thought in the last turn only, so there is one
+        with the turn's thought and one without.
+        """
+        message = run.messages[turn]
+        without_thought = {k: v for k, v in message.items() if k not in THOUGHT_KEYS}
+        variants = [message] if len(without_thought) == len(message) else [message, without_thought]
+        texts = [self._render([*run.messages[:turn], each], run.tools) for each in variants]
+        return [text for text in texts if text is not None]
 
     def _completed(self, run: _Run, answers: list[AnswerSpan]) -> RenderedSpans:
         """The spans, with the end of the last turn where the template leaves it out."""
@@ -194,6 +202,12 @@ class AssistantSpanFinder:
         except TemplateError:
             return None
         return other if turn in other.content_spans else None
+
+
+def _writes(alone: str, text: str, start: int, end: int) -> bool:
+    """Whether a render has all of `text[start:end]`, if perhaps with a thought inserted."""
+    part = text[start:end]
+    return part[shared_length(part, alone[start:]) :] in alone
 
 
 def _spans(
