@@ -57,14 +57,14 @@ def _leak_line(proof: BaseProof) -> str:
 
 def _difference_line(proof: BaseProof) -> str:
     difference = proof.difference
-    apart, limit, where = difference.mean, difference.limit, "on average"
-    if apart <= limit:
-        apart, limit = difference.block, difference.block_limit
+    size, limit, where = difference.mean, difference.limit, "on average"
+    if size <= limit:
+        size, limit = difference.block, difference.block_limit
         where = f"from token {difference.block_start + 1} of a sample on"
     return (
         f"packed training would compute another loss than transformers: {proof.packed_loss:.4f} "
-        f"and {proof.reference_loss:.4f} nats a token, {apart:.2g} apart {where}, and rounding "
-        f"explains {limit:.2g}"
+        f"and {proof.reference_loss:.4f} nats a token, a difference of {size:.2g} {where}, of "
+        f"which rounding explains {limit:.2g}"
     )
 
 

@@ -73,9 +73,13 @@ def reference_and_noise(
     for i, sample in enumerate(samples if has_sdpa else ()):
         if not in_fp32 or len(sample) > num_eager:
             sdpa[i] = losses_of(sample[:num_sdpa], SDPA)
-    apart = {i: (losses[: len(eager[i])] - eager[i]).abs() for i, losses in sdpa.items()}
+    differences = {i: (losses[: len(eager[i])] - eager[i]).abs() for i, losses in sdpa.items()}
     tolerance = NOISE_FACTOR * float(recast[0].mean()) if recast else FP32_LIMIT
-    if any(float(apart[i].mean()) > tolerance for i in (recast or apart) if i in apart):
+    if any(
+        float(differences[i].mean()) > tolerance
+        for i in (recast or differences)
+        if i in differences
+    ):
         sdpa = {}
     reference = [
         torch.cat([losses, sdpa[i][len(losses) :]]) if i in sdpa else losses
@@ -83,7 +87,7 @@ def reference_and_noise(
     ]
     if exact:
         return reference, None
-    noise = apart if sdpa and not in_fp32 else recast
+    noise = differences if sdpa and not in_fp32 else recast
     # A sample without a measure of its own has the mean noise of the others.
     mean = torch.cat(list(noise.values())).mean()
     return reference, [noise.get(i, mean.expand(len(losses))) for i, losses in enumerate(eager)]

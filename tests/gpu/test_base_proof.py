@@ -22,7 +22,7 @@ LORA = LoraConfig(r=8, alpha=16)
 
 
 def quantized(model: Any, quantization: str) -> Any:
-    """The model on the GPU with its linears, except the head, as `model.quantization` makes them."""
+    """The model on the GPU; its linears, except the head, as `model.quantization` makes them."""
     from pipelines.layers.fp8 import to_fp8
 
     model = model.to("cuda")
