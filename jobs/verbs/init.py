@@ -22,7 +22,9 @@ def init(
     source: Annotated[
         list[str] | None,
         typer.Option(
-            "--source", metavar="'KEY: VALUE'", help="a key of the rows, such as 'delimiter: \";\"'"
+            "--source",
+            metavar="'KEY: VALUE'",
+            help="a key of `data.sources`, such as 'encoding: utf-16'; repeatable",
         ),
     ] = None,
     base: Annotated[

@@ -15,7 +15,7 @@ from pipelines.sources.source_files import SourceFile
 _DELIMITERS = (",", ";", "\t", "|")
 _SEP_LINE = re.compile(r'"?sep=(.)"?[,;\t|]*\r?\n?', re.IGNORECASE)
 _LINE = re.compile(r"([^\r\n]*)(?:\r\n|\r|\n)?")
-_UNUSUAL = re.compile(r"[^\w\s\"'.-]|[\x01-\x08\x1c-\x1f]")
+_UNUSUAL = re.compile(r"[^\w\s\"'.-]|[\x1c-\x1f]")  # the last: separators of ASCII
 _SHOWN_CHARS = 60
 _NUM_ROWS = 20
 _MIN_SHARE = 0.9  # of rows with the header's number of fields that make any text a table
