@@ -43,8 +43,7 @@ class AnswerEnds:
         self._special = special_tokens.pattern
         self._next_token = re.compile(rf"\s*(?:{special_tokens.pattern.pattern})")
         question, content, value = str(ASK["content"]), str(ANSWER["content"]), CALL_WORDS[-1]
-        ends_question = self._special.search(_after(template, [ASK, ANSWER], question) or "")
-        self._ends_question = ends_question.group() if ends_question else ""
+        self._always_written = _prompt_written_always(template)
         answers = self._ends(
             _after(template, [ASK, ANSWER], content),
             _after(template, [ASK, ANSWER, ASK, ANSWER], content, question),
@@ -103,16 +102,26 @@ class AnswerEnds:
         size = shared_length(last, middle)
         shared = [m for m in self._special.finditer(last) if m.end() <= size]
         if shared:
-            # A template may write the next header in any case (the first one of Llama-3). The token
-            # that ends the question shows where the header begins, if it ends answers too.
-            same = [m for m in shared if m.group() == self._ends_question]
-            end = same[0] if same else shared[-1]
+            own = len(last) - shared_length(last[::-1], self._always_written[::-1])
+            end = max([shared[0], *(m for m in shared if m.end() <= own)], key=re.Match.end)
             return _Ends(last[: end.end()], (end.group(),))
         follows = self._next_token.match(middle, len(last) if middle.startswith(last) else 0)
         next_token = [follows.group().strip()] if follows else []
         if first:
             return _Ends("", (first.group(), *next_token))
         return _Ends("", tuple(next_token), follows.group() if follows else "")
+
+
+def _prompt_written_always(template: ChatTemplate) -> str:
+    """The text behind a question, if the template writes its generation prompt in any case, as the
+    first one of Llama-3 does: then it follows the end of a conversation's last answer too.
+    """
+    try:
+        answered = [template.render([ASK, ANSWER], (), prompt).text for prompt in (False, True)]
+        asked = template.render([ASK], (), prompt=True).text
+    except TemplateError:
+        return ""
+    return asked.partition(str(ASK["content"]))[2] if answered[0] == answered[1] else ""
 
 
 def _after(template: ChatTemplate, messages: Messages, word: str, until: str = "") -> str | None:
