@@ -65,10 +65,10 @@ def open_session(
     """Load the recipe and look at everything it names before anything slow is imported.
 
     Raises UserError for errors in the recipe, a base that cannot be reached or used, missing
-    weights (unless not `needs_weights`), missing data files (unless not `needs_sources`), a store that cannot be
-    written (unless not `writes`), and, with `needs_registry`, a recipe whose result cannot be
-    registered. With `verify`,
-    files are hashed again even if their digests are remembered.
+    weights (unless not `needs_weights`), missing data files (unless not `needs_sources`), a store
+    that cannot be written (unless not `writes`), and, with `needs_registry`, a recipe whose result
+    cannot be registered. With `verify`, files are hashed again even if their digests are
+    remembered.
     """
     from jobs.bases.checks import check_loads
     from jobs.cluster.ray import quiet
