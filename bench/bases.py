@@ -35,8 +35,9 @@ MIN_ARCHITECTURES = 70
 _GENERAL = (
     (r"\d+ experts", "N experts"),
     (r"=[\d.]+\)", "=...)"),
-    (r"^(it|model\.base)( \([\w-]+\))?:? ", "it "),
-    (r"its \w+Attention", "its attention"),
+    (r"^(it|model\.base)( \([\w-]+\))? ", "it "),
+    (r"^model\.base: ", ""),
+    (r"(its )?\w+Attention", "its attention"),
     (r"[\w.]+\.c_attn", "its c_attn"),
 )
 """What differs between refusals for the same reason, and what the page has in its place."""

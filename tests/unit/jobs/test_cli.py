@@ -148,7 +148,7 @@ def test_a_base_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
     assert "has no config.json" in refusal(
         "run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled"
     )
-    (tmp_path / "pickled" / "config.json").write_text("{}")
+    (tmp_path / "pickled" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
     message = refusal("run", recipe, "--store", store, "-s", f"model.base={tmp_path}/pickled")
     assert f"no *.safetensors in {tmp_path}/pickled; other weight formats can run code" in message
