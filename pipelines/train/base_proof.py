@@ -12,7 +12,8 @@ BLOCK_FACTOR times that limit, or by as much more than their own noise.
 Samples of a pack must not see each other: a change of the first sample's tokens may move no other
 sample's loss. The control for that test is a change of the last sample's tokens. In a causal model
 it cannot reach the samples before, so what it moves is rounding. For most models that is exactly 0;
-experts, which multiply the tokens of all samples in one product, round a little differently.
+experts, which multiply the tokens of all samples in one product, round a little differently. The
+longest sample is the last one, so that the control changes more tokens than the test.
 """
 
 from __future__ import annotations
@@ -104,8 +105,7 @@ def prove_base(
 ) -> BaseProof:
     """Compare the packed path of `loss` with transformers' own forward on these samples.
 
-    A sample is its token ids, int [T] with T of at least 2; the first sample should be the longest.
-    `loss` may have fused layers, adapters and any quantization, and may be the module of a ZeRO-3
+    A sample is its token ids, int [T] with T of at least 2. `loss` may have fused layers, adapters and any quantization, and may be the module of a ZeRO-3
     engine; then all ranks call this with equal samples. `device` is that of the input embeddings by
     default. Weights, modes, random states and attention are the same afterwards. Raises what the
     base's forward raises.
@@ -113,7 +113,8 @@ def prove_base(
     started = time.perf_counter()
     on: torch.device = device or loss.model.get_input_embeddings().weight.device
     # A pack of one sample could show no leak.
-    samples = [*samples, *samples] if len(samples) == 1 else list(samples)
+    by_length = sorted([*samples, *samples] if len(samples) == 1 else samples, key=len)
+    samples = [by_length[-2], *by_length[:-2], by_length[-1]]
     with proof_mode(loss), torch.random.fork_rng([on] if on.type == "cuda" else []):
         packed = packed_losses(loss, samples, on)
         with unreached_adapters(loss.model) as unreached:

@@ -60,37 +60,32 @@ def reference_and_noise(
         return _reference_losses(loss, sample, attention, device)
 
     num_eager, num_sdpa = _num_tokens(loss.model)
+    numbers, has_sdpa = range(len(samples)), supports_sdpa(loss.model)
+    exact = computes_in_fp32(loss)
+    half = loss.model.get_input_embeddings().weight.dtype != torch.float32
+    # In half precision with sdpa, the longest sample shows whether sdpa computes the same.
+    longest = [max(numbers, key=lambda i: len(samples[i]))]
+    in_recast = [] if exact else longest if half and has_sdpa else numbers
+    in_sdpa = [i for i in numbers if has_sdpa and (half or len(samples[i]) > num_eager)]
     eager = [losses_of(sample[:num_eager], EAGER) for sample in samples]
-    in_fp32 = loss.model.get_input_embeddings().weight.dtype == torch.float32
-    exact, has_sdpa = computes_in_fp32(loss), supports_sdpa(loss.model)
-    recast = {}
-    if not exact:
-        # With sdpa, one sample is enough to see that sdpa computes the same as eager attention.
-        needed = samples if in_fp32 or not has_sdpa else samples[:1]
-        for i, sample in enumerate(needed):
-            recast[i] = (eager[i] - losses_of(sample[:num_eager], EAGER_RECAST)).abs()
-    sdpa = {}
-    for i, sample in enumerate(samples if has_sdpa else ()):
-        if not in_fp32 or len(sample) > num_eager:
-            sdpa[i] = losses_of(sample[:num_sdpa], SDPA)
-    differences = {i: (losses[: len(eager[i])] - eager[i]).abs() for i, losses in sdpa.items()}
-    tolerance = NOISE_FACTOR * float(recast[0].mean()) if recast else FP32_LIMIT
-    if any(
-        float(differences[i].mean()) > tolerance
-        for i in (recast or differences)
-        if i in differences
-    ):
-        sdpa = {}
+    recast = {
+        i: (losses_of(samples[i][:num_eager], EAGER_RECAST) - eager[i]).abs() for i in in_recast
+    }
+    sdpa = {i: losses_of(samples[i][:num_sdpa], SDPA) for i in in_sdpa}
+    noise = {i: (losses[: len(eager[i])] - eager[i]).abs() for i, losses in sdpa.items()}
+    tolerance = NOISE_FACTOR * float(recast[longest[0]].mean()) if recast else FP32_LIMIT
+    if any(float(noise[i].mean()) > tolerance for i in noise if exact or i in recast):
+        sdpa, noise = {}, {}
     reference = [
         torch.cat([losses, sdpa[i][len(losses) :]]) if i in sdpa else losses
         for i, losses in enumerate(eager)
     ]
     if exact:
         return reference, None
-    noise = differences if sdpa and not in_fp32 else recast
+    noise = noise if half and noise else recast
     # A sample without a measure of its own has the mean noise of the others.
     mean = torch.cat(list(noise.values())).mean()
-    return reference, [noise.get(i, mean.expand(len(losses))) for i, losses in enumerate(eager)]
+    return reference, [noise.get(i, mean.expand(len(eager[i]))) for i in numbers]
 
 
 def _num_tokens(model: Any) -> tuple[int, int]:
