@@ -32,7 +32,7 @@ from pipelines.train.proof_losses import (
     packed_losses,
     reference_and_noise,
 )
-from pipelines.train.proof_mode import proof_mode, unreached_adapters
+from pipelines.train.proof_mode import proof_mode, unreached_adapters, without_zero_adapters
 
 BLOCK_TOKENS, BLOCK_FACTOR = 32, 2.0
 
@@ -105,10 +105,10 @@ def prove_base(
 ) -> BaseProof:
     """Compare the packed path of `loss` with transformers' own forward on these samples.
 
-    A sample is its token ids, int [T] with T of at least 2. `loss` may have fused layers, adapters and any quantization, and may be the module of a ZeRO-3
-    engine; then all ranks call this with equal samples. `device` is that of the input embeddings by
-    default. Weights, modes, random states and attention are the same afterwards. Raises what the
-    base's forward raises.
+    A sample is its token ids, int [T] with T of at least 2. `loss` may have fused layers, adapters
+    and any quantization, and may be the module of a ZeRO-3 engine; then all ranks call this with
+    equal samples. `device` is that of the input embeddings by default. Weights, modes, random
+    states and attention are the same afterwards. Raises what the base's forward raises.
     """
     started = time.perf_counter()
     on: torch.device = device or loss.model.get_input_embeddings().weight.device
@@ -117,7 +117,7 @@ def prove_base(
     samples = [by_length[-2], *by_length[:-2], by_length[-1]]
     with proof_mode(loss), torch.random.fork_rng([on] if on.type == "cuda" else []):
         packed = packed_losses(loss, samples, on)
-        with unreached_adapters(loss.model) as unreached:
+        with unreached_adapters(loss.model) as unreached, without_zero_adapters(loss.model):
             reference, noise = reference_and_noise(loss, samples, on)
         changed = [_changed(samples[0], samples), *samples[1:]]
         leak = _moved(packed[1:], packed_losses(loss, changed, on)[1:])

@@ -54,6 +54,36 @@ def attention_named(name: str, model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_zero_adapters(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model runs without its adapters if all of them add zero, which is cheaper.
+
+    They do at the start of a run with the usual initialization, where every B is zero. Adapters
+    whose weights ZeRO-3 has sharded stay on.
+    """
+    adapters = [module for module in model.modules() if hasattr(module, "lora_B")]
+    weights = [
+        weight
+        for module in adapters
+        for name, weight in module.named_parameters()
+        if "lora_B" in name or "lora_embedding_B" in name
+    ]
+    if any(hasattr(weight, "ds_id") for weight in weights) or any(
+        bool(weight.detach().any()) for weight in weights
+    ):
+        yield
+        return
+    layers: list[Any] = [module for module in adapters if hasattr(module, "_disable_adapters")]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
+
+
+@contextmanager
 def unreached_adapters(model: torch.nn.Module) -> Iterator[list[str]]:
     """Inside, notes which adapted modules are called; afterwards the list has the names of others.
 
