@@ -40,7 +40,7 @@ class TemplateRenderer:
         self._template = template
         template.check_texts()
         self.capabilities = probe_capabilities(template)
-        self.thoughts = probe_thoughts(template, spec.arguments)
+        self.thoughts = probe_thoughts(template, self.capabilities.thought_key, spec.arguments)
         needs_ids = self.capabilities.call_ids
         calling, result = with_call_ids([CALLING, RESULT]) if needs_ids else (CALLING, RESULT)
         self.ends = AnswerEnds(template, special_tokens, calling, result)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.chat.probes import ANSWER, ASK
+from pipelines.chat.probes import ANSWER, ASK, CALL_WORDS, CALLING, THOUGHT
+from pipelines.chat.spans import shared_length
 from pipelines.chat.template import ChatTemplate, Messages, TemplateError, variables_of
 
 SWITCHES = ("enable_thinking", "thinking", "reasoning", "enable_reasoning")
@@ -61,7 +62,7 @@ class Thoughts:
         if not (self.expected or self.empty):
             return ()
         closing = self.empty.strip().removeprefix(self.tag).strip()
-        return (self.tag, closing) if closing else (self.tag,)
+        return tuple(tag for tag in (self.tag, closing) if tag)
 
     def gap(self, text: str, prompt: str) -> int:
         """The length of the part of an empty thought that follows the prompt in a text, and that
@@ -91,10 +92,13 @@ def without_empty(prompt: str) -> str:
     return prompt[: last[-1].start()] if last else prompt
 
 
-def probe_thoughts(template: ChatTemplate, arguments: Mapping[str, Any]) -> Thoughts:
-    """Probe a template; `arguments` are those of its variables that the recipe gives."""
+def probe_thoughts(template: ChatTemplate, key: str, arguments: Mapping[str, Any]) -> Thoughts:
+    """Probe a template that reads thoughts from the message key `key`, or from none.
+
+    `arguments` are those of its variables that the recipe gives.
+    """
     prompt = _render(template, [ASK], True)
-    opened, empty = _OPENED.search(prompt), _empty_thought(template, prompt)
+    opened, empty = _OPENED.search(prompt), _empty_thought(template, key, prompt)
     given = [name for name in SWITCHES if name in arguments]
     variables = variables_of(template.source)
     switches = [name for name in SWITCHES if name in variables]
@@ -104,7 +108,7 @@ def probe_thoughts(template: ChatTemplate, arguments: Mapping[str, Any]) -> Thou
             other = template.with_variable(name, value)
             other_prompt = _render(other, [ASK], True)
             is_given = arguments.get(name) is value
-            if switch is None and not is_given and _serves_plain_answers(other, other_prompt):
+            if switch is None and not is_given and _serves_plain(other, key, other_prompt):
                 switch = (name, value)
             added = other_prompt[len(without_empty(other_prompt)) :]
             if not given and not value and other_prompt != prompt and (opened or added):
@@ -112,32 +116,75 @@ def probe_thoughts(template: ChatTemplate, arguments: Mapping[str, Any]) -> Thou
     return Thoughts(
         tag=tag,
         empty=empty,
-        opened=opened is not None,
+        opened=opened is not None or _opens(template, key, prompt),
         expected=expected,
         trains_empty=any(arguments[name] is True for name in given),
         switch=switch,
     )
 
 
-def _serves_plain_answers(template: ChatTemplate, prompt: str) -> bool:
+def _serves_plain(template: ChatTemplate, key: str, prompt: str) -> bool:
     """Whether an answer without a thought stands directly behind its prompt."""
     text = _render(template, [ASK, ANSWER])
     follows = text.startswith(prompt) and not opens_thought(prompt)
-    return follows and not _empty_thought(template, prompt)
+    return follows and not _empty_thought(template, key, prompt)
 
 
-def _empty_thought(template: ChatTemplate, prompt: str) -> str:
+def _empty_thought(template: ChatTemplate, key: str, prompt: str) -> str:
     """The empty thought that a template writes before a plain answer, not as part of its prompt."""
     text = _render(template, [ASK, ANSWER])
     before = text.partition(str(ANSWER["content"]))[0]
     last = [*_EMPTY.finditer(before)][-1:]
     follows = len(prompt) if text.startswith(prompt) else 0
-    if not last or len(last[0].group().rstrip()) + last[0].start() <= follows:
+    if not last:
+        return _empty_by_thought(template, key, prompt, before)
+    if len(last[0].group().rstrip()) + last[0].start() <= follows:
         return ""
     start = last[0].start()
     while start > follows and before[start - 1].isspace():
         start -= 1
     return before[start : last[0].end()]
+
+
+def _empty_by_thought(template: ChatTemplate, key: str, prompt: str, before: str) -> str:
+    """The same for tags of any form: what is `before` a plain answer is an empty thought if it is
+    what is around a thought.
+    """
+    opening, closing = _around_thought(template, key, ANSWER, str(ANSWER["content"]))
+    rest = before.removeprefix(prompt)
+    if not (opening or closing) or rest == before or not rest.strip():
+        return ""
+    if _without_space(opening + closing) != _without_space(before):
+        return ""
+    # The header of an answer is not part of the thought, and not that of a call.
+    closing = closing.lstrip()
+    _, before_call = _around_thought(template, key, CALLING, CALL_WORDS[0])
+    shared = shared_length(closing, before_call.lstrip())
+    return rest[: len(rest) - len(closing) + shared] if shared else rest
+
+
+def _opens(template: ChatTemplate, key: str, prompt: str) -> bool:
+    """Whether a prompt with tags of any form opens a thought, which a plain answer closes."""
+    opening, _ = _around_thought(template, key, ANSWER, str(ANSWER["content"]))
+    return bool(_empty_thought(template, key, prompt)) and _without_space(
+        opening
+    ) == _without_space(prompt)
+
+
+def _around_thought(
+    template: ChatTemplate, key: str, answer: Mapping[str, Any], word: str
+) -> tuple[str, str]:
+    """The text before a thought in a key of its own, and behind it up to a word of the answer."""
+    if key in ("", "content"):
+        return "", ""
+    text = _render(template, [ASK, {**answer, key: THOUGHT}])
+    opening, _, rest = text.partition(THOUGHT)
+    closing, separator, _ = rest.partition(word)
+    return (opening, closing) if separator else ("", "")
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def _tag_of(empty: str) -> str:

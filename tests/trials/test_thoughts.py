@@ -182,3 +182,22 @@ def test_a_row_whose_trained_answers_are_all_left_out_is_rejected_with_the_reaso
     row["messages"][3]["train"] = False
     (table,) = tables_of(renderer, tmp_path, [row])
     assert "stand behind another text" in table["reason"][0].as_py()
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_thoughts_between_tags_of_any_form_are_known_by_a_probe(
+    opens: bool, tmp_path: Path
+) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}:{% if m.role == 'assistant' %}"
+        "<|a|>musing<|b|>{{ m.reasoning_content or '' }}<|c|>musing<|b|><|a|>reply<|b|>"
+        "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:OPENS{% endif %}"
+    ).replace("OPENS", "<|a|>musing<|b|>" if opens else "")
+    renderer = renderer_of(template, "<|im_start|> <|im_end|> <|a|> <|b|> <|c|>")
+    ((problem,), _) = audited(renderer, tmp_path, ROWS)
+    how = "opens a thought" if opens else "leaves room for a thought"
+    assert f"chat template {how}, and 100.0% of the answers have no thought" in problem
+    before, trained = "<|a|>musing<|b|>", "hm<|c|>musing<|b|><|a|>reply<|b|>d<|im_end|>"
+    text = f"{before}[[{trained}]]" if opens else f"[[{before}{trained}]]"
+    assert shown(renderer, talk("c", "d", reasoning="hm")).endswith(text)
