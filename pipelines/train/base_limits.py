@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 
 from pipelines.config.schema import ModelConfig
 from pipelines.core.errors import UserError
+from pipelines.model.published import PublishedBase, published_base
 from pipelines.packed.reader import RowReader
-from pipelines.storage import local_base_dir
-
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,11 @@ class BaseLimits:
 
 def read_base_limits(model: ModelConfig) -> BaseLimits:
     """The limits in the base's config.json. Loads neither weights nor torch."""
-    folder = local_base_dir(model.base, model.revision, weights=False)
-    config = json.loads((folder / "config.json").read_text())
-    config = config | (config.get("text_config") or {})
-    positions = next((config[key] for key in _POSITION_KEYS if config.get(key)), None)
+    base = published_base(model)
+    values = {**base.values, **(base.values.get("text_config") or {})}
+    positions = PublishedBase(base.name, values).max_tokens
     return BaseLimits(
-        model.base, config.get("vocab_size"), _scaled_positions(positions, config) or None
+        model.base, values.get("vocab_size"), _scaled_positions(positions, values) or None
     )
 
 
