@@ -124,7 +124,7 @@ def test_fp32_and_fp16_are_proven(kind: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_the_proof_costs_less_than_a_hundredth_of_200_steps(quantization: str) -> None:
-    """The shape of Llama 3 8B, four samples, and steps of one pack of 16,384 tokens."""
+    """The shape of Llama 3 8B, three samples, and steps of one pack of 16,384 tokens."""
     from bench._shapes import SHAPES, random_model, random_row
     from pipelines.layers.attention import PACKED
     from pipelines.layers.decoder_layer import fuse
@@ -136,7 +136,7 @@ def test_the_proof_costs_less_than_a_hundredth_of_200_steps(quantization: str) -
     model: Any = attach(base, LORA, seed=0).to(torch.bfloat16).train()
     assert fuse(model, True, "off") == ""
     loss, random = PackedLoss(model), np.random.default_rng(0)
-    lengths = (1000, 16, 200, 400)
+    lengths = (1000, 16, 200)
     samples = [random.integers(0, vocabulary, length, np.int32) for length in lengths]
     batch = collate([random_row(0, 16_384, vocabulary)], device)
 
