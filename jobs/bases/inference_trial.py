@@ -19,10 +19,10 @@ _NEW_TOKENS = 8
 _STOP_ID = 2
 
 
-def try_loading(base: Path) -> Cell:
-    """Whether a loaded copy has the logits of transformers' own."""
+def try_loading(base: Path, expected: torch.Tensor) -> Cell:
+    """Whether a loaded copy has the logits of transformers' own, as `logits_of` computes them."""
     loaded = load_base(ModelConfig(base=str(base), dtype="fp32"), "cpu")
-    return _compare(_logits(loaded), _logits(reference_model(base)), "logits")
+    return _compare(logits_of(loaded), expected, "logits")
 
 
 def try_merging(base: Path, adapter: Path) -> Cell:
@@ -30,7 +30,7 @@ def try_merging(base: Path, adapter: Path) -> Cell:
     from pipelines.model.merge import merge_adapter
 
     merged = merge_adapter(ModelConfig(base=str(base), dtype="fp32"), adapter, "cpu")
-    return _compare(_logits(merged), _logits(reference_model(base, adapter)), "merged logits")
+    return _compare(logits_of(merged), logits_of(reference_model(base, adapter)), "merged logits")
 
 
 def try_evaluating(base: Path, adapter: Path) -> Cell:
@@ -77,7 +77,8 @@ def greedy_alone(model: Any, prompt: np.ndarray, num_tokens: int) -> list[int]:
 
 
 @torch.no_grad()
-def _logits(model: Any) -> torch.Tensor:
+def logits_of(model: Any) -> torch.Tensor:
+    """Logits fp32 [1, T, V] of the first sample."""
     ids = torch.from_numpy(samples()[0].astype(np.int64))[None]
     return model(input_ids=ids, use_cache=False).logits.float()
 

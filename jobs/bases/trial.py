@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.bases.inference_trial import try_evaluating, try_loading, try_merging
+from jobs.bases.inference_trial import (
+    logits_of,
+    reference_model,
+    try_evaluating,
+    try_loading,
+    try_merging,
+)
 from jobs.bases.serving_trial import try_serving
 from jobs.bases.tiny_samples import LENGTHS, save_random_adapter
 from jobs.bases.training_trial import try_quantization, try_training
@@ -98,10 +104,15 @@ def _named(reason: str, folder: Path, name: str) -> str:
 
 def _try_copy(base: PublishedBase, folder: Path, columns: tuple[str, ...]) -> dict[str, Cell]:
     copy, adapters = folder / "base", [folder / "adapter-0", folder / "adapter-1"]
-    lora = copy_lora(copy)
-    cells = {"loads": _guarded(lambda: try_loading(copy))}
+    try:
+        expected = logits_of(reference_model(copy))
+    except Exception as error:  # noqa: BLE001 - sizes of the copy that do not fit raise anything
+        reason = f"its tiny copy does not run in transformers: {one_line(error, 200)}"
+        return dict.fromkeys(columns, Cell("not run", reason))
+    cells = {"loads": _guarded(lambda: try_loading(copy, expected))}
     if cells["loads"].verdict != "yes":
         return {column: cells["loads"] for column in columns}
+    lora = copy_lora(copy)
     trials: Mapping[str, Callable[[], Cell]] = {
         "packed": lambda: try_training(copy, lora, folder / "trained"),
         "nf4": lambda: try_quantization(copy, lora, "nf4", trains()),
@@ -131,6 +142,8 @@ def _try_copy(base: PublishedBase, folder: Path, columns: tuple[str, ...]) -> di
             continue
         reason = refusals.get(column)
         cells[column] = Cell("refused", reason) if reason else _guarded(trial)
+    if "evaluates" in cells and cells["evaluates"].is_fault and not trains():
+        cells["evaluates"] = Cell("refused", "it cannot be trained, and only what was is evaluated")
     return cells
 
 

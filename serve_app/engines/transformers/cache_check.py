@@ -15,6 +15,16 @@ from pipelines.core.errors import UserError, one_line
 from serve_app.engines.transformers.batch_forward import last_logits, pad_prompts
 from serve_app.engines.transformers.slots import SlotCache
 
+_BASE_ERRORS = (
+    AttributeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    AssertionError,
+)
+"""Errors in which the code of an architecture ends that cannot use the cache."""
+
 _LENGTHS = (7, 3)
 _EXACT, _ROUNDED = 1e-3, 0.25
 """Largest difference of logits, in their standard deviations, in fp32 and in half precision."""
@@ -33,7 +43,7 @@ def check_cache(model: Any, cache: SlotCache) -> None:
         differences = _differences(model, cache)
     except torch.OutOfMemoryError:
         raise
-    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+    except _BASE_ERRORS as error:
         raise UserError(
             f"{_name(model)} cannot be served: with the engine's cache its code raises "
             f"{type(error).__name__} ({one_line(error, 200)}): choose a base of another "
