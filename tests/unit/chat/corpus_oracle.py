@@ -17,7 +17,7 @@ from pipelines.chat import RenderedBatch
 from pipelines.core.conversation import Conversation
 from tests.unit.chat.corpus_reference import Messages, Reference, serving_faults
 
-_THOUGHT_ENDS = ("</think>", "[/THINK]", "</seed:think>", "<channel|>")
+_THOUGHT_ENDS = ("</think>", "[/THINK]", "</seed:think>", "<channel|>", "<|close|>think")
 
 
 class _Answer(NamedTuple):

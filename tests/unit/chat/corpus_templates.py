@@ -195,6 +195,14 @@ PUBLISHED: dict[str, Published] = {
     "kimi_k2_thinking": Published(
         _KIMI, _THINK, bos="[BOS]", eos="[EOS]", ends="<|im_end|>", plain=None
     ),
+    "kimi_k3": Published(
+        "[BOS] [EOS] <|open|> <|close|> <|sep|> <|end_of_msg|>",
+        bos="[BOS]",
+        eos="[EOS]",
+        ends="<|end_of_msg|>",
+        plain={"thinking": False},
+        thinking={},
+    ),
     "lfm2": Published(_LFM, bos="<|startoftext|>"),
     "lfm25": Published(_LFM, _THINK, bos="<|startoftext|>", thinking={}),
     "ling": Published(
