@@ -98,7 +98,7 @@ def serving_faults(
 
 
 def injection_faults(reference: Reference) -> Iterator[str]:
-    """Tokens that the text of a user turn becomes: special ones, or those that the template writes."""
+    """Tokens that the text of a user turn becomes: special ones, and those in the template."""
     renderer = reference.renderer
     source = str(renderer.spec.template)
     added = reference.tokenizer.added_tokens_decoder.items()

@@ -103,4 +103,4 @@ def test_the_corpus_is_complete_and_small() -> None:
     files = {path.stem: path.stat().st_size for path in FOLDER.glob("*.jinja")}
     assert files.keys() == {*PUBLISHED, *(p.with_tools for p in PUBLISHED.values())} - {""}
     assert len(files) >= 60
-    assert sum(files.values()) < 130_000
+    assert sum(files.values()) < 120_000
