@@ -105,7 +105,7 @@ def try_quantization(base: Path, lora: LoraConfig, quantization: str, trains: bo
 
 def _adam(model: Any) -> torch.optim.Optimizer:
     model.eval()  # without the base's own dropout, whose draws differ
-    # A large eps: a gradient that is nearly zero must not become a step in the sign of its rounding.
+    # A large eps: a gradient near zero must not become a step in the sign of its rounding.
     weights = trainable_parameters(model).values()
     return torch.optim.AdamW(weights, lr=_LR, eps=1e-3, weight_decay=0.0)
 
