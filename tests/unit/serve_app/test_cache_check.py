@@ -30,6 +30,14 @@ def test_a_model_with_attention_passes_and_leaves_no_trace(
     assert not any(tensor.any() for pair in cache._kv.values() for tensor in pair)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "nf4", "fp8"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rounding_is_no_wrong_cache(quantization: str, dtype: str, tmp_path: Path) -> None:
+    base = small_base(tmp_path, "qwen3")
+    config = {"base": base, "dtype": dtype, "quantization": quantization}
+    check_cache(load_base(ModelConfig.model_validate(config), "cpu"), SlotCache(4, 32))
+
+
 def test_a_model_with_positions_by_the_length_of_the_cache_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bloom.* cannot be served"):
         check_cache(loaded(tmp_path, "bloom"), SlotCache(4, 32))
