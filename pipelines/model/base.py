@@ -135,12 +135,13 @@ def meta_model(config: ModelConfig) -> PreTrainedModel:
 def _architecture(folder: Path, config: ModelConfig) -> PreTrainedConfig:
     """The configuration of the base in `folder`. Raises UserError if no model can be built."""
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     base = read_published(folder, config.base)
     refuse(base, load_refusal(base))
     try:
         architecture = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise UserError(
             f"model.base={config.base}: transformers {transformers.__version__} cannot read its "
             f"configuration of the architecture {base.model_type!r} ({one_line(error, 200)}): "

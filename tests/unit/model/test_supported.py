@@ -245,6 +245,12 @@ def test_an_architecture_that_transformers_does_not_know_is_one_line(tmp_path: P
         assert "some_later_model" in str(refused.value)
 
 
+def test_a_value_of_the_wrong_type_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"hidden_size": "x"}))
+    with pytest.raises(UserError, match="hidden_size"):
+        meta_model(ModelConfig(base=str(tmp_path)))
+
+
 def test_attention_dropout_of_the_base_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
