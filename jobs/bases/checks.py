@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.config.recipe import Recipe
@@ -63,7 +65,7 @@ def check_trains(recipe: Recipe) -> None:
     base = published_base(model)
     refuse(base, load_refusal(base), adapter_refusal(base, lora, recipe.train.method))
     refuse(base, train_refusal(base, tokens))
-    with tempfile.TemporaryDirectory(prefix="loraforge-copy-") as folder:
+    with tempfile.TemporaryDirectory(prefix="loraforge-copy-") as folder, _without_bars():
         complete = _save_copy(base, Path(folder))
         if complete is None:
             return
@@ -71,6 +73,20 @@ def check_trains(recipe: Recipe) -> None:
         refuse(complete, train_refusal(complete, tokens))
         adapter = LoraConfig(r=_RANK, targets=lora.targets)
         _prove(Path(folder), model.base, adapter if recipe.train.method == "lora" else None)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, transformers draws no progress bars: nobody waits for a copy of a few kilobytes."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _save_copy(base: PublishedBase, folder: Path) -> PublishedBase | None:

@@ -24,6 +24,7 @@ from pipelines.core.artifacts import (
     PreparedDataset,
     Score,
     SplitStats,
+    TemplateChoice,
     TrainingRun,
 )
 from pipelines.core.conversation import Conversation, Turn
@@ -45,6 +46,7 @@ NOUNS = [
     PreparedDataset(
         REF, 512, SplitStats(3, 2, 700, 99), SplitStats(0, 0, 0, 0), {"read": 3}, "d" * 64, "e" * 64
     ),
+    TemplateChoice("{{ messages }}", "{{ tools }}", {"enable_thinking": False}),
     TrainingRun(
         REF, "run", 60, (CHECKPOINT, dataclasses.replace(CHECKPOINT, step=60)), {"s": 1.5}, 30.5
     ),

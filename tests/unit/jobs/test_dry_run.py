@@ -83,7 +83,7 @@ def rows_table(base: str, folder: Path, rows: list[dict[str, str]], **data) -> l
     recipe = parse_recipe({"name": "t", "model": {"base": base}, "data": section})
     table = next(dry_run(Inputs(recipe), Store(folder / "store")))
     assert not isinstance(table, str)
-    return [list(column.cells) for column in table.columns]
+    return [[str(cell) for cell in column.cells] for column in table.columns]
 
 
 LONG = {"prompt": "Count.", "completion": "one two three " * 30}
