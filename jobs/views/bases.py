@@ -32,9 +32,14 @@ def base_table(base: PublishedBase, row: BaseRow) -> Table:
     for name, fact in base_facts(base).items():
         table.add_row(name, Text(fact))
     table.add_section()
+    first_titles: dict[str, str] = {}
     for column, title in COLUMNS.items():
         cell = row.cells[column]
-        table.add_row(title, Text(str(cell), style=_STYLES.get(cell.verdict, "")))
+        text = str(cell)
+        first = first_titles.setdefault(text, title)
+        if cell.verdict == "refused" and first != title:
+            text = f"refused: the reason of '{first}'"
+        table.add_row(title, Text(text, style=_STYLES.get(cell.verdict, "")))
     if row.limit:
         table.add_row("limit of each yes", Text(row.limit))
     return table
