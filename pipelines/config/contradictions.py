@@ -67,16 +67,8 @@ def contradictions(
             f"train.optimizer={train.optimizer} is made for the GPU's: "
             "set train.offload=none, or train.optimizer=adamw"
         )
-    vocabulary = (
-        []
-        if isinstance(lora.targets, str)
-        else [name for name in lora.targets if name.rsplit(".", 1)[-1] in VOCABULARY_MODULES]
-    )
-    if vocabulary and train.method == "lora":
-        yield (
-            f"lora.targets={lora.targets!r} adapts the embeddings or the head, and an adapter of "
-            f"those cannot be loaded for evaluation and serving: leave {', '.join(vocabulary)} out"
-        )
+    if train.method == "lora":
+        yield from _target_contradictions(lora)
     if lora.init == "loftq" and quantized != "nf4":
         yield (
             f"lora.init=loftq corrects nf4's rounding: "
@@ -110,6 +102,10 @@ def contradictions(
             f"train.method=full trains the base's weights: "
             f"set model.quantization=none (given: {quantized})"
         )
+    yield from _template_contradictions(data)
+
+
+def _template_contradictions(data: DataConfig) -> Iterator[str]:
     for name, value in data.template_arguments.items():
         given = f"data.template_arguments.{name}"
         if name in RESERVED_VARIABLES:
@@ -119,3 +115,13 @@ def contradictions(
                 f"{given}={value!r} is a text, which a template does not read as true or false: "
                 f"set {value.lower()} without quotes"
             )
+
+
+def _target_contradictions(lora: LoraConfig) -> Iterator[str]:
+    targets = [] if isinstance(lora.targets, str) else lora.targets
+    vocabulary = [name for name in targets if name.rsplit(".", 1)[-1] in VOCABULARY_MODULES]
+    if vocabulary:
+        yield (
+            f"lora.targets={lora.targets!r} adapts the embeddings or the head, and an adapter of "
+            f"those cannot be loaded for evaluation and serving: leave {', '.join(vocabulary)} out"
+        )
