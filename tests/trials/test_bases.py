@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import jobs.cluster.ray
@@ -18,17 +17,9 @@ from jobs.cli import app
 from pipelines.core.errors import UserError
 from tests.small_bases import HEADS, LONGROPE, config_only, recipe_of
 
-pytestmark = pytest.mark.trials
+pytestmark = [pytest.mark.trials, pytest.mark.usefixtures("one_thread")]
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "pocket_lora_person_cpu.yaml")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def command(verb: list[str], base: str, store: Path, *settings: str) -> str:

@@ -5,7 +5,6 @@ what transformers and PEFT compute.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,15 +21,7 @@ from pipelines.model.merge import merge_adapter
 from pipelines.model.published import PublishedBase
 from tests.small_bases import HEADS, LONGROPE, recipe_of, small_base
 
-pytestmark = pytest.mark.trials
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.trials, pytest.mark.usefixtures("one_thread")]
 
 
 def test_a_base_saved_in_4_bits_is_neither_loaded_nor_merged_into(tmp_path: Path) -> None:
